@@ -1,0 +1,41 @@
+"""Label smoothing for Composer that means the same beside every other method that touches the targets."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from composer_ls.algorithm import LabelSmoothing
+    from composer_ls.losses import CrossEntropyLoss, cross_entropy
+    from composer_ls.smoothing import smooth_labels
+    from composer_ls.targets import SoftTargets
+
+__all__ = ["CrossEntropyLoss", "LabelSmoothing", "SoftTargets", "cross_entropy", "smooth_labels"]
+
+try:
+    __version__ = version("composer_ls")
+except PackageNotFoundError:  # a checkout on PYTHONPATH
+    __version__ = "0+unknown"
+
+_HOMES = {
+    "CrossEntropyLoss": "losses",
+    "LabelSmoothing": "algorithm",
+    "SoftTargets": "targets",
+    "cross_entropy": "losses",
+    "smooth_labels": "smoothing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on first use, so that importing the package imports neither torch nor Composer."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'composer_ls' has no attribute {name!r}")
+    value = getattr(import_module(f"composer_ls.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,200 @@
+"""LabelSmoothing: the method as a Composer Algorithm, thin over `smooth_labels` and `composer_ls.composition`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from composer.core import Algorithm, Event, State
+from composer.loggers import Logger
+from composer.loss import soft_cross_entropy
+from composer.models import ComposerClassifier
+from composer.utils import batch_get
+from torch import Tensor
+
+from composer_ls.composition.mixers import mixers_among
+from composer_ls.composition.plan import place
+from composer_ls.losses import cross_entropy
+from composer_ls.priors import as_prior
+from composer_ls.smoothing import check_smoothing, smooth_labels
+
+__all__ = ["LabelSmoothing"]
+
+ON_CONFLICT = ("raise", "warn")
+
+
+class LabelSmoothing(Algorithm):
+    """Move a part of each training target's mass to a prior, whatever else changes the targets.
+
+    A drop-in for :class:`composer.algorithms.LabelSmoothing` with the same first arguments. Targets are smoothed just
+    before the loss and put back right after it; evaluation is never touched. Beside MixUp and CutMix both labels of
+    every pair are smoothed, in both of their modes and wherever this stands in the list of algorithms.
+
+    Args:
+        smoothing: α in [0, 1], the mass that moves to the prior.
+        target_key: Where the targets are in the batch: an index, a key, or a (getter, setter) pair.
+        prior: Where the mass goes: ``None`` for the uniform ``1/K``, a row ``(K,)`` such as
+            :func:`~composer_ls.priors.unigram_prior` makes, or one row per class ``(K, K)``.
+        ignore_index: A label that gets no mass and no gradient.
+        spread: ``"all"``, or ``"others"`` to share α among the K - 1 incorrect classes only.
+        on_conflict: What to do if something else smooths the targets too: ``"raise"`` or ``"warn"``.
+        output_key: Where the logits are in the model's output, as an index, a key, an attribute's name or a getter.
+            ``None``: the output is the logits.
+
+    Raises:
+        TypeError: ``smoothing`` is not a number. During training: the output or the targets are not a tensor.
+        ValueError: ``smoothing`` is outside [0, 1], or ``prior``, ``spread`` or ``on_conflict`` is wrong. During
+            training: the targets do not fit the logits, or the logits have one class.
+
+    Example:
+        >>> from composer.algorithms import MixUp
+        >>> from composer_ls import LabelSmoothing
+        >>> algorithms = [LabelSmoothing(smoothing=0.1), MixUp(alpha=0.2)]  # for Trainer(algorithms=...)
+
+    References:
+        Szegedy et al., 2016, https://arxiv.org/abs/1512.00567; Müller et al., 2019, https://arxiv.org/abs/1906.02629.
+    """
+
+    def __init__(
+        self,
+        smoothing: float = 0.1,
+        target_key: str | int | tuple[Callable[..., Any], Callable[..., Any]] | Any = 1,
+        prior: Tensor | Sequence[Any] | None = None,
+        ignore_index: int = -100,
+        spread: str = "all",
+        on_conflict: str = "raise",
+        output_key: str | int | Callable[..., Any] | None = None,
+    ) -> None:
+        check_smoothing(smoothing, None, spread, prior is not None)
+        if on_conflict not in ON_CONFLICT:
+            raise ValueError(f"on_conflict must be 'raise' or 'warn', but is {on_conflict!r}")
+        self.smoothing = smoothing
+        self.target_key = target_key
+        self.prior = as_prior(prior)
+        self.ignore_index = ignore_index
+        self.spread = spread
+        self.on_conflict = on_conflict
+        self.output_key = output_key
+        self._validated = False
+        self._held_target: Any = None
+        self._held_second_labels: list[tuple[Algorithm, str, Any]] = []
+
+    def __repr__(self) -> str:
+        """The call that makes it, which Composer stores in checkpoints."""
+        prior = None if self.prior is None else f"<{tuple(self.prior.shape)}>"
+        return (
+            f"LabelSmoothing(smoothing={self.smoothing!r}, target_key={self.target_key!r}, prior={prior}, "
+            f"ignore_index={self.ignore_index!r}, spread={self.spread!r}, on_conflict={self.on_conflict!r}, "
+            f"output_key={self.output_key!r})"
+        )
+
+    def match(self, event: Event, state: State) -> bool:
+        """Whether ``event`` is one of those in :meth:`apply`'s table."""
+        return event in self._STEPS
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Take the step that belongs to ``event``."""
+        self._STEPS[event](self, state)
+
+    def _settle(self, state: State) -> None:
+        state.algorithms = place(state.algorithms, self)
+        model = state.model
+        if isinstance(model, ComposerClassifier) and model._loss_fn is soft_cross_entropy:
+            model._loss_fn = cross_entropy  # the same loss, without the dense target
+
+    def _start(self, state: State) -> None:
+        state.algorithms = place(state.algorithms, self)
+        self._validated = False
+
+    def _smooth(self, state: State) -> None:
+        self._restore_second_labels(state)  # of a step that did not come to its end
+        logits = self._logits(state)
+        target = state.batch_get_item(self.target_key)
+        smoothed = self._smoothed(logits, target)
+        mixers = mixers_among(state.algorithms)
+        seconds = [(a, m.second_labels, getattr(a, m.second_labels)) for a, m in mixers]
+        for algorithm, name, labels in seconds:
+            setattr(algorithm, name, self._smoothed(logits, labels))
+        self._held_second_labels = seconds
+        self._held_target = target
+        self._validated = True
+        # A copy of the containers takes the smoothed target, so that the batch that others hold is never changed.
+        state.batch = _copy_containers(state.batch)
+        state.batch_set_item(self.target_key, smoothed)
+
+    def _restore(self, state: State) -> None:
+        if self._held_target is not None:
+            state.batch_set_item(self.target_key, self._held_target)
+            self._held_target = None
+        # A mixer that interpolates losses still has to use its second labels, at BEFORE_BACKWARD.
+        self._restore_second_labels(state, keep_interpolating=True)
+
+    def _restore_second_labels(self, state: State, keep_interpolating: bool = False) -> None:
+        kept = []
+        interpolating = [a for a, m in mixers_among(state.algorithms) if m.interpolates(a)] if keep_interpolating else []
+        for algorithm, name, labels in self._held_second_labels:
+            if any(algorithm is other for other in interpolating):
+                kept.append((algorithm, name, labels))
+            else:
+                setattr(algorithm, name, labels)
+        self._held_second_labels = kept
+
+    _STEPS: dict[Event, Callable[[LabelSmoothing, State], None]] = {
+        Event.INIT: _settle,
+        Event.FIT_START: _start,
+        Event.BEFORE_LOSS: _smooth,
+        Event.AFTER_LOSS: _restore,
+        Event.AFTER_BACKWARD: _restore_second_labels,
+    }
+
+    def _smoothed(self, logits: Tensor, target: Any) -> Tensor:
+        if not isinstance(target, Tensor):
+            raise TypeError(
+                f"the targets at target_key={self.target_key!r} are {type(target).__name__}, but must be one tensor: give "
+                f"LabelSmoothing a target_key, or a (getter, setter) pair, that leads to the tensor of targets"
+            )
+        if self.prior is not None:
+            self.prior = self.prior.to(logits.device)
+        return smooth_labels(
+            logits,
+            target,
+            self.smoothing,
+            prior=self.prior,
+            ignore_index=self.ignore_index,
+            spread=self.spread,
+            validate=not self._validated,
+        )
+
+    def _logits(self, state: State) -> Tensor:
+        outputs = state.outputs if self.output_key is None else batch_get(state.outputs, self.output_key)
+        if not isinstance(outputs, Tensor):
+            way = "output_key" if self.output_key is None else f"another output_key than {self.output_key!r}"
+            raise TypeError(
+                f"the model's output is {type(outputs).__name__}, but LabelSmoothing needs the tensor of logits: give it "
+                f"{way}, such as output_key='logits', output_key=0 or output_key=lambda outputs: outputs.logits"
+            )
+        if outputs.ndim > 1 and outputs.shape[1] == 1:
+            raise ValueError(
+                f"the model gives one logit an example, of shape {tuple(outputs.shape)}, so that there is no other class "
+                f"to move mass to: use a head with two logits and cross entropy, or, for a binary loss on one logit, "
+                f"smooth the targets in the dataset with y * (1 - smoothing) + smoothing / 2"
+            )
+        return outputs
+
+
+def _copy_containers(batch: Any) -> Any:
+    """A copy of a nested batch that shares its tensors."""
+    if isinstance(batch, Tensor):
+        return batch
+    if isinstance(batch, dict):
+        new = copy.copy(batch)
+        for key, value in batch.items():
+            new[key] = _copy_containers(value)
+        return new
+    if type(batch) in (list, tuple):
+        return type(batch)(_copy_containers(item) for item in batch)
+    if isinstance(batch, torch.Size) or isinstance(batch, (str, bytes, int, float, type(None))):
+        return batch
+    return copy.copy(batch)

@@ -1,0 +1,213 @@
+"""Label smoothing as one pure function: labels, dense rows or SoftTargets in, smoothed targets out."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from composer_ls.priors import check_prior_values
+from composer_ls.targets import SoftTargets, _class_dim, _wide
+
+__all__ = ["smooth_labels"]
+
+SPREADS = ("all", "others")
+
+
+def smooth_labels(
+    logits: Tensor,
+    target: Tensor,
+    smoothing: float | Tensor = 0.1,
+    *,
+    prior: Tensor | Sequence[Any] | None = None,
+    ignore_index: int = -100,
+    spread: str = "all",
+    validate: bool | None = None,
+) -> Tensor:
+    r"""Move ``smoothing`` of each target's mass to a prior: :math:`y' = (1-\alpha)\,y + \alpha\,q`.
+
+    Args:
+        logits: Predictions ``(N, K, *spatial)`` or ``(K,)``; only shape, dtype and device are read.
+        target: Labels, integer ``(N, *spatial)``; dense rows ``(N, K, *spatial)``, of any dtype, so integer one-hot
+            rows too; or :class:`~composer_ls.SoftTargets`.
+        smoothing: α in [0, 1], the mass that moves. A tensor of the labels' shape gives each example its own.
+        prior: q. ``None`` for the uniform ``1/K``; a row ``(K,)``; or ``(K, K)``, whose row c serves label c.
+        ignore_index: A label that stays without mass.
+        spread: ``"all"``: α is shared by all classes, the true one included. ``"others"``: α goes to the K - 1 incorrect
+            classes only and the true class keeps 1 - α; this is ``"all"`` with :math:`\alpha K/(K-1)`.
+        validate: Whether to read values in order to check them (labels in range, prior a distribution), which makes a
+            GPU wait. ``None``: on the CPU only.
+
+    Returns:
+        SoftTargets for labels and SoftTargets, which no loss has to make dense; a dense tensor for dense rows. Each
+        stands for ``(N, K, *spatial)``, with rows that sum to 1, or to 0 where ignored.
+
+    Raises:
+        TypeError: ``smoothing`` is not a number.
+        ValueError: ``smoothing`` is outside [0, 1] or NaN; a label is out of range; the shapes fit neither labels nor
+            dense rows; the prior is negative, does not sum to 1, or has another K; an unknown ``spread``.
+
+    Example:
+        >>> import torch
+        >>> from composer_ls import smooth_labels
+        >>> logits, labels = torch.zeros(2, 4), torch.tensor([1, -100])
+        >>> smooth_labels(logits, labels, smoothing=0.2).dense()
+        tensor([[0.0500, 0.8500, 0.0500, 0.0500],
+                [0.0000, 0.0000, 0.0000, 0.0000]])
+
+    References:
+        Szegedy et al., 2016, https://arxiv.org/abs/1512.00567, section 7; Müller et al., 2019,
+        https://arxiv.org/abs/1906.02629.
+    """
+    if logits.ndim == 0:
+        raise ValueError("logits have no dimensions, but must be (K,), (N, K) or (N, K, *spatial)")
+    dim = _class_dim(logits)
+    num_classes = logits.shape[dim]
+    look = validate if validate is not None else logits.device.type == "cpu"
+    amount = check_smoothing(smoothing, num_classes, spread, prior is not None)
+    rows = None if prior is None else _placed_prior(prior, num_classes, logits, look)
+    if isinstance(target, SoftTargets):
+        _require_same_shape(logits, target)
+        return _smooth_soft(target, amount, rows)
+    if _are_labels(logits, target, dim):
+        return _smooth_hard(logits, target, amount, rows, ignore_index, dim, look)
+    _require_same_shape(logits, target)
+    return _smooth_dense(target, amount, rows, dim)
+
+
+def check_smoothing(smoothing: Any, num_classes: int | None, spread: str, has_prior: bool) -> float | Tensor:
+    """The mass that moves to the prior over all classes, after checking ``smoothing`` and ``spread``."""
+    if spread not in SPREADS:
+        raise ValueError(f"spread must be 'all' or 'others', but is {spread!r}")
+    if spread == "others" and has_prior:
+        raise ValueError("spread='others' divides the mass equally among the other classes; leave prior=None with it")
+    if isinstance(smoothing, Tensor):
+        if not smoothing.is_floating_point():
+            raise TypeError(f"smoothing must be a float tensor or a number, but its dtype is {smoothing.dtype}")
+    elif isinstance(smoothing, bool) or not isinstance(smoothing, numbers.Real):
+        raise TypeError(f"smoothing must be a number in [0, 1], but is {smoothing!r} ({type(smoothing).__name__})")
+    elif math.isnan(smoothing) or not 0 <= smoothing <= 1:
+        raise ValueError(f"smoothing must be in [0, 1], but is {smoothing}; 0.1 moves a tenth of the mass")
+    else:
+        smoothing = float(smoothing)
+    if spread == "all" or num_classes is None:
+        return smoothing
+    if num_classes < 2:
+        raise ValueError("spread='others' needs at least 2 classes, but the logits have 1; use spread='all'")
+    return smoothing * num_classes / (num_classes - 1)
+
+
+def _placed_prior(prior: Any, num_classes: int, logits: Tensor, look: bool) -> Tensor:
+    rows = torch.as_tensor(prior)
+    rows = rows if rows.is_floating_point() else rows.float()
+    if tuple(rows.shape) not in {(num_classes,), (num_classes, num_classes)}:
+        raise ValueError(
+            f"prior has shape {tuple(rows.shape)}, but the logits {tuple(logits.shape)} have K = {num_classes} classes: "
+            f"give a row ({num_classes},), one row per class ({num_classes}, {num_classes}), or None for uniform"
+        )
+    if look:
+        check_prior_values(rows)
+    return rows.to(logits.device)
+
+
+def _are_labels(logits: Tensor, target: Tensor, dim: int) -> bool:
+    label_shape = logits.shape[:dim] + logits.shape[dim + 1 :]
+    if target.shape == label_shape and target.shape != logits.shape:
+        if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+            raise ValueError(
+                f"target has the shape of labels, {tuple(target.shape)}, but dtype {target.dtype}: labels are integers; "
+                f"use target.long()"
+            )
+        return True
+    return False
+
+
+def _require_same_shape(logits: Tensor, target: Tensor) -> None:
+    if logits.shape != target.shape:
+        dim = _class_dim(logits)
+        label_shape = tuple(logits.shape[:dim] + logits.shape[dim + 1 :])
+        hint = ""
+        if target.ndim == logits.ndim and target.shape[:dim] + target.shape[dim + 1 :] == torch.Size(label_shape):
+            hint = f"; the target has {target.shape[dim]} classes, the logits {logits.shape[dim]}"
+        raise ValueError(
+            f"target has shape {tuple(target.shape)}, but logits {tuple(logits.shape)} take labels of shape "
+            f"{label_shape} or dense rows of shape {tuple(logits.shape)}{hint}"
+        )
+
+
+def _smooth_hard(
+    logits: Tensor,
+    labels: Tensor,
+    smoothing: float | Tensor,
+    prior: Tensor | None,
+    ignore_index: int,
+    dim: int,
+    look: bool,
+) -> SoftTargets:
+    num_classes = logits.shape[dim]
+    dtype = _wide(logits.dtype)
+    weights: float | Tensor = 1.0
+    classes = labels.unsqueeze(dim)
+    if not (look and _all_in_range(labels, num_classes, ignore_index)):
+        counted = classes != ignore_index
+        weights = counted.to(dtype)
+        classes = torch.where(counted, classes, 0)
+    if isinstance(smoothing, Tensor) and smoothing.ndim:
+        if smoothing.shape != labels.shape:
+            raise ValueError(f"smoothing has shape {tuple(smoothing.shape)}, but labels {tuple(labels.shape)}")
+        smoothing = smoothing.unsqueeze(dim)
+    out = logits.dtype if logits.dtype.is_floating_point else torch.float32
+    return SoftTargets(classes, num_classes, weights, smoothing, prior, dtype=out)
+
+
+def _all_in_range(labels: Tensor, num_classes: int, ignore_index: int) -> bool:
+    """Whether every label is a class and none is ignored. Raises a ValueError for one that is neither."""
+    if labels.numel() == 0:
+        return True
+    low, high = (int(value) for value in labels.aminmax())
+    if low >= 0 and high < num_classes:
+        return not 0 <= ignore_index < num_classes
+    bad = ((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)
+    if bool(bad.any()):
+        where = bad.nonzero()[0].tolist()
+        value = int(labels[tuple(where)])
+        raise ValueError(
+            f"target[{', '.join(map(str, where))}] is {value}, but the logits have {num_classes} classes, so that labels "
+            f"lie in 0 to {num_classes - 1}; if {value} marks what to ignore, pass ignore_index={value}"
+        )
+    return False
+
+
+def _smooth_soft(target: SoftTargets, smoothing: float | Tensor, prior: Tensor | None) -> Tensor:
+    """Smoothing again: the masses that stay multiply."""
+    if isinstance(smoothing, Tensor) and smoothing.ndim:
+        smoothing = smoothing.unsqueeze(_class_dim(target))
+    held = target.smoothing
+    smooths_already = held.ndim > 0 or held.device.type != "cpu" or held.item() != 0
+    ours, theirs = prior, target.prior
+    if smooths_already and ours is not theirs and not (ours is not None and theirs is not None and ours.equal(theirs)):
+        return _smooth_dense(target.dense(), smoothing, prior, _class_dim(target))
+    combined = 1 - (1 - held) * (1 - smoothing)
+    return SoftTargets(
+        target.classes, target.num_classes, target.weights, combined, prior, dtype=target.dtype
+    )
+
+
+def _smooth_dense(target: Tensor, smoothing: float | Tensor, prior: Tensor | None, dim: int) -> Tensor:
+    rows = target if target.is_floating_point() else target.float()
+    if isinstance(smoothing, Tensor) and smoothing.ndim:
+        smoothing = smoothing.unsqueeze(dim)
+    mass = rows.sum(dim, keepdim=True)
+    if prior is None:
+        moved = mass / rows.shape[dim]
+    elif prior.ndim == 1:
+        shape = [1] * rows.ndim
+        shape[dim] = rows.shape[dim]
+        moved = mass * prior.to(rows.dtype).view(shape)
+    else:
+        moved = (rows.movedim(dim, -1) @ prior.to(rows.dtype)).movedim(-1, dim)
+    return (1 - smoothing) * rows + smoothing * moved
