@@ -1,0 +1,137 @@
+"""The command line: composer-ls train | recipes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from composer_ls.errors import InputError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Label smoothing for Composer: train with it from a recipe.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    context.obj = debug
+
+
+@app.command(
+    epilog="""
+**Examples**
+
+`composer-ls train digits-mlp`
+
+`composer-ls train digits-mlp algorithms.label_smoothing.smoothing=0 seed=3`
+
+`composer-ls train cifar10-resnet20 data.download=true algorithms.mixup='{alpha: 0.2}'`
+
+`composer-ls train cifar10-resnet20 data.name=imagefolder data.root=DIR duration=1ep`
+
+`composer -n 2 -m composer_ls train digits-mlp` (two processes)
+"""
+)
+def train(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name (see `composer-ls recipes`) or a path to one.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes to the recipe, as `key.path=value`; values are YAML.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/RECIPE-FINGERPRINT.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start afresh, losing what the folder holds.")] = False,
+) -> None:
+    """Train as a recipe says, and leave a run folder.
+
+    A run that was killed goes on from its last checkpoint; a finished one is not run again.
+    """
+    from composer_ls.training.recipe import load_recipe
+    from composer_ls.training.run_folder import RunFolder
+
+    resolved = load_recipe(recipe, overrides or [])
+    folder = RunFolder(out, resolved)
+    if not overwrite:
+        folder.check()
+    result = None if overwrite else folder.result()
+    was_finished = result is not None
+    if result is None:
+        from composer_ls.training.run import train as run  # imports Composer, which takes seconds
+
+        result = run(resolved, folder, overwrite=overwrite)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    console = Console()
+    console.print(_result_table(result, folder.path))
+    if was_finished:
+        note = f"This run was finished at {result['finished']} and was not run again; --overwrite does that."
+        console.print(note, soft_wrap=True)
+
+
+@app.command()
+def recipes(
+    show: Annotated[str | None, typer.Option(metavar="NAME", help="Print the YAML of one recipe.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors.")] = False,
+) -> None:
+    """List the shipped recipes: what each is and what it needs."""
+    from composer_ls.training.recipe import Recipe, load_recipe, recipe_path, shipped_recipes
+
+    if show is not None:
+        print(recipe_path(show).read_text(encoding="utf-8"), end="")
+        return
+    if schema:
+        print(json.dumps(Recipe.model_json_schema(), indent=2))
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0))
+    for heading in ("recipe", "what it is", "what it needs"):
+        table.add_column(heading, overflow="fold")
+    for name in shipped_recipes():
+        recipe = load_recipe(name)
+        table.add_row(Text(name, style="bold"), recipe.description, recipe.needs)
+    Console().print(table)
+
+
+def _result_table(result: dict[str, Any], folder: Path) -> Table:
+    metrics = result["metrics"]
+    rows = [
+        ("accuracy", f"{metrics['accuracy']:.4f}"),
+        ("NLL (nats)", f"{metrics['nll']:.4f}"),
+        ("ECE (15 bins)", f"{metrics['ece']:.4f}"),
+        ("Brier score", f"{metrics['brier']:.4f}"),
+        ("smoothing", f"{result['smoothing']:g}"),
+        ("seconds of training", f"{result['train_seconds']:.1f}"),
+        ("run folder", str(folder)),
+    ]
+    table = Table(box=None, show_header=False, pad_edge=False, title=result["name"], title_justify="left")
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, Text(value))
+    return table
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; a mistake in what was given becomes one paragraph and exit status 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(arguments, prog_name="composer-ls")
+    except InputError as error:
+        if "--debug" in arguments:
+            raise
+        Console(stderr=True, soft_wrap=True, highlight=False).print(Text(f"composer-ls: {error}"))
+        raise SystemExit(2) from None

@@ -1,0 +1,1 @@
+"""Pure functions of logits and labels that tell what a network has learnt."""

@@ -1,0 +1,19 @@
+"""What the command line reports as one paragraph: mistakes in what it was given, each with the way out."""
+
+__all__ = ["DataNotFoundError", "InputError", "RecipeError", "RunFolderError"]
+
+
+class InputError(ValueError):
+    """Something that the user gave is wrong; the message names it and says what to do."""
+
+
+class RecipeError(InputError):
+    """A recipe or an override that cannot be used."""
+
+
+class DataNotFoundError(InputError):
+    """Data that is not where the recipe says."""
+
+
+class RunFolderError(InputError):
+    """A run folder that cannot be written, or that holds another run."""

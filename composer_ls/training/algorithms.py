@@ -1,0 +1,53 @@
+"""From the `algorithms` mapping of a recipe to Composer algorithms."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import composer.algorithms
+from composer.core import Algorithm
+
+from composer_ls.algorithm import LabelSmoothing
+from composer_ls.errors import RecipeError
+
+__all__ = ["algorithms_by_name", "build_algorithms"]
+
+
+def algorithms_by_name() -> dict[str, type[Algorithm]]:
+    """Every algorithm that a recipe can name: Composer's, by the names of their modules, and our label_smoothing."""
+    classes = [cls for cls in vars(composer.algorithms).values() if inspect.isclass(cls) and issubclass(cls, Algorithm)]
+    return {cls.__module__.split(".")[2]: cls for cls in classes} | {"label_smoothing": LabelSmoothing}
+
+
+def build_algorithms(mapping: Mapping[str, Mapping[str, Any] | None]) -> list[Algorithm]:
+    """One algorithm an entry, in order. An entry whose value is ``None`` is switched off.
+
+    Raises:
+        RecipeError: An unknown name or argument (what is allowed is named), or a value that the algorithm refuses.
+
+    Example:
+        >>> from composer_ls.training.algorithms import build_algorithms
+        >>> [type(algorithm).__name__ for algorithm in build_algorithms({"mixup": {"alpha": 0.2}, "cutmix": None})]
+        ['MixUp']
+    """
+    known = algorithms_by_name()
+    built = []
+    for name, arguments in mapping.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise RecipeError(f"unknown key algorithms.{name}: {hint}allowed are {', '.join(sorted(known))}")
+        if arguments is None:
+            continue
+        allowed = [parameter for parameter in inspect.signature(known[name]).parameters if parameter != "self"]
+        for key in arguments:
+            if key not in allowed:
+                raise RecipeError(f"unknown key algorithms.{name}.{key}: allowed are {', '.join(allowed)}")
+        try:
+            built.append(known[name](**arguments))
+        except (TypeError, ValueError, AssertionError) as error:
+            raise RecipeError(f"algorithms.{name}: {error}") from error
+    return built

@@ -1,0 +1,98 @@
+"""What watches a run: the metrics file, and the collection of the test predictions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer.core import Callback, State
+from composer.loggers import Logger, LoggerDestination
+from composer.utils import dist
+from torch import Tensor
+
+__all__ = ["MetricsFile", "PredictionCollector"]
+
+
+class MetricsFile(LoggerDestination):
+    """One JSON line an epoch: the mean training loss since the line before, and the latest of every other metric.
+
+    Args:
+        path: The file. Lines from after the checkpoint that a run resumes from are cut off.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._latest: dict[str, float] = {}
+        self._losses: list[float] = []
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Remember the numbers until the next line is due."""
+        for name, value in metrics.items():
+            if isinstance(value, Tensor) and value.numel() != 1:
+                continue
+            if name == "loss/train/total":
+                self._losses.append(float(value))
+            elif name.startswith(("metrics/", "lr-")):
+                self._latest[name] = float(value)
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Cut off what a killed run wrote after its last checkpoint."""
+        if dist.get_global_rank() != 0:
+            return
+        batches = int(state.timestamp.batch)
+        kept = [line for line in _whole_lines(self.path) if json.loads(line)["batch"] <= batches]
+        self.path.write_text("".join(kept), encoding="utf-8")
+
+    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
+        """Write a line: evaluation, if due, is over."""
+        if dist.get_global_rank() != 0:
+            return
+        line: dict[str, float] = {"epoch": int(state.timestamp.epoch), "batch": int(state.timestamp.batch)}
+        if self._losses:
+            line["loss/train/total"] = sum(self._losses) / len(self._losses)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line | self._latest) + "\n")
+        self._latest, self._losses = {}, []
+
+
+def _whole_lines(path: Path) -> list[str]:
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n")]
+
+
+class PredictionCollector(Callback):
+    """Keeps the logits and labels of one pass over the test set, from every process, in the order of the data."""
+
+    def __init__(self) -> None:
+        self._logits: list[Tensor] = []
+        self._labels: list[Tensor] = []
+
+    def eval_start(self, state: State, logger: Logger) -> None:
+        """Forget the pass before."""
+        self._logits, self._labels = [], []
+
+    def eval_after_forward(self, state: State, logger: Logger) -> None:
+        """Keep a batch."""
+        outputs, labels = state.outputs, state.batch[1]
+        assert isinstance(outputs, Tensor)
+        self._logits.append(outputs.detach().float().cpu())
+        self._labels.append(labels.detach().cpu())
+
+    def gathered(self, examples: int) -> tuple[Tensor, Tensor]:
+        """Logits ``(examples, K)`` and labels ``(examples,)`` of all processes.
+
+        Process r of R has examples r, r + R, r + 2R, ...; the sampler may repeat the first ones at the end.
+        """
+        share = torch.cat(self._logits), torch.cat(self._labels)
+        shares = dist.all_gather_object(share)
+        world = len(shares)
+        logits = torch.empty(examples, share[0].shape[1])
+        labels = torch.empty(examples, dtype=torch.int64)
+        for rank, (some_logits, some_labels) in enumerate(shares):
+            count = len(range(rank, examples, world))
+            logits[rank::world], labels[rank::world] = some_logits[:count], some_labels[:count]
+        return logits, labels

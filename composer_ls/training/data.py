@@ -1,0 +1,146 @@
+"""The data sets that recipes name, as loaders for Composer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from composer.utils import dist
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
+from torchvision.transforms import v2
+
+from composer_ls.errors import DataNotFoundError, RecipeError
+from composer_ls.training.recipe import Data
+
+__all__ = ["Splits", "load_splits", "test_loader", "train_loader"]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training and test examples, each an image ``(C, H, W)`` and an integer label."""
+
+    train: Dataset[Any]
+    test: Dataset[Any]
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+
+
+def load_splits(data: Data) -> Splits:
+    """Open the data that a recipe names.
+
+    Raises:
+        DataNotFoundError: It is not at ``data.root``; the message says where it looked and what to change.
+    """
+    return {"digits": _digits, "cifar10": _cifar, "cifar100": _cifar, "imagefolder": _image_folder}[data.name](data)
+
+
+def train_loader(splits: Splits, data: Data, seed: int) -> DataLoader[Any]:
+    """Shuffled batches of this process's share; the order follows from the seed and the epoch alone."""
+    world = dist.get_world_size()
+    if data.batch_size % world:
+        raise RecipeError(f"data.batch_size={data.batch_size} cannot be shared among {world} processes: make it a multiple")
+    examples = len(splits.train)  # type: ignore[arg-type]
+    if data.batch_size > examples:
+        raise RecipeError(f"data.batch_size={data.batch_size} is more than the {examples} training examples: make it smaller")
+    sampler: DistributedSampler[Any] = DistributedSampler(
+        splits.train, world, dist.get_global_rank(), shuffle=True, seed=seed, drop_last=True
+    )
+    return _loader(splits.train, data, data.batch_size // world, sampler, drop_last=True)
+
+
+def test_loader(splits: Splits, data: Data) -> DataLoader[Any]:
+    """Every test example in order; process r of R takes examples r, r + R, r + 2R, ..."""
+    world = dist.get_world_size()
+    sampler: DistributedSampler[Any] = DistributedSampler(splits.test, world, dist.get_global_rank(), shuffle=False)
+    return _loader(splits.test, data, max(1, data.batch_size // world), sampler, drop_last=False)
+
+
+def _loader(dataset: Dataset[Any], data: Data, batch_size: int, sampler: Any, drop_last: bool) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        drop_last=drop_last,
+        num_workers=data.workers,
+        persistent_workers=data.workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _digits(data: Data) -> Splits:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    images = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16
+    parts = train_test_split(images.numpy(), labels, test_size=360, random_state=0, stratify=labels)
+    train_images, test_images, train_labels, test_labels = (torch.as_tensor(part) for part in parts)
+    mean, std = train_images.mean(), train_images.std()
+    train = TensorDataset((train_images - mean) / std, train_labels.long())
+    test = TensorDataset((test_images - mean) / std, test_labels.long())
+    return Splits(train, test, 10, (1, 8, 8), tuple(str(digit) for digit in range(10)))
+
+
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def _cifar(data: Data) -> Splits:
+    source, folder, num_classes = {
+        "cifar10": (torchvision.datasets.CIFAR10, "cifar-10-batches-py", 10),
+        "cifar100": (torchvision.datasets.CIFAR100, "cifar-100-python", 100),
+    }[data.name]
+    place = Path(data.root).expanduser() / folder
+    if not place.is_dir() and not data.download:
+        raise DataNotFoundError(
+            f"{data.name} is not at {place.absolute()}: add data.download=true to fetch it there (170 MB), data.root=DIR if "
+            f"it is elsewhere, or data.name=imagefolder data.root=DIR for images in train/<class> and test/<class>"
+        )
+    train_transform, test_transform = _transforms(data, 32, CIFAR_MEAN, CIFAR_STD)
+    root = Path(data.root).expanduser()
+    train = source(root, train=True, transform=train_transform, download=data.download)
+    test = source(root, train=False, transform=test_transform, download=data.download)
+    return Splits(train, test, num_classes, (3, 32, 32), tuple(train.classes))
+
+
+def _image_folder(data: Data) -> Splits:
+    root = Path(data.root).expanduser()
+    size = data.image_size or (224 if data.augmentation == "resized_crop" else 32)
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if size > 64 else (CIFAR_MEAN, CIFAR_STD)
+    folders = [_split_folder(root, names) for names in (("train",), ("test", "val"))]
+    train, test = (
+        torchvision.datasets.ImageFolder(folder, transform)
+        for folder, transform in zip(folders, _transforms(data, size, mean, std), strict=True)
+    )
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes))
+        raise DataNotFoundError(
+            f"{folders[0]} and {folders[1]} must hold the same classes, but {', '.join(odd[:5])} stands in one only"
+        )
+    return Splits(train, test, len(train.classes), (3, size, size), tuple(train.classes))
+
+
+def _split_folder(root: Path, names: tuple[str, ...]) -> Path:
+    for name in names:
+        folder = root / name
+        if folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir()):
+            return folder
+    raise DataNotFoundError(
+        f"there are no class folders in {(root / names[0]).absolute()}: imagefolder takes images at "
+        f"data.root/train/<class>/ and data.root/test/<class>/; set data.root=DIR to the folder that holds both"
+    )
+
+
+def _transforms(data: Data, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[v2.Compose, v2.Compose]:
+    finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+    if data.augmentation == "resized_crop":
+        test = [v2.Resize(round(size * 8 / 7)), v2.CenterCrop(size)]
+        return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), *finish]), v2.Compose([*test, *finish])
+    fit = [] if data.name.startswith("cifar") else [v2.Resize((size, size))]
+    vary = [v2.RandomCrop(size, padding=size // 8), v2.RandomHorizontalFlip()] if data.augmentation == "crop_flip" else []
+    return v2.Compose([*fit, *vary, *finish]), v2.Compose([*fit, *finish])

@@ -1,0 +1,253 @@
+"""The recipe: its schema, and reading one from YAML with overrides."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from composer_ls.errors import RecipeError
+
+__all__ = ["Recipe", "load_recipe", "recipe_path", "shipped_recipes"]
+
+
+def _number_in_words(value: Any) -> Any:
+    """YAML 1.1 reads ``1e-3`` as a string; take it as the number that it looks like."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number_in_words)]
+
+def _duration(value: Any) -> Any:
+    if not (isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?(ep|ba|sp|dur)", value)):
+        raise ValueError("a duration is a number with ep, ba, sp or dur behind it, such as 10ep, 500ba or 0.5dur")
+    return value
+
+
+Duration = Annotated[str, BeforeValidator(_duration)]
+ModelName = Literal[
+    "mlp", "cnn",
+    "resnet20", "resnet32", "resnet44", "resnet56", "resnet110",
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
+]  # fmt: skip
+
+
+class Section(BaseModel):
+    """A part of a recipe. Unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Section):
+    """Which images to train and test on."""
+
+    name: Literal["digits", "cifar10", "cifar100", "imagefolder"] = Field(description="where the images come from")
+    root: str = Field("data", description="folder of the data; digits needs none")
+    download: bool = Field(False, description="fetch cifar10 or cifar100 into root if they are not there")
+    batch_size: int = Field(128, ge=1, description="examples in one optimizer step, over all processes")
+    image_size: int | None = Field(None, ge=1, description="height and width for imagefolder, pixels")
+    augmentation: Literal["none", "crop_flip", "resized_crop"] = Field(
+        "none", description="crop_flip: shifts of 4 pixels and mirroring (CIFAR); resized_crop: as for ImageNet"
+    )
+    workers: int = Field(0, ge=0, description="processes that load data, for each training process")
+
+
+class Model(Section):
+    """Which network to train, from scratch."""
+
+    name: ModelName = Field(description="mlp and cnn for digits; resnet20 to 110 for CIFAR; resnet18 to 152 for ImageNet")
+
+
+class Optimizer(Section):
+    """How the weights change."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: Number = Field(0.1, gt=0)
+    momentum: Number = Field(0.9, ge=0, lt=1, description="for sgd")
+    nesterov: bool = Field(False, description="for sgd")
+    weight_decay: Number = Field(0.0, ge=0)
+    decoupled: bool = Field(False, description="weight decay apart from the gradient (adamw always does)")
+
+
+class Schedule(Section):
+    """How the learning rate changes over the run."""
+
+    name: Literal["constant", "cosine", "multistep"] = "cosine"
+    warmup: Duration = "0ba"
+    milestones: list[Duration] = Field([], description="when multistep multiplies the rate by gamma")
+    gamma: Number = Field(0.1, gt=0)
+
+
+class Checkpoints(Section):
+    """What is saved on the way, so that a killed run can go on."""
+
+    interval: Duration = Field("1ep", description="how often to save")
+    keep: bool = Field(False, description="keep the last checkpoint when the run is finished")
+
+
+class Recipe(Section):
+    """Everything that decides a run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str = Field("", description="one line on what it is")
+    needs: str = Field("", description="one line on what it needs")
+    seed: int = Field(17, ge=0)
+    duration: Duration
+    precision: Literal["fp32", "amp_bf16", "amp_fp16"] = "fp32"
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    microbatch_size: int | None = Field(None, ge=1, description="examples in one forward pass of one process")
+    eval_interval: Duration = "1ep"
+    data: Data
+    model: Model
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    algorithms: dict[str, dict[str, Any] | None] = Field(
+        {}, description="label_smoothing, mixup, cutmix and Composer's other algorithms, each with its arguments"
+    )
+    checkpoints: Checkpoints = Checkpoints()
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as YAML, with every default written out."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+    def fingerprint(self) -> str:
+        """Eight characters that change when anything that decides the run changes."""
+        content = self.model_dump(exclude={"description", "needs"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def smoothing(self) -> float:
+        """The smoothing of this recipe, 0 if it has none."""
+        arguments = self.algorithms.get("label_smoothing", None)
+        if "label_smoothing" not in self.algorithms or arguments is None:
+            return 0.0
+        return float(arguments.get("smoothing", 0.1))
+
+
+def recipe_folder() -> Path:
+    """Where the shipped recipes are: inside the installed package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The path of every shipped recipe by its name."""
+    return {path.stem: path for path in sorted(recipe_folder().glob("*.yaml"))}
+
+
+def recipe_path(name: str | Path) -> Path:
+    """The file of a recipe given as a shipped name or as a path.
+
+    Raises:
+        RecipeError: There is no such recipe; near matches are named.
+    """
+    shipped = shipped_recipes()
+    if str(name) in shipped:
+        return shipped[str(name)]
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
+        raise RecipeError(f"there is no recipe file {path}; `composer-ls recipes` lists the shipped ones")
+    near = difflib.get_close_matches(str(name), shipped, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise RecipeError(f"there is no recipe {str(name)!r}: {hint}the shipped ones are {', '.join(shipped)}")
+
+
+def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply overrides such as ``optimizer.learning_rate=0.2``, whose values are YAML.
+
+    Raises:
+        RecipeError: No such recipe, broken YAML, an unknown key or a wrong value; the message names file, line or key.
+
+    Example:
+        >>> from composer_ls.training.recipe import load_recipe
+        >>> load_recipe("digits-mlp", ["algorithms.label_smoothing.smoothing=0.2"]).smoothing
+        0.2
+    """
+    path = recipe_path(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"the recipe {path} cannot be read: {error}") from error
+    content = _parse_yaml(text, str(path))
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path} holds {type(content).__name__}, but a recipe is a mapping from keys to values")
+    for override in overrides:
+        _apply_override(content, override)
+    return _validated(content, str(path))
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise RecipeError(f"{where}{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+
+
+def _apply_override(content: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise RecipeError(f"the override {override!r} is not key.path=value, as in optimizer.learning_rate=0.2")
+    value = _parse_yaml(text, f"the override {override!r}")
+    place = content
+    for depth, key in enumerate(keys[:-1], 1):
+        if place.get(key) is None:
+            place[key] = {}
+        place = place[key]
+        if not isinstance(place, dict):
+            raise RecipeError(f"the override {override!r} goes into {'.'.join(keys[:depth])}, which is a value, not a mapping")
+    place[keys[-1]] = value
+
+
+def _validated(content: dict[str, Any], where: str) -> Recipe:
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise RecipeError(f"{where}: " + "; ".join(lines)) from error
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    keys = [str(key) for key in problem["loc"]]
+    path = ".".join(keys)
+    if problem["type"] == "extra_forbidden":
+        allowed = list(_section_at(keys[:-1]).model_fields)
+        near = difflib.get_close_matches(keys[-1], allowed, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"unknown key {path}: {hint}allowed are {', '.join(allowed)}"
+    if problem["type"] == "missing":
+        return f"the key {path} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{path} is {problem['input']!r}: {message[:1].lower()}{message[1:]}"
+
+
+def _section_at(keys: Sequence[str]) -> type[BaseModel]:
+    section: type[BaseModel] = Recipe
+    for key in keys:
+        field = section.model_fields.get(key)
+        annotation = field.annotation if field else None
+        if isinstance(annotation, types.UnionType):
+            annotation = next(iter(typing.get_args(annotation)))
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        section = annotation
+    return section

@@ -1,0 +1,182 @@
+"""A whole training run: from a recipe to a finished run folder."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import shlex
+import sys
+from datetime import datetime, timezone
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from composer import Trainer
+from composer.core import Evaluator, Precision
+from composer.devices import Device, DeviceCPU, DeviceGPU
+from composer.models import ComposerClassifier
+from composer.optim import (
+    ComposerScheduler,
+    ConstantWithWarmupScheduler,
+    CosineAnnealingWithWarmupScheduler,
+    DecoupledSGDW,
+    MultiStepWithWarmupScheduler,
+)
+from composer.utils import dist, reproducibility
+
+from composer_ls.diagnostics.calibration import (
+    accuracy,
+    brier_score,
+    expected_calibration_error,
+    negative_log_likelihood,
+)
+from composer_ls.errors import RecipeError
+from composer_ls.losses import cross_entropy
+from composer_ls.training.algorithms import build_algorithms
+from composer_ls.training.callbacks import MetricsFile, PredictionCollector
+from composer_ls.training.data import load_splits, test_loader, train_loader
+from composer_ls.training.models import build_model
+from composer_ls.training.recipe import Optimizer, Recipe, Schedule
+from composer_ls.training.run_folder import RunFolder
+
+__all__ = ["train"]
+
+
+def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progress: bool = True) -> dict[str, Any]:
+    """Train as the recipe says and return what ``result.json`` holds.
+
+    A finished run is not run again, and one that was killed goes on from its last checkpoint.
+
+    Args:
+        recipe: What to do.
+        folder: Where to leave it.
+        overwrite: Forget what the folder holds and start afresh.
+        progress: Show Composer's progress bar.
+
+    Raises:
+        RecipeError: An algorithm that does not exist or refuses its arguments, or a batch size that does not fit.
+        DataNotFoundError: The data is not there.
+        RunFolderError: The folder cannot be written or holds another recipe's run.
+    """
+    device = _device(recipe.device)
+    dist.initialize_dist(device)  # does nothing for one process
+    if dist.get_global_rank() == 0:
+        if overwrite:
+            folder.clear()
+        folder.check()
+    dist.barrier()
+    if (finished := folder.result()) is not None:
+        return finished
+
+    started = datetime.now(timezone.utc)
+    reproducibility.seed_all(recipe.seed)
+    algorithms = build_algorithms(recipe.algorithms)
+    splits = load_splits(recipe.data)
+    model = ComposerClassifier(
+        build_model(recipe.model.name, splits.image_shape, splits.num_classes),
+        num_classes=splits.num_classes,
+        loss_fn=cross_entropy,
+    )
+    training, test = train_loader(splits, recipe.data, recipe.seed), test_loader(splits, recipe.data)
+    if dist.get_global_rank() == 0:
+        folder.write_recipe()
+    trainer = Trainer(
+        model=model,
+        train_dataloader=training,
+        eval_dataloader=Evaluator(label="test", dataloader=test),
+        eval_interval=recipe.eval_interval,
+        max_duration=recipe.duration,
+        optimizers=_optimizer(recipe.optimizer, model),
+        schedulers=_scheduler(recipe.schedule),
+        algorithms=algorithms,
+        loggers=MetricsFile(folder.metrics_file),
+        precision=Precision(recipe.precision),
+        device=device,
+        device_train_microbatch_size=recipe.microbatch_size,
+        seed=recipe.seed,
+        run_name=recipe.name,
+        progress_bar=progress,
+        save_folder=str(folder.checkpoint_folder),
+        save_interval=recipe.checkpoints.interval,
+        save_num_checkpoints_to_keep=1,
+        autoresume=True,
+    )
+    try:
+        trainer.fit()
+        collector = PredictionCollector()
+        trainer.state.callbacks.append(collector)
+        trainer.eval(eval_dataloader=Evaluator(label="predictions", dataloader=test))
+        logits, labels = collector.gathered(len(test.dataset))  # type: ignore[arg-type]
+        result = {
+            "name": recipe.name,
+            "smoothing": recipe.smoothing,
+            "metrics": {
+                "accuracy": accuracy(logits, labels),
+                "nll": negative_log_likelihood(logits, labels),
+                "ece": expected_calibration_error(logits, labels),
+                "brier": brier_score(logits, labels),
+            },
+            "units": {"accuracy": "fraction", "nll": "nats", "ece": "fraction, 15 bins", "brier": "0 to 2"},
+            "seed": recipe.seed,
+            "classes": list(splits.classes),
+            "examples": {"train": len(splits.train), "test": len(splits.test)},  # type: ignore[arg-type]
+            "epochs": int(trainer.state.timestamp.epoch),
+            "steps": int(trainer.state.timestamp.batch),
+            "train_seconds": trainer.state.timestamp.total_wct.total_seconds(),
+            "started": started.isoformat(timespec="seconds"),
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "peak_memory_bytes": _peak_memory(),
+            "versions": {name: version(name) for name in ("composer_ls", "mosaicml", "torch", "torchvision")}
+            | {"python": platform.python_version()},
+            "hardware": _hardware(),
+            "command": shlex.join(["composer-ls", *sys.argv[1:]]),
+        }
+    finally:
+        trainer.close()
+    if dist.get_global_rank() == 0:
+        folder.write_predictions(logits, labels)
+        folder.write_result(result)
+    dist.barrier()
+    return result
+
+
+def _device(name: str) -> Device:
+    if name == "gpu" and not torch.cuda.is_available():
+        raise RecipeError("device is gpu, but PyTorch sees none here: use device=auto or device=cpu")
+    return DeviceGPU() if name == "gpu" or (name == "auto" and torch.cuda.is_available()) else DeviceCPU()
+
+
+def _optimizer(settings: Optimizer, model: torch.nn.Module) -> torch.optim.Optimizer:
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.name == "adamw":
+        # Composer's decay is not multiplied by the rate; PyTorch's is, which is what people tune.
+        return torch.optim.AdamW(model.parameters(), rate, weight_decay=decay)
+    sgd = DecoupledSGDW if settings.decoupled else torch.optim.SGD
+    return sgd(model.parameters(), rate, momentum=settings.momentum, weight_decay=decay, nesterov=settings.nesterov)
+
+
+def _scheduler(settings: Schedule) -> ComposerScheduler:
+    if settings.name == "multistep":
+        return MultiStepWithWarmupScheduler(settings.warmup, list(settings.milestones), settings.gamma)
+    if settings.name == "cosine":
+        return CosineAnnealingWithWarmupScheduler(settings.warmup)
+    return ConstantWithWarmupScheduler(settings.warmup)
+
+
+def _peak_memory() -> dict[str, int]:
+    scale = 1 if sys.platform == "darwin" else 1024
+    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale}
+    if torch.cuda.is_available():
+        peak["device"] = torch.cuda.max_memory_allocated()
+    return peak
+
+
+def _hardware() -> dict[str, Any]:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "gpu": gpu,
+        "processes": dist.get_world_size(),
+    }

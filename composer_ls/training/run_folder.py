@@ -1,0 +1,132 @@
+"""What a run leaves on disk: one folder, each file of it written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor
+
+from composer_ls.errors import RunFolderError
+from composer_ls.training.recipe import Recipe
+
+__all__ = ["RunFolder"]
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        path: Where it is. ``None``: ``runs/<recipe>-<fingerprint>`` below the current folder.
+        recipe: The run's recipe.
+
+    Attributes:
+        recipe_file: ``recipe.yaml``, resolved: enough to repeat the run.
+        result_file: ``result.json``, which is there only when the run is finished.
+        metrics_file: ``metrics.jsonl``, a line an evaluation.
+        predictions_file: ``predictions.safetensors``: test ``logits`` (N, K) and ``labels`` (N,).
+        checkpoint_folder: Composer's checkpoints, until the run is finished or for good if the recipe says so.
+    """
+
+    def __init__(self, path: str | Path | None, recipe: Recipe) -> None:
+        self.path = Path(path) if path is not None else Path("runs") / f"{recipe.name}-{recipe.fingerprint()}"
+        self.recipe = recipe
+        self.recipe_file = self.path / "recipe.yaml"
+        self.result_file = self.path / "result.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.predictions_file = self.path / "predictions.safetensors"
+        self.checkpoint_folder = self.path / "checkpoints"
+
+    def result(self) -> dict[str, Any] | None:
+        """The result, if the run is finished."""
+        if not self.result_file.is_file():
+            return None
+        try:
+            return dict(json.loads(self.result_file.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{self.result_file} cannot be read ({error}): add --overwrite to run again") from error
+
+    def check(self) -> None:
+        """Raise a RunFolderError if the folder cannot be written or holds the run of another recipe."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            reason = error.strerror or error
+            raise RunFolderError(
+                f"the run folder {self.path.absolute()} cannot be written ({reason}): choose another with --out DIR"
+            ) from error
+        if not self.recipe_file.is_file():
+            return
+        try:
+            there = yaml.safe_load(self.recipe_file.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError, UnicodeDecodeError):
+            there = None
+        differing = differing_keys(there if isinstance(there, dict) else {}, self.recipe.model_dump())
+        if differing:
+            raise RunFolderError(
+                f"the run folder {self.path} holds a run of another recipe (they differ in {', '.join(differing)}): choose "
+                f"another with --out DIR, or add --overwrite to lose that run"
+            )
+
+    def clear(self) -> None:
+        """Delete what a run left here, and nothing else."""
+        for file in (self.result_file, self.recipe_file, self.metrics_file, self.predictions_file):
+            file.unlink(missing_ok=True)
+        shutil.rmtree(self.checkpoint_folder, ignore_errors=True)
+
+    def write_recipe(self) -> None:
+        """Write ``recipe.yaml``."""
+        _write_text(self.recipe_file, self.recipe.to_yaml())
+
+    def write_predictions(self, logits: Tensor, labels: Tensor) -> None:
+        """Write ``predictions.safetensors``."""
+        with _replacing(self.predictions_file) as temporary:
+            save_file({"logits": logits.float().contiguous(), "labels": labels.contiguous()}, temporary)
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write ``result.json``, which makes the run finished, and drop the checkpoints that nobody asked to keep."""
+        _write_text(self.result_file, json.dumps(result, indent=2, allow_nan=True) + "\n")
+        if not self.recipe.checkpoints.keep:
+            shutil.rmtree(self.checkpoint_folder, ignore_errors=True)
+
+
+def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted keys whose values differ between two recipes; the words about a recipe do not count."""
+    keys: list[str] = []
+    for key in [*a, *(key for key in b if key not in a)]:
+        if not prefix and key in {"description", "needs"}:
+            continue
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            keys += differing_keys(left, right, f"{prefix}{key}.")
+        elif left != right:
+            keys.append(f"{prefix}{key}")
+    return keys
+
+
+def _write_text(path: Path, text: str) -> None:
+    with _replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside ``path`` that takes its place at the end, whole and flushed, or disappears."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
