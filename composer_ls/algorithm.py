@@ -55,6 +55,7 @@ class LabelSmoothing(Algorithm):
 
     References:
         Szegedy et al., 2016, https://arxiv.org/abs/1512.00567; Müller et al., 2019, https://arxiv.org/abs/1906.02629.
+
     """
 
     def __init__(
@@ -133,7 +134,9 @@ class LabelSmoothing(Algorithm):
 
     def _restore_second_labels(self, state: State, keep_interpolating: bool = False) -> None:
         kept = []
-        interpolating = [a for a, m in mixers_among(state.algorithms) if m.interpolates(a)] if keep_interpolating else []
+        interpolating = (
+            [a for a, m in mixers_among(state.algorithms) if m.interpolates(a)] if keep_interpolating else []
+        )
         for algorithm, name, labels in self._held_second_labels:
             if any(algorithm is other for other in interpolating):
                 kept.append((algorithm, name, labels))
@@ -152,8 +155,8 @@ class LabelSmoothing(Algorithm):
     def _smoothed(self, logits: Tensor, target: Any) -> Tensor:
         if not isinstance(target, Tensor):
             raise TypeError(
-                f"the targets at target_key={self.target_key!r} are {type(target).__name__}, but must be one tensor: give "
-                f"LabelSmoothing a target_key, or a (getter, setter) pair, that leads to the tensor of targets"
+                f"the targets at target_key={self.target_key!r} are {type(target).__name__}, but must be one tensor: "
+                f"give LabelSmoothing a target_key, or a (getter, setter) pair, that leads to the tensor of targets"
             )
         if self.prior is not None:
             self.prior = self.prior.to(logits.device)
@@ -172,14 +175,14 @@ class LabelSmoothing(Algorithm):
         if not isinstance(outputs, Tensor):
             way = "output_key" if self.output_key is None else f"another output_key than {self.output_key!r}"
             raise TypeError(
-                f"the model's output is {type(outputs).__name__}, but LabelSmoothing needs the tensor of logits: give it "
-                f"{way}, such as output_key='logits', output_key=0 or output_key=lambda outputs: outputs.logits"
+                f"the model's output is {type(outputs).__name__}, but LabelSmoothing needs the tensor of logits: give "
+                f"it {way}, such as output_key='logits', output_key=0 or output_key=lambda outputs: outputs.logits"
             )
         if outputs.ndim > 1 and outputs.shape[1] == 1:
             raise ValueError(
-                f"the model gives one logit an example, of shape {tuple(outputs.shape)}, so that there is no other class "
-                f"to move mass to: use a head with two logits and cross entropy, or, for a binary loss on one logit, "
-                f"smooth the targets in the dataset with y * (1 - smoothing) + smoothing / 2"
+                f"the model gives one logit an example, of shape {tuple(outputs.shape)}, so that there is no other "
+                f"class to move mass to: use a head with two logits and cross entropy, or, for a binary loss on one "
+                f"logit, smooth the targets in the dataset with y * (1 - smoothing) + smoothing / 2"
             )
         return outputs
 
@@ -195,6 +198,6 @@ def _copy_containers(batch: Any) -> Any:
         return new
     if type(batch) in (list, tuple):
         return type(batch)(_copy_containers(item) for item in batch)
-    if isinstance(batch, torch.Size) or isinstance(batch, (str, bytes, int, float, type(None))):
+    if isinstance(batch, (str, bytes, int, float, torch.Size, type(None))):
         return batch
     return copy.copy(batch)

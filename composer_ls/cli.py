@@ -50,7 +50,9 @@ def _options(
 """
 )
 def train(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name (see `composer-ls recipes`) or a path to one.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A shipped recipe's name (see `composer-ls recipes`) or a path to one.")
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Changes to the recipe, as `key.path=value`; values are YAML.")
     ] = None,

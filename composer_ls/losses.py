@@ -64,6 +64,7 @@ def cross_entropy(
 
     References:
         Szegedy et al., 2016, https://arxiv.org/abs/1512.00567 (the loss of smoothed labels).
+
     """
     if size_average is not None or reduce is not None:
         reduction = torch.nn._reduction.legacy_get_string(size_average, reduce)
@@ -105,6 +106,7 @@ class CrossEntropyLoss(nn.Module):
         >>> logits, labels = torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([0])
         >>> CrossEntropyLoss(reduction="none")(logits, smooth_labels(logits, labels, smoothing=0.1))
         tensor([0.3366])
+
     """
 
     weight: Tensor | None
@@ -150,7 +152,9 @@ def _soft_cross_entropy(
     reduction: str,
 ) -> Tensor:
     if logits.shape != target.shape:
-        raise ValueError(f"logits have shape {tuple(logits.shape)}, but SoftTargets {tuple(target.shape)}: make them equal")
+        raise ValueError(
+            f"logits have shape {tuple(logits.shape)}, but SoftTargets {tuple(target.shape)}: make them equal"
+        )
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', but is {reduction!r}")
     if weight is not None and weight.shape != (target.num_classes,):
@@ -218,7 +222,7 @@ class _TotalLoss(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, target: RowTargets, scale: Tensor) -> Tensor:
         grad = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         losses = eager.loss_rows(x, target, grad, scale)
-        ctx.target = target
+        ctx.target, ctx.taken = target, False
         ctx.save_for_backward(x, grad, scale)
         return losses.sum() * scale
 
@@ -227,8 +231,13 @@ class _TotalLoss(torch.autograd.Function):
         x, grad, scale = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: the composite formula can be differentiated again
             return _composite_gradient(x, ctx.target) * (grad_output * scale), None, None
-        if grad_output.device.type == "cpu" and grad_output.item() == 1:
+        if ctx.taken:  # a retained graph: the first backward pass gave its gradient away, and it may have changed since
+            grad = torch.empty_like(x)
+            eager.loss_rows(x, ctx.target, grad, scale * grad_output)
             return grad, None, None
+        if grad_output.device.type == "cpu" and grad_output.item() == 1:
+            ctx.taken = True
+            return grad.data, None, None  # with a version counter of its own
         return (grad * grad_output).to(grad.dtype), None, None
 
 

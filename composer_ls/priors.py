@@ -26,6 +26,7 @@ def as_prior(prior: Tensor | Sequence[Any] | None, num_classes: int | None = Non
         >>> from composer_ls.priors import as_prior
         >>> as_prior([0.5, 0.25, 0.25], num_classes=3)
         tensor([0.5000, 0.2500, 0.2500])
+
     """
     if prior is None:
         return None
@@ -75,11 +76,17 @@ def unigram_prior(labels: Tensor, num_classes: int, ignore_index: int = -100) ->
 
     References:
         Pereyra et al., 2017, https://arxiv.org/abs/1701.06548 (section 3.1, unigram label smoothing).
+
     """
-    counted = labels[labels != ignore_index].reshape(-1).long()
+    labels = labels.long()  # in uint8, -100 and 156 are equal
+    counted = labels[labels != ignore_index].reshape(-1)
     if counted.numel() == 0:
-        raise ValueError(f"labels hold nothing to count: all {labels.numel()} of them equal ignore_index={ignore_index}")
+        raise ValueError(
+            f"labels hold nothing to count: all {labels.numel()} of them equal ignore_index={ignore_index}"
+        )
     low, high = int(counted.min()), int(counted.max())
     if low < 0 or high >= num_classes:
-        raise ValueError(f"labels hold {low if low < 0 else high}, but num_classes={num_classes} allows 0 to {num_classes - 1}")
+        raise ValueError(
+            f"labels hold {low if low < 0 else high}, but num_classes={num_classes} allows 0 to {num_classes - 1}"
+        )
     return (torch.bincount(counted, minlength=num_classes).double() / counted.numel()).float()

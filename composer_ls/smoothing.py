@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Sequence
 from typing import Any
@@ -37,8 +36,8 @@ def smooth_labels(
         smoothing: α in [0, 1], the mass that moves. A tensor of the labels' shape gives each example its own.
         prior: q. ``None`` for the uniform ``1/K``; a row ``(K,)``; or ``(K, K)``, whose row c serves label c.
         ignore_index: A label that stays without mass.
-        spread: ``"all"``: α is shared by all classes, the true one included. ``"others"``: α goes to the K - 1 incorrect
-            classes only and the true class keeps 1 - α; this is ``"all"`` with :math:`\alpha K/(K-1)`.
+        spread: ``"all"``: α is shared by all classes, the true one included. ``"others"``: α goes to the K - 1
+            incorrect classes only and the true class keeps 1 - α; this is ``"all"`` with :math:`\alpha K/(K-1)`.
         validate: Whether to read values in order to check them (labels in range, prior a distribution), which makes a
             GPU wait. ``None``: on the CPU only.
 
@@ -62,12 +61,15 @@ def smooth_labels(
     References:
         Szegedy et al., 2016, https://arxiv.org/abs/1512.00567, section 7; Müller et al., 2019,
         https://arxiv.org/abs/1906.02629.
+
     """
     if logits.ndim == 0:
         raise ValueError("logits have no dimensions, but must be (K,), (N, K) or (N, K, *spatial)")
     dim = _class_dim(logits)
     num_classes = logits.shape[dim]
     look = validate if validate is not None else logits.device.type == "cpu"
+    if isinstance(smoothing, Tensor):
+        _check_each_smoothing(smoothing, logits, dim, look)
     amount = check_smoothing(smoothing, num_classes, spread, prior is not None)
     rows = None if prior is None else _placed_prior(prior, num_classes, logits, look)
     if isinstance(target, SoftTargets):
@@ -90,7 +92,7 @@ def check_smoothing(smoothing: Any, num_classes: int | None, spread: str, has_pr
             raise TypeError(f"smoothing must be a float tensor or a number, but its dtype is {smoothing.dtype}")
     elif isinstance(smoothing, bool) or not isinstance(smoothing, numbers.Real):
         raise TypeError(f"smoothing must be a number in [0, 1], but is {smoothing!r} ({type(smoothing).__name__})")
-    elif math.isnan(smoothing) or not 0 <= smoothing <= 1:
+    elif not 0 <= float(smoothing) <= 1:  # NaN is not either
         raise ValueError(f"smoothing must be in [0, 1], but is {smoothing}; 0.1 moves a tenth of the mass")
     else:
         smoothing = float(smoothing)
@@ -101,13 +103,26 @@ def check_smoothing(smoothing: Any, num_classes: int | None, spread: str, has_pr
     return smoothing * num_classes / (num_classes - 1)
 
 
+def _check_each_smoothing(smoothing: Tensor, logits: Tensor, dim: int, look: bool) -> None:
+    label_shape = logits.shape[:dim] + logits.shape[dim + 1 :]
+    if smoothing.ndim and smoothing.shape != label_shape:
+        raise ValueError(
+            f"smoothing has shape {tuple(smoothing.shape)}, but must be a number or have the shape of the labels, "
+            f"{tuple(label_shape)}"
+        )
+    outside = ~((smoothing >= 0) & (smoothing <= 1))  # true of NaN too
+    if look and bool(outside.any()):
+        where = outside.nonzero()[0].tolist()
+        raise ValueError(f"smoothing{where or ''} must be in [0, 1], but is {smoothing[tuple(where)].item():g}")
+
+
 def _placed_prior(prior: Any, num_classes: int, logits: Tensor, look: bool) -> Tensor:
     rows = torch.as_tensor(prior)
     rows = rows if rows.is_floating_point() else rows.float()
     if tuple(rows.shape) not in {(num_classes,), (num_classes, num_classes)}:
         raise ValueError(
-            f"prior has shape {tuple(rows.shape)}, but the logits {tuple(logits.shape)} have K = {num_classes} classes: "
-            f"give a row ({num_classes},), one row per class ({num_classes}, {num_classes}), or None for uniform"
+            f"prior has shape {tuple(rows.shape)}, but the logits {tuple(logits.shape)} have K = {num_classes} classes: give "
+            f"a row ({num_classes},), one row per class ({num_classes}, {num_classes}), or None for uniform"
         )
     if look:
         check_prior_values(rows)
@@ -119,7 +134,7 @@ def _are_labels(logits: Tensor, target: Tensor, dim: int) -> bool:
     if target.shape == label_shape and target.shape != logits.shape:
         if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
             raise ValueError(
-                f"target has the shape of labels, {tuple(target.shape)}, but dtype {target.dtype}: labels are integers; "
+                f"target has the shape of labels, {tuple(target.shape)}, but dtype {target.dtype}: labels are integers, "
                 f"use target.long()"
             )
         return True
@@ -150,6 +165,7 @@ def _smooth_hard(
 ) -> SoftTargets:
     num_classes = logits.shape[dim]
     dtype = _wide(logits.dtype)
+    labels = labels.long()  # in uint8, -100 and 156 are equal
     weights: float | Tensor = 1.0
     classes = labels.unsqueeze(dim)
     if not (look and _all_in_range(labels, num_classes, ignore_index)):
@@ -157,8 +173,6 @@ def _smooth_hard(
         weights = counted.to(dtype)
         classes = torch.where(counted, classes, 0)
     if isinstance(smoothing, Tensor) and smoothing.ndim:
-        if smoothing.shape != labels.shape:
-            raise ValueError(f"smoothing has shape {tuple(smoothing.shape)}, but labels {tuple(labels.shape)}")
         smoothing = smoothing.unsqueeze(dim)
     out = logits.dtype if logits.dtype.is_floating_point else torch.float32
     return SoftTargets(classes, num_classes, weights, smoothing, prior, dtype=out)
@@ -176,25 +190,29 @@ def _all_in_range(labels: Tensor, num_classes: int, ignore_index: int) -> bool:
         where = bad.nonzero()[0].tolist()
         value = int(labels[tuple(where)])
         raise ValueError(
-            f"target[{', '.join(map(str, where))}] is {value}, but the logits have {num_classes} classes, so that labels "
-            f"lie in 0 to {num_classes - 1}; if {value} marks what to ignore, pass ignore_index={value}"
+            f"target{where or ''} is {value}, but the logits have {num_classes} classes, so that "
+            f"labels lie in 0 to {num_classes - 1}; if {value} marks what to ignore, pass ignore_index={value}"
         )
     return False
 
 
 def _smooth_soft(target: SoftTargets, smoothing: float | Tensor, prior: Tensor | None) -> Tensor:
-    """Smoothing again: the masses that stay multiply."""
+    """Smoothing again: the masses that stay multiply, if what was smoothed before goes where it is already."""
     if isinstance(smoothing, Tensor) and smoothing.ndim:
         smoothing = smoothing.unsqueeze(_class_dim(target))
     held = target.smoothing
     smooths_already = held.ndim > 0 or held.device.type != "cpu" or held.item() != 0
-    ours, theirs = prior, target.prior
-    if smooths_already and ours is not theirs and not (ours is not None and theirs is not None and ours.equal(theirs)):
+    if smooths_already and not _same_row(prior, target.prior):
         return _smooth_dense(target.dense(), smoothing, prior, _class_dim(target))
     combined = 1 - (1 - held) * (1 - smoothing)
-    return SoftTargets(
-        target.classes, target.num_classes, target.weights, combined, prior, dtype=target.dtype
-    )
+    return SoftTargets(target.classes, target.num_classes, target.weights, combined, prior, dtype=target.dtype)
+
+
+def _same_row(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether both are one and the same row. A row per class would spread what has moved already once more."""
+    if a is None or b is None:
+        return a is b
+    return a.ndim == 1 and (a is b or a.equal(b))
 
 
 def _smooth_dense(target: Tensor, smoothing: float | Tensor, prior: Tensor | None, dim: int) -> Tensor:

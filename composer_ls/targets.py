@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import numbers
 import operator
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -53,6 +55,7 @@ class SoftTargets(torch.Tensor):
 
     References:
         Szegedy et al., 2016, https://arxiv.org/abs/1512.00567; Müller et al., 2019, https://arxiv.org/abs/1906.02629.
+
     """
 
     classes: Tensor
@@ -61,7 +64,7 @@ class SoftTargets(torch.Tensor):
     prior: Tensor | None
 
     @staticmethod
-    def __new__(
+    def __new__(  # noqa: D102  (the class says it)
         cls,
         classes: Tensor,
         num_classes: int,
@@ -127,7 +130,7 @@ class SoftTargets(torch.Tensor):
             rows += (moved.unsqueeze(-1) * self.prior.to(compute)[self.classes]).sum(dim).movedim(-1, dim)
         return rows.to(self.dtype)
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         smoothing = f"{self.smoothing.item():g}" if self.smoothing.ndim == 0 else f"{tuple(self.smoothing.shape)}"
         prior = {None: "uniform", 1: "row", 2: "row per class"}[None if self.prior is None else self.prior.ndim]
         return (
@@ -177,17 +180,16 @@ class SoftTargets(torch.Tensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _HANDLERS:
-            result = _HANDLERS[func](*args, **kwargs)
-            if result is not NotImplemented:
-                return result
+        result = _compact(func, args, kwargs)
+        if result is not NotImplemented:
+            return result
         if _reads_only_metadata(func):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         return _through_dense(func, args, kwargs)
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls,
         func: Callable[..., Any],
         types: Sequence[type],
@@ -222,6 +224,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def _field(value: float | Tensor, classes: Tensor, name: str) -> Tensor:
     if not isinstance(value, Tensor):
         return torch.tensor(float(value), dtype=torch.float64)
+    value = value.to(_wide(value.dtype))  # products of bfloat16 weights would be rounded once more than dense rows are
     if value.ndim == 0:
         return value
     try:
@@ -241,6 +244,12 @@ def _expand(field: Tensor, shape: Sequence[int], device: torch.device, dtype: to
     if field.ndim == 0 and field.device != device:
         return torch.full((), field.item(), dtype=dtype or field.dtype, device=device).expand(shape)
     return field.to(dtype or field.dtype).expand(shape)
+
+
+def _common_dtype(targets: Sequence[SoftTargets], fields: Sequence[Tensor]) -> torch.dtype:
+    """A dtype that holds these fields as precisely as the dense rows of the targets need them."""
+    widths = [_wide(target.dtype) for target in targets] + [field.dtype for field in fields if field.ndim]
+    return torch.float64 if torch.float64 in widths else torch.float32
 
 
 def _same_number(a: Tensor, b: Tensor) -> bool:
@@ -267,7 +276,7 @@ def _join(targets: Sequence[SoftTargets], dim: int) -> SoftTargets:
         if all(_same_number(part, parts[0]) for part in parts) and parts[0].ndim == 0:
             fields.append(parts[0])
         else:
-            dtype = next((part.dtype for part in parts if part.ndim), torch.float64)
+            dtype = _common_dtype(targets, parts)
             pairs = zip(parts, targets, strict=True)
             fields.append(torch.cat([_expand(p, t.classes.shape, first.device, dtype) for p, t in pairs], dim))
     dtype = first.dtype
@@ -283,110 +292,104 @@ def _pad_components(target: SoftTargets, components: int) -> SoftTargets:
         return target
     shape = list(target.classes.shape)
     shape[dim] = missing
-    filler = target._with(target.classes.new_zeros(shape), torch.tensor(0.0, dtype=torch.float64), target.smoothing)
-    if target.smoothing.ndim and target.smoothing.shape[dim] > 1:
-        filler.smoothing = torch.zeros((), dtype=torch.float64)
-    return _join([target, filler], dim)
+    nothing = torch.zeros((), dtype=torch.float64)
+    differs = target.smoothing.ndim > 0 and target.smoothing.shape[dim] > 1
+    smoothing = nothing if differs else target.smoothing
+    return _join([target, target._with(target.classes.new_zeros(shape), nothing, smoothing)], dim)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Operations. Each returns NotImplemented for the cases in which the result has no compact form.
 
 
-def _multiply(a: Any, b: Any) -> Any:
-    target, factor = (a, b) if isinstance(a, SoftTargets) else (b, a)
+def _multiply(input: Any, other: Any) -> Any:
+    target, factor = (input, other) if isinstance(input, SoftTargets) else (other, input)
+    return _scale(operator.mul, target, factor)
+
+
+def _divide(input: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
+    if rounding_mode is not None or not isinstance(input, SoftTargets):
+        return NotImplemented
+    return NotImplemented if _is_number(other) and other == 0 else _scale(operator.truediv, input, other)
+
+
+def _scale(operation: Callable[[Any, Any], Any], target: SoftTargets, factor: Any) -> Any:
+    """The weights times, or divided by, a number or one factor a row."""
+    dtype = target.dtype
     if isinstance(factor, Tensor):
         if isinstance(factor, SoftTargets) or factor.requires_grad or factor.is_complex():
             return NotImplemented
         per_row = factor.ndim == target.ndim and factor.shape[_class_dim(target)] == 1
         if factor.ndim and not (per_row and _broadcasts(factor, target)):
             return NotImplemented
-        dtype = torch.result_type(torch.empty((1,) * target.ndim, dtype=target.dtype, device="meta"), factor)
-        if factor.ndim and not factor.is_floating_point():
-            factor = factor.to(_wide(dtype))
-    else:
-        try:
-            factor, dtype = float(factor), target.dtype
-        except (TypeError, ValueError):
-            return NotImplemented
-    return target._with(target.classes, target.weights * factor, target.smoothing, dtype=dtype)
+        dtype = torch.result_type(torch.empty((1,) * target.ndim, dtype=dtype, device="meta"), factor)
+        factor = factor.to(_wide(dtype))
+    elif not _is_number(factor):
+        return NotImplemented
+    return target._with(target.classes, operation(target.weights, factor), target.smoothing, dtype=dtype)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real)
 
 
 def _broadcasts(factor: Tensor, target: Tensor) -> bool:
     return all(size in (1, full) for size, full in zip(factor.shape, target.shape, strict=True))
 
 
-def _divide(a: Any, b: Any, *, rounding_mode: str | None = None) -> Any:
-    if rounding_mode is not None or not isinstance(a, SoftTargets) or isinstance(b, SoftTargets):
-        return NotImplemented
-    if isinstance(b, Tensor):
-        return _multiply(a, b.reciprocal()) if b.is_floating_point() else NotImplemented
-    try:
-        return _multiply(a, 1.0 / b)
-    except ZeroDivisionError:
-        return NotImplemented
-
-
-def _add(a: Any, b: Any, *, alpha: float = 1) -> Any:
-    if not isinstance(a, SoftTargets) or not isinstance(b, SoftTargets):
-        number = a if isinstance(b, SoftTargets) else b
-        target = b if isinstance(b, SoftTargets) else a
-        is_zero = not isinstance(number, Tensor) and number == 0  # sum([...]) starts from 0
+def _add(input: Any, other: Any, *, alpha: float = 1) -> Any:
+    if not isinstance(input, SoftTargets) or not isinstance(other, SoftTargets):
+        target, number = (input, other) if isinstance(input, SoftTargets) else (other, input)
+        is_zero = _is_number(number) and number == 0  # sum([...]) starts from 0
         return target.clone() if is_zero else NotImplemented
-    if a.shape != b.shape or a.device != b.device or not _same_prior(a, b):
+    if input.shape != other.shape or input.device != other.device or not _same_prior(input, other):
         return NotImplemented
-    return _join([a, b if alpha == 1 else _multiply(b, alpha)], _class_dim(a))
+    return _join([input, other if alpha == 1 else _multiply(other, alpha)], _class_dim(input))
 
 
-def _subtract(a: Any, b: Any, *, alpha: float = 1) -> Any:
-    if not isinstance(a, SoftTargets) or not isinstance(b, SoftTargets):
+def _subtract(input: Any, other: Any, *, alpha: float = 1) -> Any:
+    if not isinstance(input, SoftTargets) or not isinstance(other, SoftTargets):
         return NotImplemented
-    return _add(a, b, alpha=-alpha)
+    return _add(input, other, alpha=-alpha)
 
 
-def _negate(a: SoftTargets) -> SoftTargets:
-    return _multiply(a, -1.0)
+def _negate(input: SoftTargets) -> SoftTargets:
+    return _multiply(input, -1.0)
 
 
 def _compact_index(target: SoftTargets, index: Any) -> tuple[Any, ...] | None:
     """``index`` with one entry a dimension, if the class dimension is kept whole and stays where it is."""
     index = index if isinstance(index, tuple) else (index,)
-    if any(entry is None or isinstance(entry, bool) for entry in index):
+    dots = [at for at, entry in enumerate(index) if entry is Ellipsis] or [len(index)]
+    given = len(index) - (dots[0] < len(index))
+    if len(dots) > 1 or given > target.ndim:
         return None
-    if sum(entry is Ellipsis for entry in index) > 1 or len(index) - (Ellipsis in _plain(index)) > target.ndim:
+    whole = (slice(None),) * (target.ndim - given)
+    entries = [_compact_entry(entry) for entry in (*index[: dots[0]], *whole, *index[dots[0] + 1 :])]
+    examples, classes, elsewhere = entries[0], entries[_class_dim(target)], entries[1:]
+    if any(entry is None or isinstance(entry, Tensor) for entry in elsewhere) or examples is None:
         return None
-    if Ellipsis in _plain(index):
-        at = next(i for i, entry in enumerate(index) if entry is Ellipsis)
-        index = index[:at] + (slice(None),) * (target.ndim - len(index) + 1) + index[at + 1 :]
-    index = index + (slice(None),) * (target.ndim - len(index))
-    dim = _class_dim(target)
-    if not isinstance(index[dim], slice) or index[dim] != slice(None):
+    if not isinstance(classes, slice) or (classes.start, classes.stop, classes.step) != (None, None, None):
         return None
-    entries: list[Any] = []
-    for position, entry in enumerate(index):
-        if isinstance(entry, slice):
-            entries.append(entry)
-        elif position == 0 and isinstance(entry, (Tensor, list)):
-            entry = torch.as_tensor(entry)
-            if entry.ndim != 1 or isinstance(entry, SoftTargets):
-                return None
-            entries.append(entry)
-        else:
-            try:
-                entry = operator.index(entry)
-            except TypeError:
-                return None
-            if position == 0 and target.ndim > 2:  # the class dimension would move to the front
-                return None
-            entries.append(entry)
-    advanced = isinstance(entries[0], Tensor)
-    if advanced and any(isinstance(entry, int) for entry in entries[1:]):
+    if isinstance(examples, int) and target.ndim > 2:  # the class dimension would move to the front
+        return None
+    if isinstance(examples, Tensor) and any(isinstance(entry, int) for entry in elsewhere):  # here too
         return None
     return tuple(entries)
 
 
-def _plain(index: tuple[Any, ...]) -> list[Any]:
-    return [entry for entry in index if not isinstance(entry, Tensor)]
+def _compact_entry(entry: Any) -> slice | int | Tensor | None:
+    """One entry of an index as a slice, an int or a 1-dim tensor; None if it is anything else."""
+    if isinstance(entry, list) and all(isinstance(item, int) for item in entry):
+        entry = torch.tensor(entry, dtype=None if entry else torch.long)
+    if isinstance(entry, slice) or (isinstance(entry, Tensor) and entry.ndim == 1):
+        return None if isinstance(entry, SoftTargets) else entry
+    if isinstance(entry, bool) or (isinstance(entry, Tensor) and (entry.ndim > 0 or entry.dtype == torch.bool)):
+        return None
+    try:
+        return operator.index(entry)
+    except TypeError:
+        return None
 
 
 def _take(field: Tensor, index: tuple[Any, ...], shape: Sequence[int]) -> Tensor:
@@ -416,6 +419,8 @@ def _setitem(target: Any, index: Any, value: Any) -> Any:
     entries = _compact_index(target, index)
     if entries is None or value.num_classes != target.num_classes or not _same_prior(target, value):
         return NotImplemented
+    if value.ndim != target.ndim - sum(isinstance(entry, int) for entry in entries):
+        return NotImplemented
     dim = _class_dim(target.classes)
     components = max(target.classes.shape[dim], value.classes.shape[dim])
     value = _pad_components(value, components)
@@ -426,7 +431,7 @@ def _setitem(target: Any, index: Any, value: Any) -> Any:
     for name in ("weights", "smoothing"):
         ours, theirs = getattr(new, name), getattr(value, name)
         if not (ours.ndim == 0 and _same_number(ours, theirs)):
-            dtype = ours.dtype if ours.ndim else theirs.dtype if theirs.ndim else torch.float64
+            dtype = _common_dtype([target, value], [ours, theirs])
             ours = _expand(ours, classes.shape, target.device, dtype).clone(memory_format=torch.contiguous_format)
             ours[entries] = _expand(theirs, value.classes.shape, target.device, dtype)
         fields.append(ours)
@@ -450,7 +455,7 @@ def _permuted(function: Callable[..., Tensor]) -> Callable[..., Any]:
             dims = kwargs["dims"] if "dims" in kwargs else args[0] if len(args) == 1 else args
             shifts = ()
         dims = _dims(target, dims)
-        if not dims or _class_dim(target) in dims:
+        if not dims or _class_dim(target) in dims or (shifts and len(shifts) != len(dims)):
             return NotImplemented
 
         def move(field: Tensor) -> Tensor:
@@ -507,6 +512,7 @@ def _convert(method: str) -> Callable[..., Any]:
     """Handler for a conversion of dtype or device: an empty tensor tells what the arguments mean."""
 
     def handler(target: Any, *args: Any, **kwargs: Any) -> Any:
+        kwargs = {name: value for name, value in kwargs.items() if name != "memory_format"}
         if not isinstance(target, SoftTargets):  # plain.to(soft)
             like = torch.empty(0, dtype=args[0].dtype, device=args[0].device)
             return getattr(target, method)(like, *args[1:], **kwargs)
@@ -514,12 +520,11 @@ def _convert(method: str) -> Callable[..., Any]:
         probe = getattr(torch.empty(0, dtype=target.dtype, device=target.device), method)(*args, **kwargs)
         if not isinstance(probe, Tensor) or not probe.dtype.is_floating_point:
             return NotImplemented
-        copy_fields = bool(kwargs.get("copy", False))
 
         def move(field: Tensor) -> Tensor:
             stay = field.ndim == 0 and field.device.type == "cpu"
             device = field.device if stay else probe.device
-            return field.to(device, non_blocking=bool(kwargs.get("non_blocking", False)), copy=copy_fields)
+            return field.to(device, non_blocking=kwargs.get("non_blocking", False), copy=kwargs.get("copy", False))
 
         prior = None if target.prior is None else move(target.prior)
         fields = (move(target.classes), move(target.weights), move(target.smoothing))
@@ -536,16 +541,24 @@ def _same(target: SoftTargets, *_: Any, **__: Any) -> SoftTargets:
     return target._with(target.classes, target.weights, target.smoothing)
 
 
-def _requires_grad_(target: Any, requires_grad: bool = True) -> Any:
-    if requires_grad:
-        raise TypeError("SoftTargets are constants of the loss and take no gradient; call .dense() for a tensor that can")
+def _itself(target: SoftTargets) -> SoftTargets:
     return target
 
 
-def _cross_entropy(*args: Any, **kwargs: Any) -> Tensor:
+def _requires_grad_(target: Any, requires_grad: bool = True) -> Any:
+    if requires_grad:
+        raise TypeError(
+            "SoftTargets are constants of the loss and take no gradient; call .dense() for a tensor that can"
+        )
+    return target
+
+
+def _cross_entropy(input: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
     from composer_ls.losses import cross_entropy
 
-    return cross_entropy(*args, **kwargs)
+    if isinstance(input, SoftTargets) or not isinstance(target, SoftTargets):
+        return NotImplemented
+    return cross_entropy(input, target, *args, **kwargs)
 
 
 def _handlers() -> dict[Any, Callable[..., Any]]:
@@ -558,7 +571,7 @@ def _handlers() -> dict[Any, Callable[..., Any]]:
         "__getitem__": _getitem, "__setitem__": _setitem, "index_select": _index_select,
         "roll": _permuted(torch.roll), "flip": _permuted(torch.flip),
         "cat": _cat, "concat": _cat, "concatenate": _cat, "split": _split, "chunk": _chunk,
-        "clone": _clone, "detach": _same, "contiguous": _same, "requires_grad_": _requires_grad_,
+        "clone": _clone, "detach": _same, "detach_": _itself, "contiguous": _same, "requires_grad_": _requires_grad_,
     }  # fmt: skip
     for method in ("to", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda", "type"):
         by_name[method] = _convert(method)
@@ -567,7 +580,7 @@ def _handlers() -> dict[Any, Callable[..., Any]]:
         for owner in (torch, torch.Tensor):
             if hasattr(owner, name) and (owner is torch.Tensor or callable(getattr(owner, name))):
                 handlers[getattr(owner, name)] = handler
-    handlers[torch.Tensor.data.__get__] = _same
+    handlers[torch.Tensor.data.__get__] = _same  # type: ignore[attr-defined]
     return handlers
 
 
@@ -586,18 +599,36 @@ def _reads_only_metadata(func: Callable[..., Any]) -> bool:
     return name in _METADATA or name == "__set__"
 
 
+def _compact(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """The result of ``func`` in compact form, or NotImplemented if it has none."""
+    handler = _HANDLERS.get(func)
+    if handler is None or (kwargs and not _takes(handler, args, kwargs)):
+        return NotImplemented
+    return handler(*args, **kwargs)
+
+
+def _takes(handler: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    try:
+        signature(handler).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
 def _through_dense(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     name = getattr(func, "__name__", "").split(".")[0]
     base = _out_of_place(name)
     receiver = kwargs.get("out") if base is None else args[0]
     if isinstance(receiver, SoftTargets) and base in _COMPACT_IN_PLACE:
-        result = _HANDLERS[getattr(torch.Tensor, base)](*args, **kwargs)
+        result = _compact(getattr(torch.Tensor, base), args, kwargs)
         if result is not NotImplemented and result.shape == receiver.shape:
             return receiver._become(result)
     made: dict[int, Tensor] = {}
     result = func(*_dense_in(list(args), made), **_dense_in(kwargs, made))
     if not isinstance(receiver, SoftTargets):
         return result
+    if made[id(receiver)].shape != receiver.shape:
+        raise RuntimeError(f"SoftTargets cannot change shape in place, as {name} does: call it on .dense()")
     receiver._become(SoftTargets.from_dense(made[id(receiver)]))
     return None if name == "__setitem__" else receiver
 

@@ -17,11 +17,12 @@ class Mixer:
 
     Attributes:
         algorithm: Its class; subclasses count too.
-        second_labels: The attribute in which it keeps the labels of each example's partner, from ``BEFORE_FORWARD`` until
-            it mixes them in.
+        second_labels: The attribute in which it keeps the labels of each example's partner, from ``BEFORE_FORWARD``
+            until it mixes them in.
         interpolate_loss: The attribute that says that it mixes two losses at ``BEFORE_BACKWARD``, rather than two
             targets at ``BEFORE_LOSS``. ``None`` if it never does.
         target_key: The attribute with the key of the targets in the batch.
+
     """
 
     algorithm: type[Algorithm]

@@ -15,8 +15,8 @@ def place(algorithms: Sequence[Algorithm], smoother: Algorithm) -> list[Algorith
     """``algorithms`` with ``smoother`` where it belongs, whatever its place was; the others keep their order.
 
     It belongs after every algorithm unknown to us, which may rewrite targets, and before the first mixer that follows,
-    so that the mixer's own arithmetic works on smoothed targets that need no dense tensor. A mixer that must run earlier
-    mixes hard rows, which are smoothed afterwards: the result is the same.
+    so that the mixer's own arithmetic works on smoothed targets that need no dense tensor. A mixer that must run
+    earlier mixes hard rows, which are smoothed afterwards: the result is the same.
     """
     others = [algorithm for algorithm in algorithms if algorithm is not smoother]
     position = next((i for i, algorithm in reversed(list(enumerate(others, 1))) if _may_rewrite_targets(algorithm)), 0)

@@ -21,6 +21,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
         >>> from composer_ls.diagnostics.calibration import accuracy
         >>> accuracy(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0]))
         0.5
+
     """
     return (logits.argmax(1) == labels).double().mean().item()
 
@@ -37,6 +38,7 @@ def negative_log_likelihood(logits: Tensor, labels: Tensor) -> float:
         >>> from composer_ls.diagnostics.calibration import negative_log_likelihood
         >>> round(negative_log_likelihood(torch.zeros(1, 4), torch.tensor([2])), 4)  # log 4
         1.3863
+
     """
     return F.cross_entropy(logits.double(), labels).item()
 
@@ -56,6 +58,7 @@ def brier_score(logits: Tensor, labels: Tensor) -> float:
 
     References:
         Brier, 1950, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78.
+
     """
     probabilities = logits.double().softmax(1)
     return (probabilities - F.one_hot(labels, logits.shape[1])).square().sum(1).mean().item()
@@ -78,6 +81,7 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -
 
     References:
         Guo et al., 2017, https://arxiv.org/abs/1706.04599.
+
     """
     probabilities = logits.double().softmax(1)
     return multiclass_calibration_error(probabilities, labels, logits.shape[1], n_bins=bins, norm="l1").item()

@@ -30,6 +30,7 @@ class RowTargets:
         prior: ``None`` for the uniform ``1/K``, ``(K,)``, or ``(K, K)``. It need not sum to one.
         mass: The sum of each row of the target, ``(N, S)``.
         ignored: Where a row counts for nothing, bool ``(N, S)``.
+
     """
 
     classes: Tensor

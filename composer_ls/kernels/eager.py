@@ -21,6 +21,7 @@ def loss_rows(logits: Tensor, target: RowTargets, grad: Tensor | None, scale: Te
         target: What to compare with.
         grad: Receives the gradient; shaped like ``logits``, in their dtype.
         scale: What the gradient is multiplied by, broadcastable to ``(N, S)``.
+
     """
     losses = torch.empty_like(target.mass)
     for examples, positions in _chunks(logits):
@@ -49,12 +50,12 @@ def _chunk_loss(x: Tensor, target: RowTargets, grad: Tensor | None, scale: Tenso
         x = x.to(compute)
     in_place = grad is not None and grad.dtype == compute
     peak = x.amax(1, keepdim=True)
-    work = torch.sub(x, peak, out=grad if in_place else None).exp_()
-    total = work.sum(1, keepdim=True)
-    lse = (total.log() + peak).squeeze(1)
-    loss = _times(target.mass, lse) - _times(target.hard, x.gather(1, target.classes)).sum(1)
+    work = torch.sub(x, peak, out=grad if in_place else None)  # the loss from these keeps its digits at any peak
+    wanted = _times(target.hard, work.gather(1, target.classes)).sum(1)
     if target.soft is not None:
-        loss -= _times(target.soft, _prior_logits(x, target)).sum(1)
+        wanted += _times(target.soft, _prior_logits(work, target)).sum(1)
+    total = work.exp_().sum(1, keepdim=True)
+    loss = _times(target.mass, total.log().squeeze(1)) - wanted
     if grad is None or scale is None:
         return loss
     work.mul_((target.mass * scale).unsqueeze(1) / total)
@@ -86,6 +87,7 @@ def _prior_logits(x: Tensor, target: RowTargets) -> Tensor:
 
 
 def subtract_prior(work: Tensor, target: RowTargets, amount: Tensor) -> None:
+    """Subtract ``amount``, shaped like ``target.soft``, times the prior from ``work`` ``(N, K, S)``, in place."""
     if target.prior is None:
         work.sub_(amount / work.shape[1])
     elif target.prior.ndim == 1:

@@ -32,6 +32,7 @@ def build_algorithms(mapping: Mapping[str, Mapping[str, Any] | None]) -> list[Al
         >>> from composer_ls.training.algorithms import build_algorithms
         >>> [type(algorithm).__name__ for algorithm in build_algorithms({"mixup": {"alpha": 0.2}, "cutmix": None})]
         ['MixUp']
+
     """
     known = algorithms_by_name()
     built = []

@@ -20,6 +20,7 @@ class MetricsFile(LoggerDestination):
 
     Args:
         path: The file. Lines from after the checkpoint that a run resumes from are cut off.
+
     """
 
     def __init__(self, path: Path) -> None:

@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from composer_ls.errors import DataNotFoundError, RecipeError
 from composer_ls.training.recipe import Data
 
-__all__ = ["Splits", "load_splits", "test_loader", "train_loader"]
+__all__ = ["Splits", "evaluation_loader", "load_splits", "training_loader"]
 
 
 @dataclass(frozen=True)
@@ -35,25 +35,30 @@ def load_splits(data: Data) -> Splits:
 
     Raises:
         DataNotFoundError: It is not at ``data.root``; the message says where it looked and what to change.
+
     """
     return {"digits": _digits, "cifar10": _cifar, "cifar100": _cifar, "imagefolder": _image_folder}[data.name](data)
 
 
-def train_loader(splits: Splits, data: Data, seed: int) -> DataLoader[Any]:
+def training_loader(splits: Splits, data: Data, seed: int) -> DataLoader[Any]:
     """Shuffled batches of this process's share; the order follows from the seed and the epoch alone."""
     world = dist.get_world_size()
     if data.batch_size % world:
-        raise RecipeError(f"data.batch_size={data.batch_size} cannot be shared among {world} processes: make it a multiple")
+        raise RecipeError(
+            f"data.batch_size={data.batch_size} cannot be shared among {world} processes: make it a multiple"
+        )
     examples = len(splits.train)  # type: ignore[arg-type]
     if data.batch_size > examples:
-        raise RecipeError(f"data.batch_size={data.batch_size} is more than the {examples} training examples: make it smaller")
+        raise RecipeError(
+            f"data.batch_size={data.batch_size} is more than the {examples} training examples: make it smaller"
+        )
     sampler: DistributedSampler[Any] = DistributedSampler(
         splits.train, world, dist.get_global_rank(), shuffle=True, seed=seed, drop_last=True
     )
     return _loader(splits.train, data, data.batch_size // world, sampler, drop_last=True)
 
 
-def test_loader(splits: Splits, data: Data) -> DataLoader[Any]:
+def evaluation_loader(splits: Splits, data: Data) -> DataLoader[Any]:
     """Every test example in order; process r of R takes examples r, r + R, r + 2R, ..."""
     world = dist.get_world_size()
     sampler: DistributedSampler[Any] = DistributedSampler(splits.test, world, dist.get_global_rank(), shuffle=False)
@@ -98,8 +103,8 @@ def _cifar(data: Data) -> Splits:
     place = Path(data.root).expanduser() / folder
     if not place.is_dir() and not data.download:
         raise DataNotFoundError(
-            f"{data.name} is not at {place.absolute()}: add data.download=true to fetch it there (170 MB), data.root=DIR if "
-            f"it is elsewhere, or data.name=imagefolder data.root=DIR for images in train/<class> and test/<class>"
+            f"{data.name} is not at {place.absolute()}: add data.download=true to fetch it there (170 MB), data.root=DIR "
+            f"if it is elsewhere, or data.name=imagefolder data.root=DIR for images in train/<class> and test/<class>"
         )
     train_transform, test_transform = _transforms(data, 32, CIFAR_MEAN, CIFAR_STD)
     root = Path(data.root).expanduser()
@@ -136,11 +141,17 @@ def _split_folder(root: Path, names: tuple[str, ...]) -> Path:
     )
 
 
-def _transforms(data: Data, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[v2.Compose, v2.Compose]:
+def _transforms(
+    data: Data, size: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[v2.Compose, v2.Compose]:
     finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
     if data.augmentation == "resized_crop":
         test = [v2.Resize(round(size * 8 / 7)), v2.CenterCrop(size)]
-        return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), *finish]), v2.Compose([*test, *finish])
+        return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), *finish]), v2.Compose(
+            [*test, *finish]
+        )
     fit = [] if data.name.startswith("cifar") else [v2.Resize((size, size))]
-    vary = [v2.RandomCrop(size, padding=size // 8), v2.RandomHorizontalFlip()] if data.augmentation == "crop_flip" else []
+    vary = (
+        [v2.RandomCrop(size, padding=size // 8), v2.RandomHorizontalFlip()] if data.augmentation == "crop_flip" else []
+    )
     return v2.Compose([*fit, *vary, *finish]), v2.Compose([*fit, *finish])

@@ -23,6 +23,7 @@ def build_model(name: str, image_shape: tuple[int, int, int], num_classes: int) 
         >>> from composer_ls.training.models import build_model
         >>> build_model("resnet20", (3, 32, 32), 10)(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
+
     """
     channels, height, width = image_shape
     if name == "mlp":
@@ -63,6 +64,7 @@ class CifarResNet(nn.Module):
 
     References:
         https://arxiv.org/abs/1512.03385
+
     """
 
     def __init__(self, depth: int, channels: int, num_classes: int) -> None:

@@ -32,6 +32,7 @@ def _number_in_words(value: Any) -> Any:
 
 Number = Annotated[float, BeforeValidator(_number_in_words)]
 
+
 def _duration(value: Any) -> Any:
     if not (isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?(ep|ba|sp|dur)", value)):
         raise ValueError("a duration is a number with ep, ba, sp or dur behind it, such as 10ep, 500ba or 0.5dur")
@@ -69,7 +70,9 @@ class Data(Section):
 class Model(Section):
     """Which network to train, from scratch."""
 
-    name: ModelName = Field(description="mlp and cnn for digits; resnet20 to 110 for CIFAR; resnet18 to 152 for ImageNet")
+    name: ModelName = Field(
+        description="mlp and cnn for digits; resnet20 to 110 for CIFAR; resnet18 to 152 for ImageNet"
+    )
 
 
 class Optimizer(Section):
@@ -155,6 +158,7 @@ def recipe_path(name: str | Path) -> Path:
 
     Raises:
         RecipeError: There is no such recipe; near matches are named.
+
     """
     shipped = shipped_recipes()
     if str(name) in shipped:
@@ -179,6 +183,7 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         >>> from composer_ls.training.recipe import load_recipe
         >>> load_recipe("digits-mlp", ["algorithms.label_smoothing.smoothing=0.2"]).smoothing
         0.2
+
     """
     path = recipe_path(name)
     try:
@@ -214,7 +219,9 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
             place[key] = {}
         place = place[key]
         if not isinstance(place, dict):
-            raise RecipeError(f"the override {override!r} goes into {'.'.join(keys[:depth])}, which is a value, not a mapping")
+            raise RecipeError(
+                f"the override {override!r} goes into {'.'.join(keys[:depth])}, which is a value, not a mapping"
+            )
     place[keys[-1]] = value
 
 

@@ -35,7 +35,7 @@ from composer_ls.errors import RecipeError
 from composer_ls.losses import cross_entropy
 from composer_ls.training.algorithms import build_algorithms
 from composer_ls.training.callbacks import MetricsFile, PredictionCollector
-from composer_ls.training.data import load_splits, test_loader, train_loader
+from composer_ls.training.data import evaluation_loader, load_splits, training_loader
 from composer_ls.training.models import build_model
 from composer_ls.training.recipe import Optimizer, Recipe, Schedule
 from composer_ls.training.run_folder import RunFolder
@@ -58,6 +58,7 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
         RecipeError: An algorithm that does not exist or refuses its arguments, or a batch size that does not fit.
         DataNotFoundError: The data is not there.
         RunFolderError: The folder cannot be written or holds another recipe's run.
+
     """
     device = _device(recipe.device)
     dist.initialize_dist(device)  # does nothing for one process
@@ -78,7 +79,7 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
         num_classes=splits.num_classes,
         loss_fn=cross_entropy,
     )
-    training, test = train_loader(splits, recipe.data, recipe.seed), test_loader(splits, recipe.data)
+    training, test = training_loader(splits, recipe.data, recipe.seed), evaluation_loader(splits, recipe.data)
     if dist.get_global_rank() == 0:
         folder.write_recipe()
     trainer = Trainer(

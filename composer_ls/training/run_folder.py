@@ -34,6 +34,7 @@ class RunFolder:
         metrics_file: ``metrics.jsonl``, a line an evaluation.
         predictions_file: ``predictions.safetensors``: test ``logits`` (N, K) and ``labels`` (N,).
         checkpoint_folder: Composer's checkpoints, until the run is finished or for good if the recipe says so.
+
     """
 
     def __init__(self, path: str | Path | None, recipe: Recipe) -> None:
@@ -52,7 +53,9 @@ class RunFolder:
         try:
             return dict(json.loads(self.result_file.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
-            raise RunFolderError(f"{self.result_file} cannot be read ({error}): add --overwrite to run again") from error
+            raise RunFolderError(
+                f"{self.result_file} cannot be read ({error}): add --overwrite to run again"
+            ) from error
 
     def check(self) -> None:
         """Raise a RunFolderError if the folder cannot be written or holds the run of another recipe."""
@@ -74,8 +77,8 @@ class RunFolder:
         differing = differing_keys(there if isinstance(there, dict) else {}, self.recipe.model_dump())
         if differing:
             raise RunFolderError(
-                f"the run folder {self.path} holds a run of another recipe (they differ in {', '.join(differing)}): choose "
-                f"another with --out DIR, or add --overwrite to lose that run"
+                f"the run folder {self.path} holds a run of another recipe (they differ in {', '.join(differing)}): "
+                f"choose another with --out DIR, or add --overwrite to lose that run"
             )
 
     def clear(self) -> None:

@@ -1,0 +1,301 @@
+"""LabelSmoothing inside Composer's Trainer."""
+
+from dataclasses import dataclass
+from unittest.mock import Mock
+
+import pytest
+import torch
+from composer import Trainer
+from composer.algorithms import CutMix, MixUp
+from composer.core import Event, State
+from composer.loss import soft_cross_entropy
+from composer.models import ComposerClassifier, ComposerModel
+from composer.utils import reproducibility
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from composer_ls import LabelSmoothing, SoftTargets, cross_entropy
+
+K = 5
+
+
+def classifier(loss_fn=soft_cross_entropy, segmentation=False):
+    torch.manual_seed(7)
+    module = nn.Conv2d(3, K, 1) if segmentation else nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, K))
+    return ComposerClassifier(module, num_classes=K, loss_fn=loss_fn)
+
+
+def examples(segmentation=False, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(24, 3, 8, 8, generator=generator)
+    labels = torch.randint(0, K, (24, 8, 8) if segmentation else (24,), generator=generator)
+    return images, labels
+
+
+def fit(algorithms, *, model=None, segmentation=False, loader=None, steps=3, **options):
+    """Train a few steps and return the final weights."""
+    reproducibility.seed_all(7)
+    model = model or classifier(segmentation=segmentation)
+    trainer = Trainer(
+        model=model,
+        train_dataloader=loader or DataLoader(TensorDataset(*examples(segmentation)), 8),
+        max_duration=f"{steps}ba",
+        algorithms=algorithms,
+        optimizers=torch.optim.SGD(model.parameters(), 0.1),
+        progress_bar=False,
+        device="cpu",
+        seed=7,
+        **options,
+    )
+    try:
+        trainer.fit()
+    finally:
+        trainer.close()
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+class RecordingLoss:
+    """A loss that remembers how much of its targets' mass was smoothed."""
+
+    def __init__(self):
+        self.smoothed, self.targets = [], []
+
+    def __call__(self, logits, target, **options):
+        self.targets.append(target)
+        dense = target.dense() if isinstance(target, SoftTargets) else target
+        # A class that no example of a mixed pair has received α/K.
+        self.smoothed.append((dense.min(1).values.max() * K).item())
+        return F.cross_entropy(logits, target, **options)
+
+
+def fake_state(batch, outputs, model=None):
+    state = Mock(spec=State)
+    state.batch, state.outputs, state.algorithms, state.model = batch, outputs, [], model
+    state.batch_get_item = lambda key: State.batch_get_item(state, key)
+    state.batch_set_item = lambda key, value: State.batch_set_item(state, key, value)
+    return state
+
+
+def test_same_weights_as_pytorchs_own_label_smoothing():
+    loss = nn.CrossEntropyLoss(label_smoothing=0.1)
+    torch.testing.assert_close(fit([LabelSmoothing(0.1)]), fit([], model=classifier(loss)))
+
+
+def test_smoothing_zero_trains_as_without():
+    torch.testing.assert_close(fit([LabelSmoothing(0.0)]), fit([]))
+
+
+@pytest.mark.parametrize("mixer", [MixUp, CutMix])
+@pytest.mark.parametrize("interpolate_loss", [False, True])
+@pytest.mark.parametrize("first", [False, True])
+def test_every_loss_beside_a_mixer_sees_the_whole_smoothing(mixer, interpolate_loss, first):
+    loss = RecordingLoss()
+    algorithms = [mixer(alpha=0.5, interpolate_loss=interpolate_loss)]
+    algorithms.insert(0 if first else 1, LabelSmoothing(0.1))
+    fit(algorithms, model=classifier(loss))
+    assert len(loss.smoothed) == (6 if interpolate_loss else 3)
+    assert loss.smoothed == pytest.approx([0.1] * len(loss.smoothed), abs=1e-6)
+    assert all(isinstance(target, SoftTargets) for target in loss.targets)
+
+
+@pytest.mark.parametrize("mixer", [MixUp, CutMix])
+def test_both_modes_and_both_orders_give_the_same_weights(mixer):
+    runs = [
+        fit(order)
+        for interpolate_loss in (False, True)
+        for order in (
+            [LabelSmoothing(0.1), mixer(alpha=0.5, interpolate_loss=interpolate_loss)],
+            [mixer(alpha=0.5, interpolate_loss=interpolate_loss), LabelSmoothing(0.1)],
+        )
+    ]
+    for run in runs[1:]:
+        torch.testing.assert_close(run, runs[0], rtol=1e-5, atol=1e-6)
+
+
+def test_cutmix_on_label_maps_agrees_in_both_orders_and_spares_the_users_labels():
+    images, labels = examples(segmentation=True)
+    before = labels.clone()
+    loader = DataLoader(TensorDataset(images, labels), 8)
+    first = fit([LabelSmoothing(0.1), CutMix()], segmentation=True, loader=loader)
+    torch.testing.assert_close(fit([CutMix(), LabelSmoothing(0.1)], segmentation=True, loader=loader), first)
+    assert torch.equal(labels, before)
+
+
+def test_ignored_labels_get_no_gradient():
+    images, labels = examples()
+    labels[::2] = -100
+    kept = TensorDataset(images[1::2], labels[1::2])
+    all_rows = fit([LabelSmoothing(0.1)], loader=DataLoader(TensorDataset(images, labels), 8))
+    torch.testing.assert_close(all_rows, fit([LabelSmoothing(0.1)], loader=DataLoader(kept, 4)))
+
+
+@pytest.mark.parametrize("kind", ["labels", "one-hot", "dense"])
+@pytest.mark.parametrize("container", [tuple, list])
+def test_the_batch_holds_the_same_object_after_the_loss(kind, container):
+    images, labels = examples()
+    target = {"labels": labels, "one-hot": F.one_hot(labels, K), "dense": torch.rand(24, K).softmax(1)}[kind]
+    batch = container((images, target))
+    state = fake_state(batch, torch.randn(24, K))
+    algorithm = LabelSmoothing(0.1)
+    algorithm.apply(Event.BEFORE_LOSS, state, Mock())
+    assert state.batch[1] is not target
+    assert batch[1] is target  # the batch that others hold is never changed
+    dense = target if kind == "dense" else F.one_hot(labels, K)
+    torch.testing.assert_close(state.batch[1], 0.9 * dense + 0.02)
+    algorithm.apply(Event.AFTER_LOSS, state, Mock())
+    assert state.batch[1] is target
+
+
+def test_target_key_may_be_a_getter_and_a_setter():
+    labels = torch.tensor([0, 1])
+    batch = {"inputs": torch.zeros(2), "nested": {"labels": labels}}
+
+    def get(batch):
+        return batch["nested"]["labels"]
+
+    def put(batch, value):
+        batch["nested"]["labels"] = value
+        return batch
+
+    state = fake_state(batch, torch.randn(2, K))
+    algorithm = LabelSmoothing(0.1, (get, put))
+    algorithm.apply(Event.BEFORE_LOSS, state, Mock())
+    assert isinstance(state.batch["nested"]["labels"], SoftTargets)
+    assert batch["nested"]["labels"] is labels
+    algorithm.apply(Event.AFTER_LOSS, state, Mock())
+    assert state.batch["nested"]["labels"] is labels
+
+
+def test_a_loss_that_raises_leaves_the_users_batch_as_it_was():
+    def broken(logits, target):
+        raise RuntimeError("the loss broke")
+
+    batches = [[*examples()]]
+    labels = batches[0][1]
+    with pytest.raises(RuntimeError, match="the loss broke"):
+        fit([LabelSmoothing(0.1)], model=classifier(broken), loader=_Loader(batches))
+    assert batches[0][1] is labels
+
+
+class _Loader(list):
+    """A dataloader of ready-made batches."""
+
+    batch_size = 24
+
+
+def test_output_key_leads_to_the_logits():
+    @dataclass
+    class Output:
+        logits: torch.Tensor
+
+    labels, logits = torch.tensor([0, 1]), torch.randn(2, K)
+    for output, key in (
+        (Output(logits), "logits"),
+        ({"logits": logits}, "logits"),
+        ((logits, None), 0),
+        (Output(logits), lambda output: output.logits),
+    ):
+        state = fake_state((None, labels), output)
+        LabelSmoothing(0.1, output_key=key).apply(Event.BEFORE_LOSS, state, Mock())
+        assert state.batch[1].shape == (2, K)
+
+
+def test_a_classifier_on_composers_default_loss_gets_the_fused_one():
+    model = classifier()
+    fit([LabelSmoothing(0.1)], model=model, steps=1)
+    assert model._loss_fn is cross_entropy
+
+
+def test_evaluation_sees_plain_labels():
+    seen = []
+
+    class Model(ComposerClassifier):
+        def update_metric(self, batch, outputs, metric):
+            seen.append(type(batch[1]))
+            super().update_metric(batch, outputs, metric)
+
+    model = Model(nn.Sequential(nn.Flatten(), nn.Linear(192, K)), num_classes=K)
+    loader = DataLoader(TensorDataset(*examples()), 8)
+    fit([LabelSmoothing(0.1), MixUp()], model=model, eval_dataloader=loader, eval_interval="1ba")
+    assert set(seen) == {torch.Tensor}
+
+
+def test_labels_are_checked_on_the_first_batch_only(monkeypatch):
+    checks = []
+    original = torch.Tensor.aminmax
+    monkeypatch.setattr(torch.Tensor, "aminmax", lambda self, **options: checks.append(1) or original(self, **options))
+    fit([LabelSmoothing(0.1)])
+    assert len(checks) == 1
+
+
+@pytest.mark.parametrize("prior", [torch.tensor([0.4, 0.3, 0.2, 0.1, 0.0]), torch.eye(K).roll(1, 0)])
+def test_a_prior_receives_the_mass(prior):
+    state = fake_state((None, torch.tensor([2])), torch.randn(1, K))
+    LabelSmoothing(0.5, prior=prior).apply(Event.BEFORE_LOSS, state, Mock())
+    row = prior if prior.ndim == 1 else prior[2]
+    torch.testing.assert_close(state.batch[1], 0.5 * F.one_hot(torch.tensor([2]), K) + 0.5 * row)
+
+
+def test_repr_is_the_call():
+    assert repr(LabelSmoothing(0.2)) == (
+        "LabelSmoothing(smoothing=0.2, target_key=1, prior=None, ignore_index=-100, spread='all', on_conflict='raise', "
+        "output_key=None)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"smoothing": 7}, ValueError, r"smoothing must be in \[0, 1\], but is 7"),
+        ({"smoothing": float("nan")}, ValueError, "but is nan"),
+        ({"smoothing": "0.1"}, TypeError, "must be a number .* but is '0.1'"),
+        ({"spread": "none"}, ValueError, "spread must be 'all' or 'others', but is 'none'"),
+        ({"on_conflict": "ignore"}, ValueError, "on_conflict must be 'raise' or 'warn', but is 'ignore'"),
+        ({"prior": [0.5, 0.6]}, ValueError, "prior sums to 1.1, but must sum to 1"),
+        ({"prior": [1.5, -0.5]}, ValueError, "prior has an entry -0.5"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        LabelSmoothing(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "target", "error", "message"),
+    [
+        ({"logits": torch.zeros(2, K)}, torch.tensor([0, 1]), TypeError, "output is dict, .* give it output_key"),
+        (torch.zeros(2, 1), torch.tensor([0, 0]), ValueError, "one logit an example, .* use a head with two logits"),
+        (torch.zeros(2, K), [0, 1], TypeError, "target_key=1 are list, but must be one tensor"),
+        (torch.zeros(2, K), torch.tensor([0, 255]), ValueError, r"target\[1\] is 255, .* pass ignore_index=255"),
+        (torch.zeros(2, K), torch.zeros(2, 3), ValueError, "the target has 3 classes, the logits 5"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_refused_with_the_way_out(outputs, target, error, message):
+    state = fake_state((None, target), outputs)
+    with pytest.raises(error, match=message):
+        LabelSmoothing(0.1).apply(Event.BEFORE_LOSS, state, Mock())
+    assert state.batch[1] is target
+
+
+def test_a_prior_of_another_size_is_refused():
+    state = fake_state((None, torch.tensor([0])), torch.zeros(1, K))
+    with pytest.raises(ValueError, match=r"prior has shape \(3,\), .* have K = 5 classes"):
+        LabelSmoothing(0.1, prior=[0.5, 0.25, 0.25]).apply(Event.BEFORE_LOSS, state, Mock())
+
+
+def test_a_model_with_a_loss_of_its_own_trains_the_same():
+    class Model(ComposerModel):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(192, K)
+
+        def forward(self, batch):
+            return self.layer(batch[0].flatten(1))
+
+        def loss(self, outputs, batch):
+            return nn.CrossEntropyLoss()(outputs, batch[1])
+
+    model = Model()
+    model.load_state_dict({"layer." + name: value for name, value in classifier().module[1].state_dict().items()})
+    torch.testing.assert_close(fit([LabelSmoothing(0.1)], model=model), fit([LabelSmoothing(0.1)], model=classifier()))

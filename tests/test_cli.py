@@ -1,0 +1,87 @@
+"""The command line: what it prints, and how it fails."""
+
+import json
+
+import pytest
+import yaml
+
+from composer_ls.cli import main
+from composer_ls.training.recipe import shipped_recipes
+
+QUICK = ["duration=1ep", "checkpoints.interval=1ep"]
+
+
+def failure(capsys, *arguments):
+    """The message of a command that must exit with status 2."""
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    return printed.err
+
+
+def succeed(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    assert not stop.value.code
+    return capsys.readouterr().out
+
+
+def test_train_ends_with_a_short_table_and_does_not_run_twice(capfd, tmp_path):
+    arguments = ["train", "digits-mlp", *QUICK, "--out", str(tmp_path / "run")]
+    table = succeed(capfd, *arguments)
+    for word in ("accuracy", "NLL (nats)", "ECE (15 bins)", "Brier score", "smoothing", "seconds", "run folder"):
+        assert word in table
+    again = succeed(capfd, *arguments)
+    assert "was not run again; --overwrite does that" in again
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["name"] == "digits-mlp"
+
+
+def test_recipes_lists_each_with_what_it_needs(capsys):
+    listing = succeed(capsys, "recipes")
+    assert all(name in listing for name in shipped_recipes())
+    assert "data.download=true" in listing
+
+
+def test_recipes_shows_one_as_yaml_and_prints_the_schema(capsys):
+    assert yaml.safe_load(succeed(capsys, "recipes", "--show", "digits-mlp"))["duration"] == "30ep"
+    assert json.loads(succeed(capsys, "recipes", "--schema"))["title"] == "Recipe"
+
+
+def test_train_help_shows_examples(capsys):
+    text = succeed(capsys, "train", "--help")
+    assert "composer-ls train digits-mlp" in text
+    assert "key.path=value" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "digits-mpl"], "did you mean digits-mlp"),
+        (["train", "digits-mlp", "data.batchsize=3"], "unknown key data.batchsize"),
+        (["train", "digits-mlp", "seed=x"], "seed is 'x'"),
+        (["train", "digits-mlp", "algorithms.cutmixx={}"], "unknown key algorithms.cutmixx"),
+        (["train", "digits-mlp", "algorithms.label_smoothing.smoothing=7"], "smoothing must be in [0, 1], but is 7"),
+        (["train", "cifar10-resnet20", "data.root=nowhere"], "data.download=true"),
+        (["train", "digits-mlp", "device=gpu"], "device is gpu, but PyTorch sees none"),
+        (["recipes", "--show", "digits"], "did you mean"),
+    ],
+)
+def test_a_mistake_is_one_paragraph_and_status_2(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    text = failure(capsys, *arguments)
+    assert message in text
+    assert text.startswith("composer-ls: ")
+    assert text.strip().count("\n") == 0
+
+
+def test_an_unwritable_run_folder_is_told(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in failure(capsys, "train", "digits-mlp", "--out", str(tmp_path / "file" / "run"))
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(ValueError, match="did you mean digits-mlp"):
+        main(["--debug", "train", "digits-mpl"])

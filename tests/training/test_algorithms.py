@@ -1,0 +1,36 @@
+"""The `algorithms` mapping of a recipe."""
+
+import composer.algorithms
+import pytest
+
+from composer_ls import LabelSmoothing
+from composer_ls.errors import RecipeError
+from composer_ls.training.algorithms import build_algorithms
+
+
+def test_label_smoothing_is_ours_and_the_others_are_composers():
+    built = build_algorithms({"label_smoothing": {"smoothing": 0.2}, "mixup": {"alpha": 0.3}, "channels_last": {}})
+    assert [type(algorithm) for algorithm in built] == [
+        LabelSmoothing,
+        composer.algorithms.MixUp,
+        composer.algorithms.ChannelsLast,
+    ]
+    assert built[0].smoothing == 0.2
+
+
+def test_null_switches_an_algorithm_off():
+    assert build_algorithms({"mixup": None, "label_smoothing": None}) == []
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ({"cutmixx": {}}, "unknown key algorithms.cutmixx: did you mean cutmix\\? allowed are "),
+        ({"mixup": {"beta": 1}}, "unknown key algorithms.mixup.beta: allowed are alpha, interpolate_loss"),
+        ({"label_smoothing": {"smoothing": 2}}, r"algorithms.label_smoothing: smoothing must be in \[0, 1\]"),
+        ({"label_smoothing": {"smoothing": "a"}}, "algorithms.label_smoothing: smoothing must be a number"),
+    ],
+)
+def test_a_wrong_entry_is_named_with_what_is_allowed(mapping, message):
+    with pytest.raises(RecipeError, match=message):
+        build_algorithms(mapping)

@@ -1,0 +1,94 @@
+"""The data sets that recipes name."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from composer_ls.errors import DataNotFoundError, RecipeError
+from composer_ls.training.data import evaluation_loader, load_splits, training_loader
+from composer_ls.training.recipe import Data
+
+
+@pytest.fixture
+def image_tree(tmp_path):
+    for split, count in (("train", 6), ("test", 4)):
+        for number, name in enumerate(("cat", "dog", "owl")):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                Image.new("RGB", (40, 30), (80 * number, 10 * index, 0)).save(folder / f"{index}.png")
+    return tmp_path
+
+
+def test_digits_are_the_real_ones_standardised():
+    splits = load_splits(Data(name="digits"))
+    images = torch.stack([image for image, _ in splits.train])
+    assert (len(splits.train), len(splits.test), splits.num_classes) == (1437, 360, 10)
+    assert images.shape[1:] == splits.image_shape == (1, 8, 8)
+    assert images.mean().abs() < 1e-4
+    assert abs(images.std() - 1) < 1e-4
+    assert not {tuple(i.flatten().tolist()) for i, _ in splits.train} & {
+        tuple(i.flatten().tolist()) for i, _ in splits.test
+    }
+
+
+@pytest.mark.parametrize("augmentation", ["none", "crop_flip", "resized_crop"])
+def test_an_image_folder_gives_images_of_the_size_asked_for(image_tree, augmentation):
+    data = Data(name="imagefolder", root=str(image_tree), image_size=32, augmentation=augmentation, batch_size=6)
+    splits = load_splits(data)
+    assert splits.classes == ("cat", "dog", "owl")
+    images, labels = next(iter(training_loader(splits, data, seed=0)))
+    assert images.shape == (6, 3, 32, 32)
+    assert images.dtype == torch.float32
+    assert set(labels.tolist()) <= {0, 1, 2}
+    assert sum(len(labels) for _, labels in evaluation_loader(splits, data)) == 12
+
+
+def test_the_test_split_may_be_called_val(image_tree):
+    (image_tree / "test").rename(image_tree / "val")
+    assert len(load_splits(Data(name="imagefolder", root=str(image_tree))).test) == 12
+
+
+def test_the_seed_decides_the_order():
+    data = Data(name="digits", batch_size=16)
+    splits = load_splits(data)
+    orders = [torch.cat([labels for _, labels in training_loader(splits, data, seed)]) for seed in (0, 0, 1)]
+    assert torch.equal(orders[0], orders[1])
+    assert not torch.equal(orders[0], orders[2])
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_absent_cifar_says_where_it_looked_and_how_to_get_it(name, tmp_path):
+    with pytest.raises(DataNotFoundError, match=f"{name} is not at {tmp_path}.*data.download=true.*data.root=DIR"):
+        load_splits(Data(name=name, root=str(tmp_path)))
+
+
+def test_an_absent_folder_says_what_it_should_hold(tmp_path):
+    with pytest.raises(DataNotFoundError, match=f"no class folders in {tmp_path}/train.*data.root=DIR"):
+        load_splits(Data(name="imagefolder", root=str(tmp_path)))
+
+
+def test_splits_with_different_classes_are_refused(image_tree):
+    (image_tree / "test" / "owl").rename(image_tree / "test" / "newt")
+    with pytest.raises(DataNotFoundError, match="must hold the same classes, but newt, owl"):
+        load_splits(Data(name="imagefolder", root=str(image_tree)))
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    data = Data(name="digits", batch_size=2000)
+    with pytest.raises(RecipeError, match="data.batch_size=2000 is more than the 1437 training examples"):
+        training_loader(load_splits(data), data, seed=0)
+
+
+@pytest.mark.skipif("COMPOSER_LS_DATA" not in os.environ, reason="COMPOSER_LS_DATA is unset: no real images here")
+def test_the_real_cifar_images_load():
+    root = Path(os.environ["COMPOSER_LS_DATA"]) / "cifar10-jpeg"
+    data = Data(name="imagefolder", root=str(root), augmentation="crop_flip")
+    splits = load_splits(data)
+    assert (len(splits.train), len(splits.test), splits.num_classes) == (50_000, 10_000, 10)
+    images, _ = next(iter(training_loader(splits, data, seed=0)))
+    assert images.shape == (128, 3, 32, 32)
+    assert images.mean().abs() < 0.3

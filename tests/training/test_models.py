@@ -1,0 +1,37 @@
+"""The networks that recipes name."""
+
+import pytest
+import torch
+
+from composer_ls.training.models import CifarResNet, build_model
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("mlp", (1, 8, 8)),
+        ("cnn", (1, 8, 8)),
+        ("resnet20", (3, 32, 32)),
+        ("resnet56", (3, 32, 32)),
+        ("resnet18", (3, 64, 64)),
+    ],
+)
+def test_logits_have_a_row_an_image_and_reach_every_weight(name, shape):
+    model = build_model(name, shape, 7)
+    logits = model(torch.randn(2, *shape))
+    assert logits.shape == (2, 7)
+    logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)])
+def test_cifar_resnets_have_the_size_of_the_papers_table(depth, millions):
+    """He et al., 2016, table 6."""
+    weights = sum(parameter.numel() for parameter in CifarResNet(depth, 3, 10).parameters())
+    assert round(weights / 1e6, 2 if depth < 110 else 1) == millions
+
+
+def test_depth_counts_the_layers_with_weights():
+    for depth in (20, 56):
+        layers = [m for m in CifarResNet(depth, 3, 10).modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
+        assert len(layers) == depth

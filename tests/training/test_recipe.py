@@ -1,0 +1,138 @@
+"""Reading recipes: what is shipped, overrides, and the messages of mistakes."""
+
+import json
+
+import pytest
+import yaml
+
+from composer_ls.errors import RecipeError
+from composer_ls.training.recipe import Recipe, load_recipe, shipped_recipes
+
+SHIPPED = [
+    "cifar10-resnet20",
+    "cifar10-resnet56",
+    "cifar100-resnet56",
+    "digits-cnn",
+    "digits-mlp",
+    "imagenet-resnet50",
+]
+
+
+def test_the_shipped_recipes_are_there():
+    assert list(shipped_recipes()) == SHIPPED
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_recipe_is_valid_and_says_what_it_is_and_needs(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.description
+    assert recipe.needs
+    assert recipe.smoothing == 0.1
+
+
+def test_resnet56_trains_as_mosaicmls_example():
+    recipe = load_recipe("cifar10-resnet56")
+    assert (recipe.duration, recipe.data.batch_size) == ("160ep", 1024)
+    assert (recipe.optimizer.learning_rate, recipe.optimizer.weight_decay) == (1.2, 2e-3)
+    assert recipe.optimizer.decoupled
+    assert (recipe.schedule.warmup, recipe.schedule.milestones) == ("5ep", ["80ep", "120ep"])
+
+
+def test_the_resolved_recipe_reads_back_as_itself(tmp_path):
+    recipe = load_recipe("digits-mlp", ["seed=3"])
+    path = tmp_path / "resolved.yaml"
+    path.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_recipe(path) == recipe
+    assert load_recipe(path).fingerprint() == recipe.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("optimizer.learning_rate=1e-3", 0.001),
+        ("algorithms.mixup={alpha: 0.2}", {"alpha": 0.2}),
+        ("algorithms.label_smoothing=null", None),
+        ("schedule.milestones=[1ep, 2ep]", ["1ep", "2ep"]),
+        ("data.download=true", True),
+        ("data.root=some/where=else", "some/where=else"),
+    ],
+)
+def test_an_override_is_parsed_as_yaml(override, value):
+    place = load_recipe("digits-mlp", [override]).model_dump()
+    for key in override.partition("=")[0].split("."):
+        place = place[key]
+    assert place == value
+
+
+@pytest.mark.parametrize(
+    ("overrides", "smoothing"),
+    [
+        ([], 0.1),
+        (["algorithms.label_smoothing={}"], 0.1),
+        (["algorithms.label_smoothing.smoothing=0"], 0.0),
+        (["algorithms.label_smoothing=null"], 0.0),
+        (["algorithms={}"], 0.0),
+    ],
+)
+def test_the_smoothing_of_a_recipe(overrides, smoothing):
+    assert load_recipe("digits-mlp", overrides).smoothing == smoothing
+
+
+def test_the_fingerprint_follows_what_decides_the_run_and_not_the_words():
+    base = load_recipe("digits-mlp")
+    assert load_recipe("digits-mlp", ["description=other words"]).fingerprint() == base.fingerprint()
+    assert load_recipe("digits-mlp", ["seed=18"]).fingerprint() != base.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.batchsize=3", "unknown key data.batchsize: did you mean batch_size\\? allowed are name, root, "),
+        ("optimiser.name=sgd", "unknown key optimiser: did you mean optimizer\\? allowed are name, description"),
+        ("optimizer.learning_rate=fast", "optimizer.learning_rate is 'fast': input should be a valid number"),
+        ("duration=3", "duration is 3: a duration is a number with ep, ba, sp or dur behind it, such as 10ep"),
+        ("schedule.milestones=[80]", "schedule.milestones.0 is 80: a duration"),
+        ("seed=-1", "seed is -1: input should be greater than or equal to 0"),
+        ("data=4", "data is 4: input should be a valid dictionary"),
+        ("data.name=mnist", "data.name is 'mnist': input should be 'digits', 'cifar10', 'cifar100' or 'imagefolder'"),
+        ("model.name=resnet57", "model.name is 'resnet57': input should be 'mlp', 'cnn'"),
+        ("seed.low=3", "goes into seed, which is a value, not a mapping"),
+        ("seed", "'seed' is not key.path=value"),
+        ("seed=[1", "'seed=\\[1', line 1, column 3: not valid YAML"),
+    ],
+)
+def test_a_wrong_override_is_named_with_what_is_allowed(override, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("digits-mlp", [override])
+
+
+def test_an_unknown_recipe_has_near_matches():
+    with pytest.raises(RecipeError, match="no recipe 'digits-mpl': did you mean digits-mlp"):
+        load_recipe("digits-mpl")
+    with pytest.raises(RecipeError, match="no recipe file some/where.yaml"):
+        load_recipe("some/where.yaml")
+
+
+def test_broken_yaml_is_reported_with_file_and_line(tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_text("name: a\nduration: [1ep\nseed: 3\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"broken.yaml, line 3, column 5: not valid YAML"):
+        load_recipe(path)
+    path.write_text("- a\n- b\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match="holds list, but a recipe is a mapping"):
+        load_recipe(path)
+    path.write_text("name: a\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match="the key duration is missing; the key data is missing"):
+        load_recipe(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_recipe(path)
+
+
+def test_the_schema_describes_every_shipped_recipe():
+    schema = Recipe.model_json_schema()
+    json.dumps(schema)
+    for path in shipped_recipes().values():
+        assert set(yaml.safe_load(path.read_text())) <= set(schema["properties"])
+    assert schema["additionalProperties"] is False
