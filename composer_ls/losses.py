@@ -58,9 +58,9 @@ def cross_entropy(
         >>> from composer_ls import cross_entropy, smooth_labels
         >>> logits, labels = torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([0])
         >>> cross_entropy(logits, smooth_labels(logits, labels, smoothing=0.1))
-        tensor(0.3366)
+        tensor(0.3365)
         >>> torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
-        tensor(0.3366)
+        tensor(0.3365)
 
     References:
         Szegedy et al., 2016, https://arxiv.org/abs/1512.00567 (the loss of smoothed labels).
@@ -105,7 +105,7 @@ class CrossEntropyLoss(nn.Module):
         >>> from composer_ls import CrossEntropyLoss, smooth_labels
         >>> logits, labels = torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([0])
         >>> CrossEntropyLoss(reduction="none")(logits, smooth_labels(logits, labels, smoothing=0.1))
-        tensor([0.3366])
+        tensor([0.3365])
 
     """
 

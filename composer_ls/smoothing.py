@@ -121,8 +121,8 @@ def _placed_prior(prior: Any, num_classes: int, logits: Tensor, look: bool) -> T
     rows = rows if rows.is_floating_point() else rows.float()
     if tuple(rows.shape) not in {(num_classes,), (num_classes, num_classes)}:
         raise ValueError(
-            f"prior has shape {tuple(rows.shape)}, but the logits {tuple(logits.shape)} have K = {num_classes} classes: give "
-            f"a row ({num_classes},), one row per class ({num_classes}, {num_classes}), or None for uniform"
+            f"prior has shape {tuple(rows.shape)}, but the logits {tuple(logits.shape)} have K = {num_classes} "
+            f"classes: give a row ({num_classes},), one row per class ({num_classes}, {num_classes}), or None for uniform"
         )
     if look:
         check_prior_values(rows)
@@ -134,8 +134,8 @@ def _are_labels(logits: Tensor, target: Tensor, dim: int) -> bool:
     if target.shape == label_shape and target.shape != logits.shape:
         if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
             raise ValueError(
-                f"target has the shape of labels, {tuple(target.shape)}, but dtype {target.dtype}: labels are integers, "
-                f"use target.long()"
+                f"target has the shape of labels, {tuple(target.shape)}, but dtype {target.dtype}: labels are "
+                f"integers, use target.long()"
             )
         return True
     return False

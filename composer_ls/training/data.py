@@ -103,8 +103,9 @@ def _cifar(data: Data) -> Splits:
     place = Path(data.root).expanduser() / folder
     if not place.is_dir() and not data.download:
         raise DataNotFoundError(
-            f"{data.name} is not at {place.absolute()}: add data.download=true to fetch it there (170 MB), data.root=DIR "
-            f"if it is elsewhere, or data.name=imagefolder data.root=DIR for images in train/<class> and test/<class>"
+            f"{data.name} is not at {place.absolute()}: add data.download=true to fetch it there (170 MB), "
+            f"data.root=DIR if it is elsewhere, or data.name=imagefolder data.root=DIR for images in train/<class> "
+            f"and test/<class>"
         )
     train_transform, test_transform = _transforms(data, 32, CIFAR_MEAN, CIFAR_STD)
     root = Path(data.root).expanduser()
