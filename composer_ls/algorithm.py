@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,8 +16,16 @@ from composer.models import ComposerClassifier
 from composer.utils import batch_get
 from torch import Tensor
 
-from composer_ls.composition.mixers import mixers_among
-from composer_ls.composition.plan import place
+from composer_ls.composition.conflicts import (
+    Conflict,
+    DoubleSmoothingError,
+    conflicts_in_data,
+    conflicts_in_model,
+    conflicts_with_algorithms,
+    looks_smoothed,
+)
+from composer_ls.composition.mixers import check_mixers, mixers_among
+from composer_ls.composition.plan import describe, place
 from composer_ls.losses import cross_entropy
 from composer_ls.priors import as_prior
 from composer_ls.smoothing import check_smoothing, smooth_labels
@@ -23,6 +33,8 @@ from composer_ls.smoothing import check_smoothing, smooth_labels
 __all__ = ["LabelSmoothing"]
 
 ON_CONFLICT = ("raise", "warn")
+
+log = logging.getLogger(__name__)
 
 
 class LabelSmoothing(Algorithm):
@@ -46,7 +58,13 @@ class LabelSmoothing(Algorithm):
     Raises:
         TypeError: ``smoothing`` is not a number. During training: the output or the targets are not a tensor.
         ValueError: ``smoothing`` is outside [0, 1], or ``prior``, ``spread`` or ``on_conflict`` is wrong. During
-            training: the targets do not fit the logits, or the logits have one class.
+            training: the targets do not fit the logits, the logits have one class, or a mixer has another target key.
+        DoubleSmoothingError: When training starts, if the loss, another algorithm or the dataloader smooths too.
+
+    Note:
+        Under cross entropy without class weights and ignored labels, ``interpolate_loss=True`` and ``False`` of MixUp and
+        CutMix give the same loss and gradient. With them, PyTorch's mean divides each of the two losses by the weight
+        of its own labels, and the two modes differ by that.
 
     Example:
         >>> from composer.algorithms import MixUp
@@ -97,42 +115,56 @@ class LabelSmoothing(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Take the step that belongs to ``event``."""
-        self._STEPS[event](self, state)
+        self._STEPS[event](self, state, logger)
 
-    def _settle(self, state: State) -> None:
+    def _settle(self, state: State, logger: Logger) -> None:
+        check_mixers(state.algorithms, self.target_key)
         state.algorithms = place(state.algorithms, self)
         model = state.model
+        self._refuse([*conflicts_with_algorithms(state.algorithms, self), *conflicts_in_model(model)])
         if isinstance(model, ComposerClassifier) and model._loss_fn is soft_cross_entropy:
             model._loss_fn = cross_entropy  # the same loss, without the dense target
 
-    def _start(self, state: State) -> None:
+    def _start(self, state: State, logger: Logger) -> None:
         state.algorithms = place(state.algorithms, self)
+        self._refuse(conflicts_in_data(state.dataloader))
         self._validated = False
+        plan = describe(state)
+        log.info("label smoothing: %s", plan)
+        logger.log_hyperparameters({"label_smoothing_plan": plan})
 
-    def _smooth(self, state: State) -> None:
-        self._restore_second_labels(state)  # of a step that did not come to its end
+    def _smooth(self, state: State, logger: Logger) -> None:
+        self._restore_second_labels(state, logger)  # of a step that did not come to its end
         logits = self._logits(state)
         target = state.batch_get_item(self.target_key)
+        if not self._validated:
+            self._warn_if_smoothed(target, logits)
         smoothed = self._smoothed(logits, target)
-        mixers = mixers_among(state.algorithms)
-        seconds = [(a, m.second_labels, getattr(a, m.second_labels)) for a, m in mixers]
-        for algorithm, name, labels in seconds:
-            setattr(algorithm, name, self._smoothed(logits, labels))
-        self._held_second_labels = seconds
+        seconds = []
+        for algorithm, mixer in mixers_among(state.algorithms):
+            labels = mixer.second_labels_of(algorithm)
+            try:
+                seconds.append((algorithm, mixer.second_labels, labels, self._smoothed(logits, labels)))
+            except (TypeError, ValueError) as error:
+                place = f"{type(algorithm).__name__}.{mixer.second_labels}"
+                raise type(error)(f"the second labels in {place} do not fit the batch: {error}") from error
+        for algorithm, name, _, smoothed_labels in seconds:
+            setattr(algorithm, name, smoothed_labels)
+        self._held_second_labels = [held[:3] for held in seconds]
         self._held_target = target
         self._validated = True
         # A copy of the containers takes the smoothed target, so that the batch that others hold is never changed.
         state.batch = _copy_containers(state.batch)
         state.batch_set_item(self.target_key, smoothed)
 
-    def _restore(self, state: State) -> None:
+    def _restore(self, state: State, logger: Logger) -> None:
         if self._held_target is not None:
             state.batch_set_item(self.target_key, self._held_target)
             self._held_target = None
         # A mixer that interpolates losses still has to use its second labels, at BEFORE_BACKWARD.
-        self._restore_second_labels(state, keep_interpolating=True)
+        self._restore_second_labels(state, logger, keep_interpolating=True)
 
-    def _restore_second_labels(self, state: State, keep_interpolating: bool = False) -> None:
+    def _restore_second_labels(self, state: State, logger: Logger, keep_interpolating: bool = False) -> None:
         kept = []
         interpolating = (
             [a for a, m in mixers_among(state.algorithms) if m.interpolates(a)] if keep_interpolating else []
@@ -144,13 +176,31 @@ class LabelSmoothing(Algorithm):
                 setattr(algorithm, name, labels)
         self._held_second_labels = kept
 
-    _STEPS: dict[Event, Callable[[LabelSmoothing, State], None]] = {
+    _STEPS: dict[Event, Callable[[LabelSmoothing, State, Logger], None]] = {
         Event.INIT: _settle,
         Event.FIT_START: _start,
         Event.BEFORE_LOSS: _smooth,
         Event.AFTER_LOSS: _restore,
         Event.AFTER_BACKWARD: _restore_second_labels,
     }
+
+    def _refuse(self, conflicts: Sequence[Conflict]) -> None:
+        if not conflicts or not self.smoothing:
+            return
+        message = conflicts[0].message(self)
+        if self.on_conflict == "raise":
+            raise DoubleSmoothingError(message)
+        warnings.warn(message, stacklevel=2)
+
+    def _warn_if_smoothed(self, target: Any, logits: Tensor) -> None:
+        reason = looks_smoothed(target, logits.shape[1] if logits.ndim > 1 else logits.shape[0])
+        if reason and self.smoothing:
+            warnings.warn(
+                f"the first batch's target looks smoothed before LabelSmoothing smooths it: {reason}. If a transform of "
+                f"the dataloader smooths (timm's Mixup does by default), set its label_smoothing=0.0, or take "
+                f"LabelSmoothing out of algorithms",
+                stacklevel=2,
+            )
 
     def _smoothed(self, logits: Tensor, target: Any) -> Tensor:
         if not isinstance(target, Tensor):

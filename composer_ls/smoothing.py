@@ -122,7 +122,7 @@ def _placed_prior(prior: Any, num_classes: int, logits: Tensor, look: bool) -> T
     if tuple(rows.shape) not in {(num_classes,), (num_classes, num_classes)}:
         raise ValueError(
             f"prior has shape {tuple(rows.shape)}, but the logits {tuple(logits.shape)} have K = {num_classes} "
-            f"classes: give a row ({num_classes},), one row per class ({num_classes}, {num_classes}), or None for uniform"
+            f"classes: give a row ({num_classes},), one row per class ({num_classes}, {num_classes}), or None"
         )
     if look:
         check_prior_values(rows)

@@ -422,7 +422,7 @@ def _setitem(target: Any, index: Any, value: Any) -> Any:
     if value.ndim != target.ndim - sum(isinstance(entry, int) for entry in entries):
         return NotImplemented
     dim = _class_dim(target.classes)
-    components = max(target.classes.shape[dim], value.classes.shape[dim])
+    components = max(target.classes.shape[dim], value.classes.shape[_class_dim(value)])
     value = _pad_components(value, components)
     new = _pad_components(target, components)
     classes = new.classes.clone(memory_format=torch.contiguous_format)

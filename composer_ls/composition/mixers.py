@@ -1,14 +1,15 @@
-"""The algorithms that mix targets during training: one small adapter each, in a registry that users may add to."""
+"""Who mixes targets: one small adapter for each such algorithm, in a registry that users may add to."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from composer.algorithms import CutMix, MixUp
 from composer.core import Algorithm
 
-__all__ = ["Mixer", "mixer_of", "mixers_among", "register_mixer"]
+__all__ = ["Mixer", "check_mixers", "data_mixers", "mixer_of", "mixers_among", "register_mixer"]
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,8 @@ class Mixer:
 
     Attributes:
         algorithm: Its class; subclasses count too.
-        second_labels: The attribute in which it keeps the labels of each example's partner, from ``BEFORE_FORWARD``
-            until it mixes them in.
+        second_labels: The attribute in which it keeps the labels of each example's partner, shaped like the targets,
+            from ``BEFORE_FORWARD`` until it mixes them in.
         interpolate_loss: The attribute that says that it mixes two losses at ``BEFORE_BACKWARD``, rather than two
             targets at ``BEFORE_LOSS``. ``None`` if it never does.
         target_key: The attribute with the key of the targets in the batch.
@@ -34,12 +35,48 @@ class Mixer:
         """Whether this instance mixes losses rather than targets."""
         return self.interpolate_loss is not None and bool(getattr(algorithm, self.interpolate_loss))
 
+    def second_labels_of(self, algorithm: Algorithm) -> Any:
+        """The partner's labels that this instance holds now.
+
+        Raises:
+            ValueError: It does not keep them where the adapter says.
+
+        """
+        return _promised(self, algorithm, self.second_labels, "second_labels")
+
 
 _REGISTRY: dict[type[Algorithm], Mixer] = {}
 
 
 def register_mixer(mixer: Mixer) -> None:
-    """Make smoothing know one more mixer. A second registration of the same class replaces the first."""
+    """Make smoothing know one more algorithm that mixes targets, so that it smooths both labels of every pair.
+
+    A second registration of the same class replaces the first.
+
+    Example:
+        >>> import torch
+        >>> from composer.core import Algorithm, Event
+        >>> from composer_ls.composition import Mixer, register_mixer
+        >>> class FlipMix(Algorithm):
+        ...     '''Half of each image and of its label from the example at the mirrored place of the batch.'''
+        ...
+        ...     def __init__(self, target_key=1):
+        ...         self.target_key, self.partners = target_key, None
+        ...
+        ...     def match(self, event, state):
+        ...         return event in (Event.BEFORE_FORWARD, Event.BEFORE_LOSS)
+        ...
+        ...     def apply(self, event, state, logger):
+        ...         if event == Event.BEFORE_FORWARD:
+        ...             images = state.batch_get_item(0)
+        ...             self.partners = state.batch_get_item(self.target_key).flip(0)
+        ...             state.batch_set_item(0, 0.5 * images + 0.5 * images.flip(0))
+        ...         else:  # here the targets and the partners are smoothed already, as if they were dense rows
+        ...             target = state.batch_get_item(self.target_key)
+        ...             state.batch_set_item(self.target_key, 0.5 * target + 0.5 * self.partners)
+        >>> register_mixer(Mixer(FlipMix, second_labels="partners"))
+
+    """
     _REGISTRY[mixer.algorithm] = mixer
 
 
@@ -55,3 +92,52 @@ def mixer_of(algorithm: Algorithm) -> Mixer | None:
 def mixers_among(algorithms: Sequence[Algorithm]) -> list[tuple[Algorithm, Mixer]]:
     """The mixers of a list, in its order, each with its adapter."""
     return [(algorithm, mixer) for algorithm in algorithms if (mixer := mixer_of(algorithm))]
+
+
+def check_mixers(algorithms: Sequence[Algorithm], target_key: Any) -> None:
+    """Check that every mixer has what its adapter promises and mixes the targets that are smoothed.
+
+    Raises:
+        ValueError: It lacks a promised attribute, or its targets have another key.
+
+    """
+    for algorithm, mixer in mixers_among(algorithms):
+        if mixer.interpolate_loss is not None:
+            _promised(mixer, algorithm, mixer.interpolate_loss, "interpolate_loss")
+        key = _promised(mixer, algorithm, mixer.target_key, "target_key")
+        if key != target_key:
+            name = type(algorithm).__name__
+            raise ValueError(
+                f"{name} mixes the targets at target_key={key!r}, but LabelSmoothing smooths those at "
+                f"target_key={target_key!r}, so that one of them would miss: give both the same target_key"
+            )
+
+
+def _promised(mixer: Mixer, algorithm: Algorithm, attribute: str, field: str) -> Any:
+    if not hasattr(algorithm, attribute):
+        name = type(algorithm).__name__
+        raise ValueError(
+            f"{name} is registered as a mixer with {field}={attribute!r}, but has no attribute {attribute!r}: "
+            f"register_mixer(Mixer({name}, ...)) with the name of the attribute that it has, or set it in __init__"
+        )
+    return getattr(algorithm, attribute)
+
+
+_DATA_MIXERS = {
+    "torchvision.transforms.v2": ("MixUp", "CutMix"),
+    "timm.data.mixup": ("Mixup", "FastCollateMixup"),
+}
+"""Mixers of the dataloader by the module that they come from: their targets arrive as dense rows."""
+
+
+def data_mixers(objects: Sequence[Any]) -> list[Any]:
+    """Those of some objects that mix targets in the dataloader. No package is imported to tell."""
+    return [thing for thing in objects if _is_data_mixer(type(thing))]
+
+
+def _is_data_mixer(cls: type) -> bool:
+    return any(
+        base.__module__.startswith(module) and base.__name__ in names
+        for base in cls.__mro__
+        for module, names in _DATA_MIXERS.items()
+    )

@@ -1,14 +1,19 @@
-"""The order in which smoothing and the other algorithms run."""
+"""The plan: where smoothing runs among the other algorithms, and what will happen in words."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from composer.core import Algorithm
+from composer.core import Algorithm, State
+from torch import nn
+from torch.nn import functional as F
 
-from composer_ls.composition.mixers import mixer_of
+from composer_ls.composition.mixers import data_mixers, mixer_of
+from composer_ls.composition.reach import reachable
+from composer_ls.losses import CrossEntropyLoss, cross_entropy
 
-__all__ = ["place"]
+__all__ = ["describe", "place"]
 
 
 def place(algorithms: Sequence[Algorithm], smoother: Algorithm) -> list[Algorithm]:
@@ -19,12 +24,101 @@ def place(algorithms: Sequence[Algorithm], smoother: Algorithm) -> list[Algorith
     earlier mixes hard rows, which are smoothed afterwards: the result is the same.
     """
     others = [algorithm for algorithm in algorithms if algorithm is not smoother]
-    position = next((i for i, algorithm in reversed(list(enumerate(others, 1))) if _may_rewrite_targets(algorithm)), 0)
+    position = max((i for i, algorithm in enumerate(others, 1) if _is_unknown(algorithm)), default=0)
     while position < len(others) and mixer_of(others[position]) is None:
         position += 1
     return [*others[:position], smoother, *others[position:]]
 
 
-def _may_rewrite_targets(algorithm: Algorithm) -> bool:
-    """Whether an algorithm is unknown to us: not a mixer, nor one of Composer's own, which leave targets alone."""
+def _is_unknown(algorithm: Algorithm) -> bool:
+    """Whether an algorithm may rewrite targets: it is no mixer, nor one of Composer's own, which leave targets alone."""
     return mixer_of(algorithm) is None and not type(algorithm).__module__.startswith("composer.")
+
+
+def describe(trainer_or_state: Any) -> str:
+    r"""What happens to the targets between the dataloader and the loss, in one sentence.
+
+    Args:
+        trainer_or_state: A Composer ``Trainer`` or ``State``. The dataloader's part is known once training has started,
+            or when the Trainer was given it.
+
+    Example:
+        >>> import torch
+        >>> from composer import Trainer
+        >>> from composer.algorithms import CutMix
+        >>> from composer.models import ComposerClassifier
+        >>> from composer_ls import LabelSmoothing
+        >>> from composer_ls.composition import describe
+        >>> model = ComposerClassifier(torch.nn.Linear(4, 10), num_classes=10)
+        >>> trainer = Trainer(model=model, algorithms=[CutMix(), LabelSmoothing(0.1)], progress_bar=False)
+        >>> print(describe(trainer).replace("; ", ";\n"))
+        smoothing 0.1, uniform over 10 classes;
+        CutMix mixes first labels with second labels, both smoothed;
+        loss cross_entropy, fused;
+        targets restored after the loss
+
+    """
+    state: State = getattr(trainer_or_state, "state", trainer_or_state)
+    smoother = next((a for a in state.algorithms if _is_ours(a)), None)
+    parts = [_smoothing_part(smoother, state), *_data_part(state), *_mixer_parts(state.algorithms, smoother)]
+    parts.append(_loss_part(state))
+    return "; ".join([*parts, "targets restored after the loss"] if smoother is not None else parts)
+
+
+def _is_ours(algorithm: Algorithm) -> bool:
+    return type(algorithm).__name__ == "LabelSmoothing" and type(algorithm).__module__.startswith("composer_ls")
+
+
+def _smoothing_part(smoother: Any, state: State) -> str:
+    if smoother is None:
+        return "no smoothing"
+    classes = getattr(_unwrapped(state), "num_classes", None)
+    over = f"over {classes} classes" if classes else "over all classes"
+    if smoother.prior is not None:
+        over = "to the given prior" if smoother.prior.ndim == 1 else "to the given prior of each class"
+    elif smoother.spread == "others":
+        over = over.replace("over ", "over all but the true one of ") if classes else "over all but the true class"
+    word = "uniform " if smoother.prior is None else ""
+    return f"smoothing {smoother.smoothing:g}, {word}{over}"
+
+
+def _data_part(state: State) -> list[str]:
+    collate = getattr(state.train_dataloader or state.dataloader, "collate_fn", None)
+    mixers = data_mixers([thing for _, thing in reachable(collate, "collate_fn")])
+    names = " and ".join(dict.fromkeys(type(mixer).__name__ for mixer in mixers))
+    return [f"{names} in the dataloader, whose dense rows are smoothed"] if names else []
+
+
+def _mixer_parts(algorithms: Sequence[Algorithm], smoother: Algorithm | None) -> list[str]:
+    parts = []
+    both = ", both smoothed" if smoother is not None else ""
+    before = True
+    for algorithm in algorithms:
+        if algorithm is smoother:
+            before = False
+        elif _is_unknown(algorithm) and smoother is not None:
+            parts.append(f"{type(algorithm).__name__} may rewrite targets, smoothed after it")
+        elif (mixer := mixer_of(algorithm)) is not None:
+            name = type(algorithm).__name__
+            if mixer.interpolates(algorithm):
+                parts.append(f"{name} mixes the losses of first and second labels{both}")
+            elif before and smoother is not None:
+                parts.append(f"{name} mixes first labels with second labels, smoothed after it")
+            else:
+                parts.append(f"{name} mixes first labels with second labels{both}")
+    return parts
+
+
+def _loss_part(state: State) -> str:
+    model = _unwrapped(state)
+    loss = getattr(model, "_loss_fn", None)
+    if loss is None:
+        return f"loss {type(model).__name__}.loss"
+    name = getattr(loss, "__name__", type(loss).__name__)
+    fused = loss in (cross_entropy, F.cross_entropy) or isinstance(loss, (nn.CrossEntropyLoss, CrossEntropyLoss))
+    return f"loss {name}, fused" if fused else f"loss {name}"
+
+
+def _unwrapped(state: State) -> Any:
+    model = state.model
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

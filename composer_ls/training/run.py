@@ -25,6 +25,7 @@ from composer.optim import (
 )
 from composer.utils import dist, reproducibility
 
+from composer_ls.composition import describe
 from composer_ls.diagnostics.calibration import (
     accuracy,
     brier_score,
@@ -112,6 +113,7 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
         result = {
             "name": recipe.name,
             "smoothing": recipe.smoothing,
+            "plan": describe(trainer),
             "metrics": {
                 "accuracy": accuracy(logits, labels),
                 "nll": negative_log_likelihood(logits, labels),

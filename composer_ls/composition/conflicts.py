@@ -1,0 +1,166 @@
+"""What would smooth the targets a second time: found by looking, before the first step."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import numbers
+import textwrap
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from composer.core import Algorithm
+from torch import Tensor
+
+from composer_ls.composition.reach import reachable
+from composer_ls.targets import SoftTargets
+
+__all__ = [
+    "Conflict",
+    "DoubleSmoothingError",
+    "conflicts_in_data",
+    "conflicts_in_model",
+    "conflicts_with_algorithms",
+    "looks_smoothed",
+]
+
+
+class DoubleSmoothingError(ValueError):
+    """Two places would smooth the same targets."""
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Something beside LabelSmoothing that smooths.
+
+    Attributes:
+        place: Where it is and what it is, in words.
+        remedy: What to change there so that it does not.
+
+    """
+
+    place: str
+    remedy: str
+
+    def message(self, smoother: Algorithm) -> str:
+        """Both places, and the two ways out."""
+        return (
+            f"the targets would be smoothed twice: by LabelSmoothing(smoothing={getattr(smoother, 'smoothing', '?')}) in "
+            f"algorithms, and by {self.place}. Keep one: {self.remedy}, or take LabelSmoothing out of algorithms; "
+            f"LabelSmoothing(..., on_conflict='warn') goes on with both"
+        )
+
+
+def conflicts_with_algorithms(algorithms: Sequence[Algorithm], smoother: Algorithm) -> list[Conflict]:
+    """Other algorithms of the list that smooth labels, Composer's or ours."""
+    return [
+        Conflict(f"another {type(other).__module__.split('.')[0]} {type(other).__name__}", "remove it from algorithms")
+        for other in algorithms
+        if other is not smoother
+        and type(other).__name__ == "LabelSmoothing"
+        and _is_positive(vars(other).get("smoothing"))
+    ]
+
+
+def conflicts_in_model(model: Any) -> list[Conflict]:
+    """Losses of a model that smooth: modules, partials and functions among its attributes, and its ``loss`` method."""
+    loss = getattr(model, "loss", None)
+    roots = [*model.named_modules()] if hasattr(model, "named_modules") else []
+    found: list[Conflict] = []
+    for name, module in roots:
+        place = ".".join(filter(None, ("model", name)))
+        found += _smoothing_of(place, module)
+        for attribute, value in vars(module).items():
+            if callable(value) and not isinstance(value, type):
+                for path, thing in reachable(value, f"{place}.{attribute}"):
+                    found += _smoothing_of(path, thing)
+    if isinstance(loss, types.MethodType):
+        found += _smoothing_in_source("model.loss", loss.__func__, model)
+    return _unique(found)
+
+
+def conflicts_in_data(dataloader: Any) -> list[Conflict]:
+    """What smooths in a dataloader: its collate function and its data set's transforms, as far as they can be seen."""
+    roots = [("the dataloader's collate_fn", getattr(dataloader, "collate_fn", None))]
+    data_set = getattr(dataloader, "dataset", None)
+    roots += [
+        (f"the data set's {name}", getattr(data_set, name, None))
+        for name in ("transform", "target_transform", "transforms", "collate_fn")
+    ]
+    if hasattr(dataloader, "loader"):  # a loader around a loader, as timm has
+        roots.append(("the dataloader", dataloader))
+    return _unique(
+        [c for name, root in roots for path, thing in reachable(root, name) for c in _smoothing_of(path, thing)]
+    )
+
+
+def looks_smoothed(target: Any, num_classes: int) -> str | None:
+    """Why a target that arrives at the loss looks smoothed already, if it does. Reads its values."""
+    if isinstance(target, SoftTargets):
+        already = bool((target.smoothing != 0).any())
+        return f"it arrives as {target!r}" if already else None
+    dense = isinstance(target, Tensor) and target.is_floating_point() and target.ndim > 1 and target.numel() > 0
+    if not dense or num_classes < 3 or target.shape[1] != num_classes:
+        return None
+    if bool((target.amin(1) > 0).all()):
+        return "its rows are dense and even their smallest entries are positive, as only smoothing makes them"
+    return None
+
+
+def _unique(conflicts: Sequence[Conflict]) -> list[Conflict]:
+    return list(dict.fromkeys(conflicts))
+
+
+def _smoothing_of(path: str, thing: Any) -> Iterator[Conflict]:
+    if isinstance(thing, functools.partial):
+        amount = thing.keywords.get("label_smoothing")
+        if _is_positive(amount):
+            name = getattr(thing.func, "__name__", type(thing.func).__name__)
+            yield Conflict(
+                f"{path}, which is functools.partial({name}, label_smoothing={amount})",
+                f"drop label_smoothing={amount} from the partial",
+            )
+        return
+    if isinstance(thing, types.FunctionType):
+        yield from _smoothing_in_source(path, thing)
+        return
+    name = type(thing).__name__
+    for attribute in ("label_smoothing", "smoothing"):
+        amount = getattr(thing, attribute, None) if not isinstance(thing, type) else None
+        named_so = attribute == "label_smoothing" or "smooth" in name.lower() or "crossentropy" in name.lower()
+        if named_so and _is_positive(amount):
+            yield Conflict(f"{path}, which is {name}({attribute}={amount})", f"set {attribute}=0.0 in that {name}")
+            return
+
+
+def _smoothing_in_source(path: str, function: Any, owner: Any = None) -> Iterator[Conflict]:
+    """A call with ``label_smoothing=`` in a function's text, where its value is a number or an attribute of ``self``."""
+    if "label_smoothing" not in str(function.__code__.co_consts) + str(function.__code__.co_names):
+        return
+    try:
+        lines, first = inspect.getsourcelines(function)
+        tree = ast.parse(textwrap.dedent("".join(lines)))
+    except (OSError, TypeError, SyntaxError):
+        return
+    for call in ast.walk(tree):
+        for keyword in call.keywords if isinstance(call, ast.Call) else ():
+            if keyword.arg == "label_smoothing" and _is_positive(amount := _value(keyword.value, owner)):
+                line = f"{function.__code__.co_filename}:{first + keyword.value.lineno - 1}"
+                yield Conflict(
+                    f"{path}, which passes label_smoothing={amount} ({line})", f"drop label_smoothing= from {line}"
+                )
+
+
+def _value(node: ast.expr, owner: Any) -> Any:
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
+        return getattr(owner, node.attr, None)
+    return None
+
+
+def _is_positive(amount: Any) -> bool:
+    return isinstance(amount, numbers.Real) and not isinstance(amount, bool) and float(amount) > 0
