@@ -164,10 +164,14 @@ def _soft_cross_entropy(
     x = logits.unsqueeze(0) if logits.ndim == 1 else logits
     x = x.flatten(2) if x.ndim > 2 else x.unsqueeze(2)
     out_dtype = torch.float32 if compute != torch.float64 and _autocast(logits) else logits.dtype
+    if not torch.is_grad_enabled():
+        x = x.detach()  # or the gradient would be made in vain
     if reduction == "none":
         dim = _class_dim(logits)
         return _RowLosses.apply(x, rows).view(logits.shape[:dim] + logits.shape[dim + 1 :]).to(out_dtype)
     scale = _inverse(counted.sum()) if reduction == "mean" else counted.new_ones(())
+    if x.dtype == torch.float16:  # its gradient would vanish if it were rounded before a GradScaler's factor is known
+        return (_RowLosses.apply(x, rows).sum() * scale).to(out_dtype)
     return _TotalLoss.apply(x, rows, scale).to(out_dtype)
 
 
