@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 import inspect
 import numbers
-import textwrap
+import re
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -136,30 +135,23 @@ def _smoothing_of(path: str, thing: Any) -> Iterator[Conflict]:
             return
 
 
+_PASSED = re.compile(r"\blabel_smoothing\s*=\s*(?:self\.(?P<name>\w+)|(?P<number>\d*\.?\d+))")
+
+
 def _smoothing_in_source(path: str, function: Any, owner: Any = None) -> Iterator[Conflict]:
-    """A call with ``label_smoothing=`` in a function's text, where its value is a number or an attribute of ``self``."""
-    if "label_smoothing" not in str(function.__code__.co_consts) + str(function.__code__.co_names):
-        return
+    """``label_smoothing=`` in a function's text, where its value is a number or an attribute of ``self``."""
     try:
         lines, first = inspect.getsourcelines(function)
-        tree = ast.parse(textwrap.dedent("".join(lines)))
-    except (OSError, TypeError, SyntaxError):
+    except (OSError, TypeError):
         return
-    for call in ast.walk(tree):
-        for keyword in call.keywords if isinstance(call, ast.Call) else ():
-            if keyword.arg == "label_smoothing" and _is_positive(amount := _value(keyword.value, owner)):
-                line = f"{function.__code__.co_filename}:{first + keyword.value.lineno - 1}"
+    for number, line in enumerate(lines, first):
+        for match in _PASSED.finditer(line.partition("#")[0]):
+            amount = getattr(owner, match["name"], None) if match["name"] else float(match["number"])
+            if _is_positive(amount):
+                place = f"{function.__code__.co_filename}:{number}"
                 yield Conflict(
-                    f"{path}, which passes label_smoothing={amount} ({line})", f"drop label_smoothing= from {line}"
+                    f"{path}, which passes label_smoothing={amount} ({place})", f"drop label_smoothing= from {place}"
                 )
-
-
-def _value(node: ast.expr, owner: Any) -> Any:
-    if isinstance(node, ast.Constant):
-        return node.value
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
-        return getattr(owner, node.attr, None)
-    return None
 
 
 def _is_positive(amount: Any) -> bool:

@@ -1,0 +1,147 @@
+"""Methods that leave targets alone compose unchanged: the loss sees the whole smoothing, and training goes as it should."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from composer import Evaluator, Trainer
+from composer.algorithms import (
+    EMA,
+    SAM,
+    SWA,
+    AugMix,
+    BlurPool,
+    ChannelsLast,
+    ColOut,
+    CutOut,
+    GradientClipping,
+    MixUp,
+    ProgressiveResizing,
+    RandAugment,
+    SelectiveBackprop,
+)
+from composer.utils import reproducibility
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from trainer_support import K, RecordingLoss, classifier, examples, fit
+
+from composer_ls import LabelSmoothing, SoftTargets
+
+
+def convolutional(loss):
+    """A network that takes any size of image, for the methods that change it."""
+    torch.manual_seed(7)
+    layers = [nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    model = classifier(loss)
+    model.module = nn.Sequential(*layers, nn.Linear(8, K))
+    return model
+
+
+def assert_every_loss_saw_a_tenth(loss, at_least=3):
+    assert len(loss.smoothed) >= at_least
+    assert loss.smoothed == pytest.approx([0.1] * len(loss.smoothed), abs=1e-6)
+    assert all(isinstance(target, SoftTargets) for target in loss.targets)
+
+
+COMPANIONS = {
+    "SAM": lambda: SAM(interval=1),
+    "EMA": lambda: EMA(half_life="2ba"),
+    "SWA": lambda: SWA(swa_start="0.2dur", swa_end="0.9dur", update_interval="1ba"),
+    "ColOut": lambda: ColOut(p_row=0.3, p_col=0.3),
+    "ProgressiveResizing": lambda: ProgressiveResizing(initial_scale=0.5, finetune_fraction=0.1),
+    "CutOut": lambda: CutOut(length=0.5),
+    "GradientClipping": lambda: GradientClipping(clipping_type="norm", clipping_threshold=0.1),
+    "SelectiveBackprop": lambda: SelectiveBackprop(0.0, 1.0, keep=0.5, interrupt=0),
+    "BlurPool": lambda: BlurPool(min_channels=3),
+    "ChannelsLast": ChannelsLast,
+}
+
+
+@pytest.mark.parametrize("companion", COMPANIONS.values(), ids=COMPANIONS)
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_loss_sees_the_whole_smoothing_beside(companion, mixed):
+    loss = RecordingLoss()
+    fit([companion(), LabelSmoothing(0.1), *([MixUp(0.5)] if mixed else [])], model=convolutional(loss), steps=5)
+    assert_every_loss_saw_a_tenth(loss, at_least=5)
+
+
+@pytest.mark.parametrize(
+    "companion", [COMPANIONS["ColOut"], lambda: ProgressiveResizing(initial_scale=0.5, resize_targets=True)]
+)
+@pytest.mark.parametrize("first", [False, True])
+def test_methods_that_rewrite_label_maps_compose(companion, first):
+    loss = RecordingLoss()
+    algorithms = [companion()]
+    algorithms.insert(0 if first else 1, LabelSmoothing(0.1))
+    fit(algorithms, model=classifier(loss, segmentation=True), segmentation=True)
+    assert_every_loss_saw_a_tenth(loss)
+    assert {target.shape[2:] for target in loss.targets} != {(8, 8)}
+
+
+@pytest.mark.parametrize("augmentation", [AugMix, RandAugment])
+def test_methods_that_change_the_data_sets_images_compose(augmentation):
+    to_tensor = torchvision.transforms.Compose([torchvision.transforms.ToTensor()])
+    data = torchvision.datasets.FakeData(24, (3, 16, 16), K, transform=to_tensor)
+    loss = RecordingLoss()
+    fit([augmentation(), LabelSmoothing(0.1)], model=convolutional(loss), loader=DataLoader(data, 8))
+    assert_every_loss_saw_a_tenth(loss)
+
+
+def test_two_evaluators_see_plain_labels():
+    loader = DataLoader(TensorDataset(*examples()), 8)
+    evaluators = [Evaluator(label=name, dataloader=loader, metric_names=["MulticlassAccuracy"]) for name in ("a", "b")]
+    loss = RecordingLoss()
+    fit([LabelSmoothing(0.1), MixUp(0.5)], model=classifier(loss), eval_dataloader=evaluators, eval_interval="1ba")
+    assert_every_loss_saw_a_tenth(loss)
+
+
+def test_a_second_fit_goes_on_smoothing():
+    reproducibility.seed_all(7)
+    loss = RecordingLoss()
+    model = classifier(loss)
+    trainer = Trainer(
+        model=model,
+        train_dataloader=DataLoader(TensorDataset(*examples()), 8),
+        max_duration="2ba",
+        algorithms=[MixUp(0.5), LabelSmoothing(0.1)],
+        optimizers=torch.optim.SGD(model.parameters(), 0.1),
+        progress_bar=False,
+        device="cpu",
+    )
+    trainer.fit()
+    trainer.fit(duration="2ba")
+    trainer.close()
+    assert_every_loss_saw_a_tenth(loss, at_least=4)
+
+
+def test_a_run_resumed_in_the_middle_of_an_epoch_ends_where_an_undisturbed_one_does(tmp_path):
+    algorithms = lambda: [LabelSmoothing(0.1), MixUp(0.5)]  # noqa: E731
+    loader = lambda: DataLoader(TensorDataset(*examples()), 4)  # noqa: E731
+    whole = fit(algorithms(), steps=5, loader=loader())
+    fit(algorithms(), steps=2, loader=loader(), save_folder=str(tmp_path), save_interval="2ba")
+    resumed = fit(algorithms(), steps=5, loader=loader(), load_path=str(tmp_path / "latest-rank0.pt"))
+    torch.testing.assert_close(resumed, whole)
+
+
+@pytest.fixture(scope="module")
+def table():
+    path = Path(__file__).parents[2] / "examples" / "composition_table.py"
+    spec = importlib.util.spec_from_file_location("composition_table", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_every_row_receives_exactly_the_smoothing(table):
+    for case in table.CASES:
+        smoothing, trains_on_ignored = table.received_smoothing(case, table.ours(case))
+        assert smoothing == pytest.approx(0.1, abs=1e-6), case.name
+        assert not trains_on_ignored
+
+
+def test_readme_shows_the_table(table):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    for case in table.CASES:
+        assert any(line.startswith(f"| {case.name} |") and line.endswith("| 0.1000 |") for line in readme.splitlines())
