@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import numbers
 import re
+import tokenize
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -135,23 +137,33 @@ def _smoothing_of(path: str, thing: Any) -> Iterator[Conflict]:
             return
 
 
-_PASSED = re.compile(r"\blabel_smoothing\s*=\s*(?:self\.(?P<name>\w+)|(?P<number>\d*\.?\d+))")
-
-
 def _smoothing_in_source(path: str, function: Any, owner: Any = None) -> Iterator[Conflict]:
-    """``label_smoothing=`` in a function's text, where its value is a number or an attribute of ``self``."""
+    """``label_smoothing=`` in a function's code, where its value is a number or an attribute of ``self``."""
     try:
         lines, first = inspect.getsourcelines(function)
     except (OSError, TypeError):
         return
-    for number, line in enumerate(lines, first):
-        for match in _PASSED.finditer(line.partition("#")[0]):
+    for number, words in enumerate(_words_by_line(lines), first):
+        for match in _PASSED.finditer(words):
             amount = getattr(owner, match["name"], None) if match["name"] else float(match["number"])
             if _is_positive(amount):
                 place = f"{function.__code__.co_filename}:{number}"
                 yield Conflict(
                     f"{path}, which passes label_smoothing={amount} ({place})", f"drop label_smoothing= from {place}"
                 )
+
+
+_PASSED = re.compile(r"\blabel_smoothing = (?:self \. (?P<name>\w+)|(?P<number>[\d.]+)\b)")
+
+
+def _words_by_line(lines: list[str]) -> list[str]:
+    """The code of each line, its tokens a space apart, without comments and strings: docstrings show examples."""
+    words = [""] * (len(lines) + 1)
+    with contextlib.suppress(tokenize.TokenError, IndentationError, SyntaxError):  # a lambda's lines are a fragment
+        for token in tokenize.generate_tokens(iter(lines).__next__):
+            if token.type in (tokenize.NAME, tokenize.NUMBER, tokenize.OP):
+                words[token.start[0] - 1] += f" {token.string}"
+    return words[:-1]
 
 
 def _is_positive(amount: Any) -> bool:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 from trainer_support import K, RecordingLoss, classifier, examples, fit
 
-from composer_ls import CrossEntropyLoss, LabelSmoothing
+from composer_ls import CrossEntropyLoss, LabelSmoothing, cross_entropy
 from composer_ls.composition import DoubleSmoothingError
 
 
@@ -93,6 +93,7 @@ def test_smoothing_zero_is_no_conflict(model):
         functools.partial(F.cross_entropy, label_smoothing=0.0),
         SoftTargetCrossEntropy(),
         F.cross_entropy,
+        cross_entropy,  # its docstring shows label_smoothing=0.1
     ],
 )
 def test_a_loss_that_does_not_smooth_is_no_conflict(loss):
