@@ -373,8 +373,6 @@ def _compact_index(target: SoftTargets, index: Any) -> tuple[Any, ...] | None:
         return None
     if isinstance(examples, int) and target.ndim > 2:  # the class dimension would move to the front
         return None
-    if isinstance(examples, Tensor) and any(isinstance(entry, int) for entry in elsewhere):  # here too
-        return None
     return tuple(entries)
 
 

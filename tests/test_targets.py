@@ -139,14 +139,14 @@ def slices(draw, length):
 
 
 @st.composite
-def indices(draw, shape, integers=True):
+def indices(draw, shape):
     """An index that leaves the class dimension whole and in its place."""
     if len(shape) == 1:
         return draw(st.sampled_from([slice(None), Ellipsis, (Ellipsis, slice(None))]))
     n = shape[0]
     kind = draw(st.sampled_from(["slice", "int", "index", "list", "mask", "ellipsis"]))
     some = draw(st.lists(st.integers(-n, n - 1), min_size=1, max_size=5))
-    if kind == "int" and integers and len(shape) == 2:
+    if kind == "int" and len(shape) == 2:
         return draw(st.sampled_from([some[0], torch.tensor(some[0]), (some[0], slice(None)), (some[0], Ellipsis)]))
     first = draw(slices(n))
     if kind == "index":
@@ -157,7 +157,7 @@ def indices(draw, shape, integers=True):
         first = torch.tensor(draw(st.lists(st.booleans(), min_size=n, max_size=n)))
         first[0] = True
     box = [draw(slices(length)) for length in shape[2:]]
-    if box and isinstance(first, slice) and integers and draw(st.booleans()):
+    if box and draw(st.booleans()):
         box[-1] = draw(st.integers(-shape[-1], shape[-1] - 1))
     if not box and draw(st.booleans()):
         return first
@@ -624,6 +624,17 @@ def test_fields_of_low_precision_or_integers_lose_nothing_later():
         target = 0.3 * SoftTargets(classes, 3, weights) + 0.7 * SoftTargets(classes.flip(0), 3, 0.123)
         expected = 0.3 * dense_reference(classes, 3, weights) + 0.7 * dense_reference(classes.flip(0), 3, 0.123)
         assert_close(target.dense().double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_numbers_keep_float64_beside_fields_of_float32():
+    classes, weights = torch.tensor([[0], [1]]), torch.tensor([[1.0], [3.0]])
+    one, other = (SoftTargets(classes, 3, w, dtype=torch.float64) for w in (weights, 0.1))
+    expected = [dense_reference(classes, 3, w) for w in (weights, 0.1)]
+    changed = one.clone()
+    changed[:1] = other[:1]
+    assert_close((one + other).dense(), sum(expected), rtol=0, atol=1e-12)
+    assert_close(torch.cat([one, other]).dense(), torch.cat(expected), rtol=0, atol=1e-12)
+    assert_close(changed.dense(), torch.cat([expected[1][:1], expected[0][1:]]), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
