@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+import composer_ls
 from composer_ls.errors import InputError
 
 __all__ = ["app", "main"]
@@ -26,12 +27,18 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"composer_ls {composer_ls.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
-    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, help="Show the version.")] = False,
 ) -> None:
-    context.obj = debug
+    del debug, version  # main and the callback see to them
 
 
 @app.command(
@@ -130,10 +137,11 @@ def _result_table(result: dict[str, Any], folder: Path) -> Table:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a mistake in what was given becomes one paragraph and exit status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments  # wherever it stands
     try:
-        app(arguments, prog_name="composer-ls")
+        app([argument for argument in arguments if argument != "--debug"], prog_name="composer-ls")
     except InputError as error:
-        if "--debug" in arguments:
+        if debug:
             raise
         Console(stderr=True, soft_wrap=True, highlight=False).print(Text(f"composer-ls: {error}"))
         raise SystemExit(2) from None

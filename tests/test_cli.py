@@ -5,6 +5,7 @@ import json
 import pytest
 import yaml
 
+import composer_ls
 from composer_ls.cli import main
 from composer_ls.training.recipe import shipped_recipes
 
@@ -63,6 +64,7 @@ def test_train_help_shows_examples(capsys):
         (["train", "digits-mlp", "seed=x"], "seed is 'x'"),
         (["train", "digits-mlp", "algorithms.cutmixx={}"], "unknown key algorithms.cutmixx"),
         (["train", "digits-mlp", "algorithms.label_smoothing.smoothing=7"], "smoothing must be in [0, 1], but is 7"),
+        (["train", "digits-mlp", "algorithms.label_smoothing.prior=[0.5, 0.5]"], "have K = 10 classes"),
         (["train", "cifar10-resnet20", "data.root=nowhere"], "data.download=true"),
         (["train", "digits-mlp", "device=gpu"], "device is gpu, but PyTorch sees none"),
         (["recipes", "--show", "digits"], "did you mean"),
@@ -82,6 +84,11 @@ def test_an_unwritable_run_folder_is_told(capsys, tmp_path):
     assert "cannot be written" in failure(capsys, "train", "digits-mlp", "--out", str(tmp_path / "file" / "run"))
 
 
-def test_debug_shows_the_traceback():
+@pytest.mark.parametrize("arguments", [["--debug", "train", "digits-mpl"], ["train", "digits-mpl", "--debug"]])
+def test_debug_shows_the_traceback(arguments):
     with pytest.raises(ValueError, match="did you mean digits-mlp"):
-        main(["--debug", "train", "digits-mpl"])
+        main(arguments)
+
+
+def test_version_is_the_packages(capsys):
+    assert succeed(capsys, "--version") == f"composer_ls {composer_ls.__version__}\n"

@@ -17,6 +17,7 @@ from composer.core import Algorithm
 from torch import Tensor
 
 from composer_ls.composition.reach import reachable
+from composer_ls.errors import InputError
 from composer_ls.targets import SoftTargets
 
 __all__ = [
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 
-class DoubleSmoothingError(ValueError):
+class DoubleSmoothingError(InputError):
     """Two places would smooth the same targets."""
 
 

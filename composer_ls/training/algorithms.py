@@ -12,6 +12,7 @@ from composer.core import Algorithm
 
 from composer_ls.algorithm import LabelSmoothing
 from composer_ls.errors import RecipeError
+from composer_ls.priors import as_prior
 
 __all__ = ["algorithms_by_name", "build_algorithms"]
 
@@ -22,8 +23,14 @@ def algorithms_by_name() -> dict[str, type[Algorithm]]:
     return {cls.__module__.split(".")[2]: cls for cls in classes} | {"label_smoothing": LabelSmoothing}
 
 
-def build_algorithms(mapping: Mapping[str, Mapping[str, Any] | None]) -> list[Algorithm]:
+def build_algorithms(
+    mapping: Mapping[str, Mapping[str, Any] | None], num_classes: int | None = None
+) -> list[Algorithm]:
     """One algorithm an entry, in order. An entry whose value is ``None`` is switched off.
+
+    Args:
+        mapping: From names to arguments.
+        num_classes: K, if it is known, so that a prior can be checked.
 
     Raises:
         RecipeError: An unknown name or argument (what is allowed is named), or a value that the algorithm refuses.
@@ -48,6 +55,8 @@ def build_algorithms(mapping: Mapping[str, Mapping[str, Any] | None]) -> list[Al
             if key not in allowed:
                 raise RecipeError(f"unknown key algorithms.{name}.{key}: allowed are {', '.join(allowed)}")
         try:
+            if name == "label_smoothing":
+                as_prior(arguments.get("prior"), num_classes)
             built.append(known[name](**arguments))
         except (TypeError, ValueError, AssertionError) as error:
             raise RecipeError(f"algorithms.{name}: {error}") from error

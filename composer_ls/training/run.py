@@ -73,8 +73,8 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
 
     started = datetime.now(timezone.utc)
     reproducibility.seed_all(recipe.seed)
-    algorithms = build_algorithms(recipe.algorithms)
     splits = load_splits(recipe.data)
+    algorithms = build_algorithms(recipe.algorithms, splits.num_classes)
     model = ComposerClassifier(
         build_model(recipe.model.name, splits.image_shape, splits.num_classes),
         num_classes=splits.num_classes,
