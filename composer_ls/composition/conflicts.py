@@ -140,6 +140,9 @@ def _smoothing_of(path: str, thing: Any) -> Iterator[Conflict]:
 
 def _smoothing_in_source(path: str, function: Any, owner: Any = None) -> Iterator[Conflict]:
     """``label_smoothing=`` in a function's code, where its value is a number or an attribute of ``self``."""
+    constants = getattr(getattr(function, "__code__", None), "co_consts", ())
+    if not any(isinstance(names, tuple) and "label_smoothing" in names for names in constants):
+        return  # no call in it has such a keyword
     try:
         lines, first = inspect.getsourcelines(function)
     except (OSError, TypeError):

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 __all__ = ["reachable"]
 
+LIBRARIES = {"torch", "torchvision", "torchmetrics", "composer", "composer_ls", "numpy", "PIL"}
+"""Packages whose functions are not looked into: they smooth only if a caller says so."""
 MOST_OBJECTS = 2_000
 MOST_ITEMS = 32
 """How many entries of a container are looked at: lists of transforms are short, lists of samples are not."""
@@ -54,6 +56,8 @@ def _neighbours(path: str, thing: Any) -> list[tuple[str, Any]]:
 
 
 def _of_function(path: str, function: types.FunctionType) -> list[tuple[str, Any]]:
+    if (function.__module__ or "").partition(".")[0] in LIBRARIES:
+        return []
     named = {name: function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__}
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     for name, cell in cells:
