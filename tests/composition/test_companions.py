@@ -80,12 +80,40 @@ def test_methods_that_rewrite_label_maps_compose(companion, first):
     assert {target.shape[2:] for target in loss.targets} != {(8, 8)}
 
 
+def fake_images():
+    """Images that Composer's augmentations of data sets can be inserted into."""
+    to_tensor = torchvision.transforms.Compose([torchvision.transforms.ToTensor()])
+    return DataLoader(torchvision.datasets.FakeData(24, (3, 16, 16), K, transform=to_tensor), 8)
+
+
 @pytest.mark.parametrize("augmentation", [AugMix, RandAugment])
 def test_methods_that_change_the_data_sets_images_compose(augmentation):
-    to_tensor = torchvision.transforms.Compose([torchvision.transforms.ToTensor()])
-    data = torchvision.datasets.FakeData(24, (3, 16, 16), K, transform=to_tensor)
     loss = RecordingLoss()
-    fit([augmentation(), LabelSmoothing(0.1)], model=convolutional(loss), loader=DataLoader(data, 8))
+    fit([augmentation(), LabelSmoothing(0.1)], model=convolutional(loss), loader=fake_images())
+    assert_every_loss_saw_a_tenth(loss)
+
+
+def test_mosaicmls_cifar_list_in_its_order():
+    loss = RecordingLoss()
+    algorithms = [BlurPool(min_channels=3), ChannelsLast(), LabelSmoothing(0.1), MixUp()]
+    fit(algorithms, model=convolutional(loss), loader=fake_images())
+    assert_every_loss_saw_a_tenth(loss)
+
+
+def test_mosaicmls_imagenet_list_in_its_order():
+    loss = RecordingLoss()
+    algorithms = [
+        BlurPool(min_channels=3),
+        ChannelsLast(),
+        EMA(half_life="2ba"),
+        ProgressiveResizing(initial_scale=0.5),
+        LabelSmoothing(0.1),
+        MixUp(),
+        SAM(),
+        ColOut(),
+        RandAugment(),
+    ]
+    fit(algorithms, model=convolutional(loss), loader=fake_images())
     assert_every_loss_saw_a_tenth(loss)
 
 

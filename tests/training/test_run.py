@@ -48,6 +48,7 @@ def test_the_result_says_what_where_and_how(finished):
     assert result["metrics"].keys() == {"accuracy", "nll", "ece", "brier"}
     assert (result["smoothing"], result["seed"], result["epochs"], result["steps"]) == (0.1, 17, 3, 33)
     assert result["train_seconds"] > 0
+    assert result["plan"].startswith("smoothing 0.1, uniform over 10 classes; loss cross_entropy, fused")
     assert result["peak_memory_bytes"]["host"] > 1e8
     assert {"composer_ls", "mosaicml", "torch", "python"} <= result["versions"].keys()
     assert result["hardware"]["processes"] == 1
