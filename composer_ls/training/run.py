@@ -105,10 +105,12 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
         autoresume=True,
     )
     try:
-        trainer.fit()
+        if trainer.state.timestamp < recipe.duration:  # else it was stopped between its last step and its result
+            trainer.fit()
         collector = PredictionCollector()
         trainer.state.callbacks.append(collector)
-        trainer.eval(eval_dataloader=Evaluator(label="predictions", dataloader=test))
+        fresh = evaluation_loader(splits, recipe.data)  # Composer refuses one whose workers live on
+        trainer.eval(eval_dataloader=Evaluator(label="predictions", dataloader=fresh))
         logits, labels = collector.gathered(len(test.dataset))  # type: ignore[arg-type]
         result = {
             "name": recipe.name,

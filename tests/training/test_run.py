@@ -91,9 +91,18 @@ def test_smoothing_reaches_the_training(tmp_path, finished):
     assert hard["metrics"]["nll"] < result["metrics"]["nll"]  # digits are easy: the smoothed one is under-confident
 
 
-def test_checkpoints_are_kept_when_asked(tmp_path):
-    run(tmp_path / "kept", "checkpoints.keep=true", "duration=1ep")
-    assert list((tmp_path / "kept" / "checkpoints").iterdir())
+def test_workers_load_the_same_data(tmp_path, finished):
+    assert run(tmp_path / "workers", "data.workers=1")["metrics"] == finished[1]["metrics"]
+
+
+def test_kept_checkpoints_finish_a_run_that_was_stopped_before_its_result(tmp_path):
+    path = tmp_path / "kept"
+    first = run(path, "checkpoints.keep=true", "duration=1ep")
+    assert list((path / "checkpoints").iterdir())
+    (path / "result.json").unlink()
+    again = run(path, "checkpoints.keep=true", "duration=1ep")
+    assert again["metrics"] == first["metrics"]
+    assert again["steps"] == first["steps"]
 
 
 def test_a_folder_with_another_recipes_run_is_refused_with_the_keys(finished):
