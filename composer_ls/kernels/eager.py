@@ -9,7 +9,7 @@ from composer_ls.kernels import RowTargets, compute_dtype
 
 __all__ = ["loss_rows"]
 
-IN_PLACE, ASIDE = 1 << 20, 1 << 18
+IN_PLACE, ASIDE = 1 << 21, 1 << 18
 """Logits handled at once where the gradient is the only memory that is written, and where they need memory aside."""
 
 
