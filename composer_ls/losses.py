@@ -186,9 +186,7 @@ def _row_targets(
     soft = None if isinstance(smoothing, float) and smoothing == 0 else counted * smoothing
     mass, ignored = counted, None
     if isinstance(counted, Tensor):
-        ignored = (counted == 0).all(dim, keepdim=True)
-        if classes.device.type == "cpu" and not bool(ignored.any()):  # elsewhere, to look would be to wait
-            ignored = None
+        ignored = _ignored(counted, dim)
     if weight is not None:
         weight = weight.detach().to(dtype)
         factor = weight[classes]
@@ -200,8 +198,19 @@ def _row_targets(
         sums = prior.sum().view([1] * classes.ndim) if prior.ndim == 1 else prior.sum(1)[classes]
         mass = hard + soft * sums
     if soft is not None and (prior is None or prior.ndim == 1):
-        soft = _sum_components(soft, classes)
-    return RowTargets(classes, hard, soft, prior, _sum_components(mass, classes), ignored), _total(counted, classes)
+        soft = _known(_sum_components(soft, classes))
+    mass = _known(_sum_components(mass, classes))
+    return RowTargets(classes, hard, soft, prior, mass, ignored), _known(_total(counted, classes))
+
+
+def _ignored(counted: Tensor, dim: int) -> Tensor | None:
+    same_everywhere = counted.numel() == counted.shape[dim]
+    if counted.device.type == "cpu" and same_everywhere and bool(counted.any()):
+        return None
+    ignored = (counted == 0).all(dim, keepdim=True)
+    if counted.device.type == "cpu" and not bool(ignored.any()):  # elsewhere, to look would be to wait
+        return None
+    return ignored
 
 
 def _number_or_rows(field: Tensor, classes: Tensor, dtype: torch.dtype) -> Tensor | float:
@@ -211,6 +220,11 @@ def _number_or_rows(field: Tensor, classes: Tensor, dtype: torch.dtype) -> Tenso
     if field.device.type == "cpu":
         return float(field)
     return field.to(dtype).view([1] * classes.ndim)
+
+
+def _known(value: Tensor | float) -> Tensor | float:
+    """A single number as such, if the host knows it."""
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 and value.device.type == "cpu" else value
 
 
 def _sum_components(field: Tensor | float, classes: Tensor) -> Tensor | float:
