@@ -161,6 +161,11 @@ def _soft_cross_entropy(
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', but is {reduction!r}")
     if weight is not None and weight.shape != (target.num_classes,):
         raise ValueError(f"weight has shape {tuple(weight.shape)}, but must be ({target.num_classes},)")
+    fused = _fused if not torch.compiler.is_compiling() else torch.compiler.disable(_fused)  # one break, not a dozen
+    return fused(logits, target, weight, ignore_index, reduction)
+
+
+def _fused(logits: Tensor, target: SoftTargets, weight: Tensor | None, ignore_index: int, reduction: str) -> Tensor:
     with torch._C.DisableTorchFunctionSubclass():  # which costs more for every field than a small kernel does
         rows, total = _row_targets(target, weight, ignore_index, _wide(logits.dtype))
         x, rows = _as_rows(logits, rows)
@@ -264,7 +269,7 @@ def _as_rows(logits: Tensor, rows: RowTargets) -> tuple[Tensor, RowTargets]:
 
 
 def _reduced(x: Tensor, rows: RowTargets, total: Tensor | float, reduction: str) -> Tensor:
-    kernel = choose(x)
+    kernel = choose(x, rows.classes.shape[1])
     scale = _inverse(total) if reduction == "mean" else 1.0
     if kernel is composite.loss_rows:
         losses = composite.differentiable_rows(x, rows)

@@ -35,6 +35,8 @@ __all__ = ["KERNELS", "VARIABLE", "Kernel", "RowTargets", "choose", "compute_dty
 
 KERNELS = ("eager", "compiled", "triton", "composite")
 VARIABLE = "COMPOSER_LS_KERNEL"
+FEW = 16
+"""Components up to which kernels that go through all of them for every row are worth it."""
 
 Kernel = Callable[[Tensor, "RowTargets", "Tensor | None", "Tensor | float | None"], Tensor]
 """``loss_rows(logits, target, grad, scale)``: the loss of every row, ``(N, 1)`` or ``(N, 1, S)``, in the compute dtype;
@@ -57,6 +59,7 @@ class RowTargets:
         prior: ``None`` for the uniform ``1/K``, ``(K,)``, or ``(K, K)``. It need not sum to one.
         mass: The sum of each row of the target, ``(N, 1, S)``.
         ignored: Where a row counts for nothing, bool ``(N, 1, S)``. ``None`` when every row counts.
+
     """
 
     classes: Tensor
@@ -72,8 +75,8 @@ class RowTargets:
         def changed(field: Any) -> Any:
             return change(field) if isinstance(field, Tensor) else field
 
-        fields = (changed(field) for field in (self.classes, self.hard, self.soft))
-        return RowTargets(*fields, self.prior, changed(self.mass), changed(self.ignored))
+        classes, hard, soft, mass = (changed(field) for field in (self.classes, self.hard, self.soft, self.mass))
+        return RowTargets(classes, hard, soft, self.prior, mass, changed(self.ignored))
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -81,20 +84,22 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def choose(logits: Tensor, kernel: str | None = None) -> Kernel:
+def choose(logits: Tensor, components: int = 1, kernel: str | None = None) -> Kernel:
     """The ``loss_rows`` to use for these logits.
 
     Args:
         logits: ``(N, K)`` or ``(N, K, S)``. A CPU tensor counts as work done, which decides when `compiled` is built.
+        components: J. Many mean a dense target in disguise, which only `eager` and `composite` handle in time.
         kernel: One of :data:`KERNELS`. ``None``: what ``COMPOSER_LS_KERNEL`` says, else the fastest at hand.
 
     Raises:
         ValueError: There is no kernel of that name.
         RuntimeError: The kernel that is asked for cannot run here; the message says why.
+
     """
     kernel = kernel or os.environ.get(VARIABLE)
     if kernel is None:
-        kernel = _fastest(logits)
+        kernel = _fastest(logits) if components <= FEW else "eager"
     elif kernel not in KERNELS:
         raise ValueError(f"there is no kernel {kernel!r}: {VARIABLE} is one of {', '.join(KERNELS)}, or not set")
     elif kernel == "compiled":

@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,7 @@ def loss_rows(logits: Tensor, target: RowTargets, grad: Tensor | None, scale: Te
     parts = max(1, min(torch.get_num_threads(), losses.numel(), logits.numel() // GRAIN))
     ends = [losses.numel() * part // parts for part in range(parts + 1)]
     others = [
-        threading.Thread(target=function, args=(ctypes.byref(task), first, last))
-        for first, last in zip(ends[1:-1], ends[2:], strict=True)
+        threading.Thread(target=function, args=(ctypes.byref(task), first, last)) for first, last in pairwise(ends[1:])
     ]
     for thread in others:
         thread.start()
@@ -90,7 +90,10 @@ class _Field(ctypes.Structure):
 
 class _Task(ctypes.Structure):
     _fields_ = [
-        *((name, _Field) for name in ("logits", "grad", "losses", "classes", "hard", "soft", "mass", "scale", "ignored")),
+        *(
+            (name, _Field)
+            for name in ["logits", "grad", "losses", "classes", "hard", "soft", "mass", "scale", "ignored"]
+        ),
         ("prior", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("prior_rows", "K", "J", "S")),
     ]
@@ -171,8 +174,9 @@ class _Builder:
             raise RuntimeError(f"the compiled kernel cannot be had: {self._failure}")
 
     def _start(self) -> None:
-        compiler = next(filter(None, map(shutil.which, filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")))), "")
-        if not compiler or platform.system() == "Windows":
+        names = (os.environ.get("CXX", ""), "c++", "g++", "clang++")
+        compiler = next((path for name in names if (path := shutil.which(name))), None)
+        if compiler is None or platform.system() == "Windows":
             self._failure = "no C++ compiler (c++, g++ or clang++) is on the PATH"
             return
         self._folder = tempfile.TemporaryDirectory(prefix="composer_ls_")
@@ -187,12 +191,13 @@ class _Builder:
         atexit.register(self._process.kill)
 
     def _load(self) -> None:
-        assert self._process is not None and self._folder is not None
+        assert self._process is not None
+        assert self._folder is not None
         _, complaint = self._process.communicate()
         atexit.unregister(self._process.kill)
         try:
             if self._process.returncode:
-                raise OSError(f"{self._process.args} failed: {complaint.strip()}")
+                raise OSError(f"{self._process.args!r} failed: {complaint.strip()}")
             library = ctypes.CDLL(str(Path(self._folder.name, "rows.so")))
             for name in _FUNCTIONS.values():
                 function: Callable[..., None] = getattr(library, name)

@@ -7,8 +7,6 @@ in the cache of the device, and writes the gradient. Nothing waits for the host.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -141,10 +139,7 @@ def _row_kernel(
 
     if grad is not None:
         grad += n * grad_example + s[:, None] * grad_position
-        if ONE_SCALE:
-            upstream = tl.load(scale).to(real)
-        else:
-            upstream = _field(scale, scale_number, row, there).to(real)
+        upstream = tl.load(scale).to(real) if ONE_SCALE else _field(scale, scale_number, row, there).to(real)
         factor = weight * upstream / total
         for first in range(0, K, BLOCK):
             k = first + tl.arange(0, BLOCK)[None, :]
@@ -171,7 +166,7 @@ def _row_kernel(
 @triton.jit
 def _field(data, number, at, there):
     """A field of the target for some rows, ``[ROWS, 1]``, or the number that is the same for all."""
-    if data is None:
+    if data is None:  # noqa: SIM108  (the assignment makes the number a tensor)
         value = number
     else:
         value = tl.load(data + at, mask=there, other=0)[:, None]
