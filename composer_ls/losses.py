@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from composer_ls.kernels import RowTargets, eager
+from composer_ls.kernels import Kernel, RowTargets, choose, composite
+from composer_ls.kernels.gradient import empty_gradient, scale_gradient
 from composer_ls.smoothing import smooth_labels
-from composer_ls.targets import SoftTargets, _class_dim, _expand, _wide
+from composer_ls.targets import SoftTargets, _class_dim, _wide
 
 __all__ = ["CrossEntropyLoss", "cross_entropy"]
 
@@ -159,116 +161,175 @@ def _soft_cross_entropy(
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', but is {reduction!r}")
     if weight is not None and weight.shape != (target.num_classes,):
         raise ValueError(f"weight has shape {tuple(weight.shape)}, but must be ({target.num_classes},)")
-    compute = _wide(logits.dtype)
-    rows, counted = _row_targets(target, weight, ignore_index, compute)
-    x = logits.unsqueeze(0) if logits.ndim == 1 else logits
-    x = x.flatten(2) if x.ndim > 2 else x.unsqueeze(2)
-    out_dtype = torch.float32 if compute != torch.float64 and _autocast(logits) else logits.dtype
-    if not torch.is_grad_enabled():
-        x = x.detach()  # or the gradient would be made in vain
-    if reduction == "none":
-        dim = _class_dim(logits)
-        return _RowLosses.apply(x, rows).view(logits.shape[:dim] + logits.shape[dim + 1 :]).to(out_dtype)
-    scale = _inverse(counted.sum()) if reduction == "mean" else counted.new_ones(())
-    if x.dtype == torch.float16:  # its gradient would vanish if it were rounded before a GradScaler's factor is known
-        return (_RowLosses.apply(x, rows).sum() * scale).to(out_dtype)
-    return _TotalLoss.apply(x, rows, scale).to(out_dtype)
+    fused = _fused if not torch.compiler.is_compiling() else torch.compiler.disable(_fused)  # one break, not a dozen
+    return fused(logits, target, weight, ignore_index, reduction)
 
 
-def _autocast(logits: Tensor) -> bool:
-    return torch.is_autocast_enabled(logits.device.type)
-
-
-def _inverse(total: Tensor) -> Tensor:
-    """1/total, and 0 where there is nothing to average."""
-    return torch.where(total == 0, 0, 1 / total)
+def _fused(logits: Tensor, target: SoftTargets, weight: Tensor | None, ignore_index: int, reduction: str) -> Tensor:
+    with torch._C.DisableTorchFunctionSubclass():  # which costs more for every field than a small kernel does
+        rows, total = _row_targets(target, weight, ignore_index, _wide(logits.dtype))
+        x, rows = _as_rows(logits, rows)
+        loss = _reduced(x, rows, total, reduction)
+        if reduction == "none":
+            dim = _class_dim(logits)
+            loss = loss.reshape(logits.shape[:dim] + logits.shape[dim + 1 :])
+        under_autocast = loss.dtype == torch.float32 and torch.is_autocast_enabled(logits.device.type)
+        return loss if under_autocast else loss.to(logits.dtype)
 
 
 def _row_targets(
     target: SoftTargets, weight: Tensor | None, ignore_index: int, dtype: torch.dtype
-) -> tuple[RowTargets, Tensor]:
-    """What a kernel needs, and the mass that each label counts for in the mean, both ``(N, J, S)``."""
-    dim, num_classes, device = _class_dim(target.classes), target.num_classes, target.device
-    classes, prior = target.classes, target.prior
-    counted = _expand(target.weights, classes.shape, device, dtype)
-    smoothing = _expand(target.smoothing, classes.shape, device, dtype)
-    if 0 <= ignore_index < num_classes:
-        counted = counted.masked_fill(classes == ignore_index, 0)
-    ignored = (counted == 0).all(dim)
-    hard, soft = counted * (1 - smoothing), counted * smoothing
-    if prior is not None:
-        prior = prior.to(dtype)
+) -> tuple[RowTargets, Tensor | float]:
+    """What a kernel needs, with the dimensions of the target's classes, and the mass that the mean is over."""
+    classes, prior, dim = target.classes, target.prior, _class_dim(target.classes)
+    counted, smoothing = (_number_or_rows(field, classes, dtype) for field in (target.weights, target.smoothing))
+    if 0 <= ignore_index < target.num_classes:
+        counted = (classes != ignore_index).to(dtype) * counted
+    elif not isinstance(counted, Tensor) and counted == 0:
+        counted = torch.zeros([1] * classes.ndim, dtype=dtype, device=classes.device)
+    hard = counted * (1 - smoothing)
+    soft = None if isinstance(smoothing, float) and smoothing == 0 else counted * smoothing
+    mass, ignored = counted, None
+    if isinstance(counted, Tensor):
+        ignored = _ignored(counted, dim)
     if weight is not None:
         weight = weight.detach().to(dtype)
-        hard = hard * weight[classes]
-        counted = counted * weight[classes]
-        prior = weight / num_classes if prior is None else prior * weight
-    moved = soft
-    if prior is not None:
-        moved = soft * (prior.sum() if prior.ndim == 1 else prior.sum(1)[classes])
-    mass = (hard + moved).sum(dim)
-    if prior is None or prior.ndim == 1:
-        soft = soft.sum(dim, keepdim=True)
+        factor = weight[classes]
+        hard, counted = hard * factor, counted * factor
+        prior = weight / target.num_classes if prior is None else prior * weight
+        mass = hard
+    if prior is not None and soft is not None:
+        prior = prior.to(dtype)
+        sums = prior.sum().view([1] * classes.ndim) if prior.ndim == 1 else prior.sum(1)[classes]
+        mass = hard + soft * sums
+    if soft is not None and (prior is None or prior.ndim == 1):
+        soft = _known(_sum_components(soft, classes))
+    mass = _known(_sum_components(mass, classes))
+    return RowTargets(classes, hard, soft, prior, mass, ignored), _known(_total(counted, classes))
 
-    def flat(field: Tensor) -> Tensor:
-        field = field.unsqueeze(0) if dim == 0 else field
-        return field.flatten(2) if field.ndim > 2 else field.unsqueeze(2)
 
-    smooths = target.smoothing.ndim > 0 or target.smoothing.device.type != "cpu" or target.smoothing.item() != 0
-    mass, ignored = (flat(field.unsqueeze(dim)).squeeze(1) for field in (mass, ignored))
-    return RowTargets(flat(classes), flat(hard), flat(soft) if smooths else None, prior, mass, ignored), counted
+def _ignored(counted: Tensor, dim: int) -> Tensor | None:
+    same_everywhere = counted.numel() == counted.shape[dim]
+    if counted.device.type == "cpu" and same_everywhere and bool(counted.any()):
+        return None
+    ignored = (counted == 0).all(dim, keepdim=True)
+    if counted.device.type == "cpu" and not bool(ignored.any()):  # elsewhere, to look would be to wait
+        return None
+    return ignored
+
+
+def _number_or_rows(field: Tensor, classes: Tensor, dtype: torch.dtype) -> Tensor | float:
+    """A field of SoftTargets as a number, if the host knows it, else with the dimensions of ``classes``."""
+    if field.ndim:
+        return field.to(dtype)
+    if field.device.type == "cpu":
+        return float(field)
+    return field.to(dtype).view([1] * classes.ndim)
+
+
+def _known(value: Tensor | float) -> Tensor | float:
+    """A single number as such, if the host knows it."""
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 and value.device.type == "cpu" else value
+
+
+def _sum_components(field: Tensor | float, classes: Tensor) -> Tensor | float:
+    dim = _class_dim(classes)
+    components = classes.shape[dim]
+    if components == 1:
+        return field
+    if not isinstance(field, Tensor) or field.shape[dim] == 1:
+        return field * components
+    return field.sum(dim, keepdim=True)
+
+
+def _total(counted: Tensor | float, classes: Tensor) -> Tensor | float:
+    """The sum over all labels of a field that may be the same for many of them."""
+    if not isinstance(counted, Tensor):
+        return counted * classes.numel()
+    total = counted.sum()
+    return total if counted.shape == classes.shape else total * (classes.numel() / max(1, counted.numel()))
+
+
+def _as_rows(logits: Tensor, rows: RowTargets) -> tuple[Tensor, RowTargets]:
+    """The logits as ``(N, K)`` or ``(N, K, S)``, and the target likewise, by views of the logits where there is one."""
+    if logits.ndim == 2:
+        return logits, rows
+    if logits.ndim == 1:
+        return logits.unsqueeze(0), rows.map(lambda field: field.unsqueeze(0))
+    classes_last = logits.movedim(1, -1)
+    flatten: Callable[[Tensor], Tensor] = lambda field: field.flatten(2)  # noqa: E731
+    if classes_last.is_contiguous():
+        flatten = lambda field: field.movedim(1, -1).flatten(0, -2)  # noqa: E731
+
+    def flattened(field: Tensor) -> Tensor:
+        same_everywhere = field.shape[0] == field.shape[2:].numel() == 1
+        return flatten(field if same_everywhere else field.expand(len(logits), -1, *logits.shape[2:]))
+
+    return flatten(logits), rows.map(flattened)
+
+
+def _reduced(x: Tensor, rows: RowTargets, total: Tensor | float, reduction: str) -> Tensor:
+    kernel = choose(x, rows.classes.shape[1])
+    scale = _inverse(total) if reduction == "mean" else 1.0
+    if kernel is composite.loss_rows:
+        losses = composite.differentiable_rows(x, rows)
+    elif not (torch.is_grad_enabled() and x.requires_grad):
+        losses = kernel(x.detach(), rows, None, None)
+    elif reduction == "none":
+        return _RowLosses.apply(x, rows, kernel)
+    else:
+        return _TotalLoss.apply(x, rows, scale, kernel)
+    return losses if reduction == "none" else losses.sum() * scale
+
+
+def _inverse(total: Tensor | float) -> Tensor | float:
+    """1/total, and 0 where there is nothing to average."""
+    if not isinstance(total, Tensor):
+        return 1 / total if total else 0.0
+    return torch.where(total == 0, 0, 1 / total)
 
 
 class _TotalLoss(torch.autograd.Function):
     """``scale · Σ_n loss_n``. The gradient is made in the forward pass: the exponentials are at hand there."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, target: RowTargets, scale: Tensor) -> Tensor:
-        grad = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        losses = eager.loss_rows(x, target, grad, scale)
-        ctx.target, ctx.taken = target, False
-        ctx.save_for_backward(x, grad, scale)
+    def forward(ctx: Any, x: Tensor, target: RowTargets, scale: Tensor | float, kernel: Kernel) -> Tensor:
+        # A float16 gradient would vanish if it were rounded before the factor of a GradScaler is known.
+        grad = empty_gradient(x) if x.dtype != torch.float16 else None
+        losses = kernel(x, target, grad, scale)
+        ctx.target, ctx.scale, ctx.kernel, ctx.grad = target, scale, kernel, grad
+        ctx.save_for_backward(x)
         return losses.sum() * scale
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, None, None]:
-        x, grad, scale = ctx.saved_tensors
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, None, None, None]:
+        grad, ctx.grad = ctx.grad, None  # given away: it is the receiver's to change
         if torch.is_grad_enabled():  # create_graph=True: the composite formula can be differentiated again
-            return _composite_gradient(x, ctx.target) * (grad_output * scale), None, None
-        if ctx.taken:  # a retained graph: the first backward pass gave its gradient away, and it may have changed since
-            grad = torch.empty_like(x)
-            eager.loss_rows(x, ctx.target, grad, scale * grad_output)
-            return grad, None, None
-        if grad_output.device.type == "cpu" and grad_output.item() == 1:
-            ctx.taken = True
-            return grad.data, None, None  # with a version counter of its own
-        return (grad * grad_output).to(grad.dtype), None, None
+            (x,) = ctx.saved_tensors
+            grad = composite.gradient(x, ctx.target) * (grad_output * ctx.scale)
+        elif grad is None:  # a retained graph, or float16
+            (x,) = ctx.saved_tensors
+            grad = empty_gradient(x)
+            ctx.kernel(x, ctx.target, grad, grad_output * ctx.scale)
+        else:
+            scale_gradient(grad, grad_output)
+        return grad, None, None, None
 
 
 class _RowLosses(torch.autograd.Function):
-    """The loss of every row, ``(N, S)``. The gradient waits for the backward pass, which brings each row's factor."""
+    """The loss of every row. The gradient waits for the backward pass, which brings each row's factor."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, target: RowTargets) -> Tensor:
-        ctx.target = target
+    def forward(ctx: Any, x: Tensor, target: RowTargets, kernel: Kernel) -> Tensor:
+        ctx.target, ctx.kernel = target, kernel
         ctx.save_for_backward(x)
-        return eager.loss_rows(x, target, None, None)
+        return kernel(x, target, None, None)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, None, None]:
         (x,) = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _composite_gradient(x, ctx.target) * grad_output.unsqueeze(1), None
-        grad = torch.empty_like(x)
-        eager.loss_rows(x, ctx.target, grad, grad_output)
-        return grad, None
-
-
-def _composite_gradient(x: Tensor, target: RowTargets) -> Tensor:
-    """dloss/dx from the dense target, out of operations that autograd can differentiate."""
-    alive = ~target.ignored.unsqueeze(1)
-    rows = torch.zeros_like(x, dtype=target.mass.dtype).scatter_add_(1, target.classes, target.hard)
-    if target.soft is not None:
-        eager.subtract_prior(rows, target, -target.soft)
-    softmax = torch.where(alive, x, 0).to(target.mass.dtype).softmax(1)
-    return torch.where(alive, target.mass.unsqueeze(1) * softmax - rows, 0).to(x.dtype)
+            return composite.gradient(x, ctx.target) * grad_output, None, None
+        grad = empty_gradient(x)
+        ctx.kernel(x, ctx.target, grad, grad_output)
+        return grad, None, None

@@ -59,6 +59,7 @@ class SoftTargets(torch.Tensor):
     """
 
     classes: Tensor
+    num_classes: int
     weights: Tensor
     smoothing: Tensor
     prior: Tensor | None
@@ -88,7 +89,7 @@ class SoftTargets(torch.Tensor):
         shape = list(classes.shape)
         shape[_class_dim(classes)] = num_classes
         self = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=classes.device)  # type: ignore[attr-defined]
-        self.classes = classes.long()
+        self.classes, self.num_classes = classes.long(), num_classes
         self.weights = _field(weights, classes, "weights")
         self.smoothing = _field(smoothing, classes, "smoothing")
         self.prior = None if prior is None else prior.to(classes.device)
@@ -103,11 +104,6 @@ class SoftTargets(torch.Tensor):
         shape[dim] = num_classes
         classes = torch.arange(num_classes, device=rows.device).view(shape).expand(rows.shape)
         return cls(classes, num_classes, rows, dtype=rows.dtype)
-
-    @property
-    def num_classes(self) -> int:
-        """K, the size of the class dimension."""
-        return self.shape[_class_dim(self)]
 
     def dense(self) -> Tensor:
         """The plain ``(N, K, *spatial)`` tensor that this stands for, in this object's dtype."""
@@ -227,10 +223,8 @@ def _field(value: float | Tensor, classes: Tensor, name: str) -> Tensor:
     value = value.to(_wide(value.dtype))  # products of bfloat16 weights would be rounded once more than dense rows are
     if value.ndim == 0:
         return value
-    try:
-        fits = torch.broadcast_shapes(value.shape, classes.shape) == classes.shape
-    except RuntimeError:
-        fits = False
+    sizes = zip(reversed(value.shape), reversed(classes.shape), strict=False)
+    fits = value.ndim <= classes.ndim and all(size in (1, full) for size, full in sizes)
     if not fits:
         raise ValueError(
             f"{name} has shape {tuple(value.shape)}, which does not broadcast to classes {tuple(classes.shape)}"
@@ -276,13 +270,22 @@ def _join(targets: Sequence[SoftTargets], dim: int) -> SoftTargets:
         if all(_same_number(part, parts[0]) for part in parts) and parts[0].ndim == 0:
             fields.append(parts[0])
         else:
-            dtype = _common_dtype(targets, parts)
-            pairs = zip(parts, targets, strict=True)
-            fields.append(torch.cat([_expand(p, t.classes.shape, first.device, dtype) for p, t in pairs], dim))
+            fields.append(_join_fields(targets, parts, dim, _common_dtype(targets, parts)))
     dtype = first.dtype
     for target in targets:
         dtype = torch.promote_types(dtype, target.dtype)
     return first._with(classes, *fields, dtype=dtype)
+
+
+def _join_fields(targets: Sequence[SoftTargets], parts: Sequence[Tensor], dim: int, dtype: torch.dtype) -> Tensor:
+    shapes = [list(target.classes.shape) for target in targets]
+    device = targets[0].classes.device
+    if dim == _class_dim(targets[0].classes) and all(part.ndim == 0 for part in parts):  # one number a component
+        shapes = [[size if i == dim else 1 for i, size in enumerate(shape)] for shape in shapes]
+        if device.type == "cpu":
+            numbers = [part.item() for part, shape in zip(parts, shapes, strict=True) for _ in range(shape[dim])]
+            return torch.tensor(numbers, dtype=dtype).view([-1 if i == dim else 1 for i in range(len(shapes[0]))])
+    return torch.cat([_expand(part, shape, device, dtype) for part, shape in zip(parts, shapes, strict=True)], dim)
 
 
 def _pad_components(target: SoftTargets, components: int) -> SoftTargets:
@@ -342,7 +345,9 @@ def _add(input: Any, other: Any, *, alpha: float = 1) -> Any:
         target, number = (input, other) if isinstance(input, SoftTargets) else (other, input)
         is_zero = _is_number(number) and number == 0  # sum([...]) starts from 0
         return target.clone() if is_zero else NotImplemented
-    if input.shape != other.shape or input.device != other.device or not _same_prior(input, other):
+    with torch._C.DisableTorchFunctionSubclass():  # which would cost more than the addition
+        alike = input.shape == other.shape and input.device == other.device
+    if not alike or not _same_prior(input, other):
         return NotImplemented
     return _join([input, other if alpha == 1 else _multiply(other, alpha)], _class_dim(input))
 

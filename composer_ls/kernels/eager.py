@@ -2,76 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-from composer_ls.kernels import RowTargets
+from composer_ls.kernels import RowTargets, compute_dtype
 
-CHUNK = 1 << 18
-"""Logits handled at once: 1 MiB of float32."""
+__all__ = ["loss_rows"]
+
+IN_PLACE, ASIDE = 1 << 21, 1 << 18
+"""Logits handled at once where the gradient is the only memory that is written, and where they need memory aside."""
 
 
-def loss_rows(logits: Tensor, target: RowTargets, grad: Tensor | None, scale: Tensor | None) -> Tensor:
-    """The loss of every row, ``(N, S)``; and its gradient times ``scale``, written to ``grad`` if given.
-
-    Args:
-        logits: ``(N, K, S)``, any floating dtype, any strides.
-        target: What to compare with.
-        grad: Receives the gradient; shaped like ``logits``, in their dtype.
-        scale: What the gradient is multiplied by, broadcastable to ``(N, S)``.
-
-    """
-    losses = torch.empty_like(target.mass)
-    for examples, positions in _chunks(logits):
-        part = target.rows(examples, positions)
-        x = logits[examples, :, positions]
-        out = None if grad is None else grad[examples, :, positions]
-        chunk_scale = None if scale is None else scale.expand_as(target.mass)[examples, positions]
-        losses[examples, positions] = _chunk_loss(x, part, out, chunk_scale)
+def loss_rows(logits: Tensor, target: RowTargets, grad: Tensor | None, scale: Tensor | float | None) -> Tensor:
+    """A :data:`composer_ls.kernels.Kernel`."""
+    dtype = compute_dtype(logits.dtype)
+    chunk = IN_PLACE if grad is not None and grad.dtype == dtype else ASIDE
+    if 0 < logits.numel() <= chunk:
+        return _chunk_loss(logits, target, grad, scale)
+    shape = (len(logits), 1, *logits.shape[2:])
+    losses = logits.new_empty(shape, dtype=dtype)
+    for part in _chunks(logits, chunk):
+        some = target.map(lambda field, part=part: _part(field, shape, part))  # type: ignore[misc]
+        some_scale = _part(scale, shape, part) if isinstance(scale, Tensor) else scale
+        losses[part] = _chunk_loss(logits[part], some, None if grad is None else grad[part], some_scale)
     return losses
 
 
-def _chunks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
-    examples, classes, positions = logits.shape
-    if classes * positions <= CHUNK:
-        step, width = max(1, CHUNK // max(1, classes * positions)), positions
-    else:
-        step, width = 1, max(1, CHUNK // classes)
-    for first in range(0, examples, step):
-        for left in range(0, positions, max(1, width)):
-            yield slice(first, first + step), slice(left, left + width)
+def _chunks(logits: Tensor, chunk: int) -> list[tuple[slice, ...]]:
+    """Indices that cut the logits: whole examples if one is small enough, else some positions of one example."""
+    examples, positions = logits.shape[0], logits.shape[2:].numel()
+    size = logits.shape[1] * positions
+    if size <= chunk or logits.ndim == 2:
+        step = max(1, chunk // max(1, size))
+        return [(slice(first, first + step),) for first in range(0, examples, step)]
+    width = max(1, chunk // logits.shape[1])
+    return [
+        (slice(first, first + 1), slice(None), slice(left, left + width))
+        for first in range(examples)
+        for left in range(0, positions, width)
+    ]
 
 
-def _chunk_loss(x: Tensor, target: RowTargets, grad: Tensor | None, scale: Tensor | None) -> Tensor:
-    compute = target.mass.dtype
-    if x.dtype != compute:
-        x = x.to(compute)
-    in_place = grad is not None and grad.dtype == compute
+def _part(field: Tensor, shape: tuple[int, ...], part: tuple[slice, ...]) -> Tensor:
+    """``field[part]`` where it has the rows' size, and all of it where it is 1."""
+    if field.ndim == 0:
+        return field
+    return field[tuple(slice(None) if field.shape[i] != shape[i] else index for i, index in enumerate(part))]
+
+
+def _chunk_loss(x: Tensor, target: RowTargets, grad: Tensor | None, scale: Tensor | float | None) -> Tensor:
+    x = x.to(compute_dtype(x.dtype))
     peak = x.amax(1, keepdim=True)
-    work = torch.sub(x, peak, out=grad if in_place else None)  # the loss from these keeps its digits at any peak
-    wanted = _times(target.hard, work.gather(1, target.classes)).sum(1)
-    if target.soft is not None:
-        wanted += _times(target.soft, _prior_logits(work, target)).sum(1)
-    total = work.exp_().sum(1, keepdim=True)
-    loss = _times(target.mass, total.log().squeeze(1)) - wanted
     if grad is None or scale is None:
-        return loss
-    work.mul_((target.mass * scale).unsqueeze(1) / total)
-    scale = scale.unsqueeze(1)
-    if target.soft is not None:
-        subtract_prior(work, target, target.soft * scale)
-    work.scatter_add_(1, target.classes, target.hard * -scale)
-    if x.device.type != "cpu" or bool(target.ignored.any()):  # the check costs a wait on other devices
-        work.masked_fill_(target.ignored.unsqueeze(1), 0)
-    if not in_place:
+        shifted = x - peak
+    else:
+        in_place = grad.dtype == x.dtype and grad.is_contiguous()
+        shifted = torch.sub(x, peak, out=grad if in_place else None)
+    losses = _taken(shifted, target)  # from these the loss keeps its digits at any peak
+    work = shifted.exp_()
+    total = work.sum(1, keepdim=True)
+    losses = torch.sub(_times(target.mass, total.log()), losses)
+    if target.ignored is not None:
+        losses.masked_fill_(target.ignored, 0)
+    if grad is None or scale is None:
+        return losses
+    _finish_gradient(work, target, target.mass * scale / total, scale)
+    if target.ignored is not None and (x.device.type != "cpu" or not bool(total.isfinite().all())):
+        work.masked_fill_(target.ignored, 0)  # else their mass of 0 has done it, and a pass is saved
+    if work.data_ptr() != grad.data_ptr():
         grad.copy_(work)
-    return loss
+    return losses
 
 
-def _times(weight: Tensor, value: Tensor) -> Tensor:
+def _taken(x: Tensor, target: RowTargets) -> Tensor:
+    """``Σ_j hard_j · x[c_j] + Σ_j soft_j · <q(c_j), x>``."""
+    labels = _sum(_times(target.hard, x.gather(1, target.classes)))
+    if target.soft is None:
+        return labels
+    return labels.add_(_sum(_times(target.soft, _prior_logits(x, target))))
+
+
+def _finish_gradient(work: Tensor, target: RowTargets, factor: Tensor, scale: Tensor | float) -> None:
+    """``factor · work - scale · target``, in place."""
+    soft = None if target.soft is None else target.soft * scale
+    if soft is None or target.prior is not None:
+        work.mul_(factor)
+        if soft is not None:
+            subtract_prior(work, target, soft)
+    elif work.ndim == 2:  # two fast passes: addcmul() is slow where two of its arguments change by row
+        work.mul_(factor).sub_(soft / work.shape[1])
+    else:
+        level = torch.as_tensor(soft / -work.shape[1], dtype=work.dtype, device=work.device)
+        torch.addcmul(level, work, factor, out=work)
+    hard = target.hard * scale
+    hard = -hard if isinstance(hard, Tensor) else work.new_full((), -hard)
+    work.scatter_add_(1, target.classes, hard.expand_as(target.classes))
+
+
+def _sum(components: Tensor) -> Tensor:
+    return components if components.shape[1] == 1 else components.sum(1, keepdim=True)
+
+
+def _times(weight: Tensor | float, value: Tensor) -> Tensor:
     """``weight · value`` in which nothing weighs nothing, even infinity."""
+    if not isinstance(weight, Tensor):
+        return weight * value if weight else torch.zeros_like(value)
     return torch.where(weight == 0, 0, weight * value)
 
 
@@ -80,18 +115,18 @@ def _prior_logits(x: Tensor, target: RowTargets) -> Tensor:
     if target.prior is None:
         return x.mean(1, keepdim=True)
     if target.prior.ndim == 1:
-        row = target.prior.view(1, -1, 1)
+        row = target.prior.view(1, -1, *[1] * (x.ndim - 2))
         return _times(row, x).sum(1, keepdim=True)
     rows = target.prior[target.classes].movedim(-1, 2)  # (N, J, K, S)
     return _times(rows, x.unsqueeze(1)).sum(2)
 
 
-def subtract_prior(work: Tensor, target: RowTargets, amount: Tensor) -> None:
-    """Subtract ``amount``, shaped like ``target.soft``, times the prior from ``work`` ``(N, K, S)``, in place."""
+def subtract_prior(work: Tensor, target: RowTargets, amount: Tensor | float) -> None:
+    """``work - amount · q``, in place."""
     if target.prior is None:
         work.sub_(amount / work.shape[1])
     elif target.prior.ndim == 1:
-        work.sub_(amount * target.prior.view(1, -1, 1))
+        work.sub_(amount * target.prior.view(1, -1, *[1] * (work.ndim - 2)))
     else:
         rows = target.prior[target.classes].movedim(-1, 2)
-        work.sub_((rows * amount.unsqueeze(2)).sum(1))
+        work.sub_((rows * (amount.unsqueeze(2) if isinstance(amount, Tensor) else amount)).sum(1))

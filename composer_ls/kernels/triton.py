@@ -1,0 +1,211 @@
+"""The fused cross entropy on CUDA, in Triton: the logits are read, the gradient is written, and little else moves.
+
+A program takes a row, or a few. It goes over the logits in blocks and keeps a running maximum and sum of exponentials
+(Milakov and Gimelshein, 2018, https://arxiv.org/abs/1805.02867); then it goes over them once more, while they are still
+in the cache of the device, and writes the gradient. Nothing waits for the host.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from composer_ls.kernels import RowTargets, compute_dtype
+
+__all__ = ["loss_rows", "scale_unless_one"]
+
+CLASSES = 16384
+"""Classes of one row that a program holds at once: enough loads in flight to keep the memory busy."""
+
+_NO_PRIOR, _UNIFORM, _SHARED, _PER_CLASS = (tl.constexpr(kind) for kind in range(4))
+_INF = tl.constexpr(float("inf"))
+
+
+def loss_rows(logits: Tensor, target: RowTargets, grad: Tensor | None, scale: Tensor | float | None) -> Tensor:
+    """A :data:`composer_ls.kernels.Kernel`."""
+    shape = (logits.shape[0], 1, *logits.shape[2:])
+    losses = logits.new_empty(shape, dtype=compute_dtype(logits.dtype))
+    if logits.ndim == 2:  # the examples of (N, K) are the positions of one example (1, K, N)
+        logits, grad = logits.t().unsqueeze(0), None if grad is None else grad.t().unsqueeze(0)
+        target = target.map(lambda field: field if field.ndim == 0 else field.t().unsqueeze(0))
+        scale = scale.t().unsqueeze(0) if isinstance(scale, Tensor) and scale.ndim else scale
+    if losses.numel():
+        _launch(logits, target, grad, 1.0 if scale is None else scale, losses)
+    return losses
+
+
+def scale_unless_one(values: Tensor, factor: Tensor) -> None:
+    """``values · factor`` in place, for dense ``values`` and a 0-dim factor that only the device knows."""
+    flat = values.as_strided((values.numel(),), (1,))
+    with torch.cuda.device_of(values):
+        _scale_kernel[(min(1024, triton.cdiv(max(1, flat.numel()), 4096)),)](flat, factor, flat.numel(), BLOCK=4096)
+
+
+def _launch(x: Tensor, target: RowTargets, grad: Tensor | None, scale: Tensor | float, losses: Tensor) -> None:
+    examples, classes, positions = x.shape
+    components = target.classes.shape[1]
+    prior = _NO_PRIOR if target.soft is None else [_UNIFORM, _SHARED, _PER_CLASS][_dims(target.prior)]
+
+    def field(value: Tensor | float | None, components: int = 1) -> tuple[Tensor | None, float]:
+        """A contiguous ``(N, J, S)`` tensor, or the number that stands for it."""
+        if not isinstance(value, Tensor):
+            if value is None or losses.dtype != torch.float64:  # Triton passes numbers in single precision
+                return None, 0.0 if value is None else value
+            value = torch.full((), value, dtype=losses.dtype, device=x.device)
+        return value.expand(examples, components, positions).contiguous(), 0.0
+
+    hard, soft = field(target.hard, components), field(target.soft, components if prior == _PER_CLASS else 1)
+    mass = field(target.mass)
+    one_scale = isinstance(scale, Tensor) and scale.ndim == 0
+    factor = (scale, 0.0) if one_scale else field(scale)
+    # A tile of (rows, classes) whose neighbours lie side by side in memory, along whichever dimension that is.
+    if positions > 1 and x.stride(2) == 1 and x.stride(1) != 1:
+        block = min(triton.next_power_of_2(classes), 32)
+        rows = min(triton.next_power_of_2(positions), 2048 // block)
+    else:
+        block = min(triton.next_power_of_2(classes), CLASSES)
+        rows = min(triton.next_power_of_2(positions), max(1, 1024 // block))
+    with torch.cuda.device_of(x):
+        _row_kernel[(examples * triton.cdiv(positions, rows),)](
+            x, *x.stride(), grad, *((0, 0, 0) if grad is None else grad.stride()), losses,
+            target.classes.contiguous(), *hard, *soft, *mass, *factor, field(target.ignored)[0],
+            None if target.prior is None else target.prior.contiguous(), classes, positions,
+            ONE_SCALE=one_scale, J=components, PRIOR=prior, ROWS=rows, BLOCK=block,
+            num_warps=min(32, max(4, rows * block // 512)),
+        )  # fmt: skip
+
+
+def _dims(prior: Tensor | None) -> int:
+    return 0 if prior is None else prior.ndim
+
+
+@triton.jit
+def _row_kernel(
+    x, x_example, x_class, x_position,  # logits (N, K, S) and their strides
+    grad, grad_example, grad_class, grad_position,  # the same; None: not wanted
+    losses,  # (N, 1, S), as everything below, contiguous
+    classes,  # (N, J, S)
+    hard, hard_number, soft, soft_number, mass, mass_number, scale, scale_number,  # each a tensor, or None and a number
+    ignored,  # None: every row counts
+    prior,  # (K,) or (K, K)
+    K, S,
+    ONE_SCALE: tl.constexpr, J: tl.constexpr, PRIOR: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    real = losses.dtype.element_ty
+    blocks = tl.cdiv(S, ROWS)
+    n = (tl.program_id(0) // blocks).to(tl.int64)  # offsets pass 2^31
+    s = (tl.program_id(0) % blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    there = s < S
+    x += n * x_example + s[:, None] * x_position
+    row = n * S + s
+
+    # Everything is counted from the logit of the first label, so that the loss keeps its digits at any maximum.
+    label = tl.load(classes + n * J * S + s, mask=there, other=0)
+    origin = tl.load(x + label[:, None] * x_class, mask=there[:, None], other=0).to(real)
+    origin = tl.where(tl.abs(origin) < _INF, origin, 0.0)  # [ROWS, 1]
+
+    peak = tl.full([ROWS, 1], -_INF, real)
+    total = tl.zeros([ROWS, 1], real)
+    taken = tl.zeros([ROWS, 1], real)
+    for first in range(0, K, BLOCK):
+        k = first + tl.arange(0, BLOCK)[None, :]
+        inside = there[:, None] & (k < K)
+        logits = tl.load(x + k.to(tl.int64) * x_class, mask=inside, other=-_INF, eviction_policy="evict_last").to(real)
+        new_peak = tl.maximum(peak, tl.max(logits, 1, keep_dims=True))
+        anchor = tl.where(new_peak == -_INF, 0.0, new_peak)  # no -inf - -inf while every logit so far is masked
+        total = total * tl.exp(peak - anchor) + tl.sum(tl.exp(logits - anchor), 1, keep_dims=True)
+        peak = new_peak
+        logits = tl.where(inside, logits - origin, 0.0)
+        taken += _prior_sum(logits, k, prior, classes, soft, soft_number, n, s, there, K, S, J, PRIOR)
+    if PRIOR == _UNIFORM:
+        taken /= K
+    if (PRIOR == _UNIFORM) | (PRIOR == _SHARED):
+        taken = _times(_field(soft, soft_number, row, there).to(real), taken)
+    for j in tl.static_range(J):
+        at = (n * J + j) * S + s
+        label = tl.load(classes + at, mask=there, other=0)[:, None]
+        logit = tl.load(x + label * x_class, mask=there[:, None], other=0).to(real)
+        taken += _times(_field(hard, hard_number, at, there).to(real), logit - origin)
+
+    weight = _field(mass, mass_number, row, there).to(real)
+    loss = _times(weight, tl.log(total) + (peak - origin)) - taken
+    counts = there[:, None]
+    if ignored is not None:
+        counts = counts & (tl.load(ignored + row, mask=there, other=1)[:, None] == 0)
+    loss = tl.where(counts, loss, 0.0)
+    tl.store(losses + row[:, None], loss, mask=there[:, None])
+
+    if grad is not None:
+        grad += n * grad_example + s[:, None] * grad_position
+        upstream = tl.load(scale).to(real) if ONE_SCALE else _field(scale, scale_number, row, there).to(real)
+        factor = weight * upstream / total
+        for first in range(0, K, BLOCK):
+            k = first + tl.arange(0, BLOCK)[None, :]
+            inside = there[:, None] & (k < K)
+            wide = k.to(tl.int64)
+            logits = tl.load(x + wide * x_class, mask=inside, other=0, eviction_policy="evict_first").to(real)
+            slope = tl.exp(logits - peak) * factor
+            if PRIOR == _UNIFORM:
+                slope -= _field(soft, soft_number, row, there) * upstream / K
+            if PRIOR == _SHARED:
+                q = tl.load(prior + k, mask=k < K, other=0)
+                slope -= _field(soft, soft_number, row, there) * upstream * q
+            for j in tl.static_range(J):
+                at = (n * J + j) * S + s
+                label = tl.load(classes + at, mask=there, other=0)[:, None]
+                if PRIOR == _PER_CLASS:
+                    q = tl.load(prior + label * K + k, mask=inside, other=0)
+                    slope -= _field(soft, soft_number, at, there) * upstream * q
+                slope -= tl.where(k == label, _field(hard, hard_number, at, there) * upstream, 0.0)
+            slope = tl.where(counts, slope, 0.0)
+            tl.store(grad + wide * grad_class, slope.to(grad.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _field(data, number, at, there):
+    """A field of the target for some rows, ``[ROWS, 1]``, or the number that is the same for all."""
+    if data is None:  # noqa: SIM108  (the assignment makes the number a tensor)
+        value = number
+    else:
+        value = tl.load(data + at, mask=there, other=0)[:, None]
+    return value
+
+
+@triton.jit
+def _times(weight, value):
+    """Nothing weighs nothing, even infinity."""
+    return tl.where(weight == 0, 0.0, weight * value)
+
+
+@triton.jit
+def _prior_sum(
+    logits, k, prior, classes, soft, soft_number, n, s, there, K, S, J: tl.constexpr, PRIOR: tl.constexpr
+):  # fmt: skip
+    """What the prior takes from a block of logits, before the factor that all classes share."""
+    result = tl.zeros([logits.shape[0], 1], logits.dtype)
+    if PRIOR == _UNIFORM:
+        result = tl.sum(logits, 1, keep_dims=True)
+    if PRIOR == _SHARED:
+        q = tl.load(prior + k, mask=k < K, other=0)
+        result = tl.sum(_times(q, logits), 1, keep_dims=True)
+    if PRIOR == _PER_CLASS:
+        for j in tl.static_range(J):
+            at = (n * J + j) * S + s
+            label = tl.load(classes + at, mask=there, other=0)[:, None]
+            q = tl.load(prior + label * K + k, mask=there[:, None] & (k < K), other=0)
+            dot = tl.sum(_times(q, logits), 1, keep_dims=True)
+            result += _times(_field(soft, soft_number, at, there).to(logits.dtype), dot)
+    return result
+
+
+@triton.jit
+def _scale_kernel(values, factor, size, BLOCK: tl.constexpr):
+    number = tl.load(factor)
+    if number != 1:  # nobody scales most losses: then nothing is read
+        start = tl.program_id(0).to(tl.int64) * BLOCK
+        for first in range(start, size, tl.num_programs(0) * BLOCK):
+            at = first + tl.arange(0, BLOCK)
+            scaled = tl.load(values + at, mask=at < size) * number
+            tl.store(values + at, scaled.to(values.dtype.element_ty), mask=at < size)
