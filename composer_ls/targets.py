@@ -344,7 +344,7 @@ def _add(input: Any, other: Any, *, alpha: float = 1) -> Any:
     if not isinstance(input, SoftTargets) or not isinstance(other, SoftTargets):
         target, number = (input, other) if isinstance(input, SoftTargets) else (other, input)
         is_zero = _is_number(number) and number == 0  # sum([...]) starts from 0
-        return target.clone() if is_zero else NotImplemented
+        return _clone(target) if is_zero else NotImplemented
     with torch._C.DisableTorchFunctionSubclass():  # which would cost more than the addition
         alike = input.shape == other.shape and input.device == other.device
     if not alike or not _same_prior(input, other):
@@ -497,7 +497,7 @@ def _split(target: Any, split_size_or_sections: Any, dim: int = 0) -> Any:
         return NotImplemented
     pieces, start = [], 0
     for size in sizes:
-        pieces.append(target[(slice(None),) * dim + (slice(start, start + size),)])
+        pieces.append(_getitem(target, (slice(None),) * dim + (slice(start, start + size),)))
         start += size
     return tuple(pieces)
 
@@ -607,7 +607,10 @@ def _compact(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     handler = _HANDLERS.get(func)
     if handler is None or (kwargs and not _takes(handler, args, kwargs)):
         return NotImplemented
-    return handler(*args, **kwargs)
+    if torch.compiler.is_compiling():
+        return handler(*args, **kwargs)
+    with torch._C.DisableTorchFunctionSubclass():  # a handler reads many shapes, and each would come through here
+        return handler(*args, **kwargs)
 
 
 def _takes(handler: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
