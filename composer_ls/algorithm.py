@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from composer.loss import soft_cross_entropy
@@ -24,7 +25,7 @@ from composer_ls.composition.conflicts import (
     conflicts_with_algorithms,
     looks_smoothed,
 )
-from composer_ls.composition.mixers import check_mixers, mixers_among
+from composer_ls.composition.mixers import Mixer, check_mixers, mixers_among
 from composer_ls.composition.plan import describe, place
 from composer_ls.losses import cross_entropy
 from composer_ls.priors import as_prior
@@ -86,6 +87,13 @@ class LabelSmoothing(Algorithm):
         on_conflict: str = "raise",
         output_key: str | int | Callable[..., Any] | None = None,
     ) -> None:
+        if isinstance(smoothing, Tensor):
+            if smoothing.numel() != 1:
+                raise TypeError(
+                    f"smoothing must be a number, but is a tensor of shape {tuple(smoothing.shape)}: one smoothing for "
+                    f"each example is what composer_ls.smooth_labels takes"
+                )
+            smoothing = smoothing.item()
         check_smoothing(smoothing, None, spread, prior is not None)
         if on_conflict not in ON_CONFLICT:
             raise ValueError(f"on_conflict must be 'raise' or 'warn', but is {on_conflict!r}")
@@ -97,8 +105,8 @@ class LabelSmoothing(Algorithm):
         self.on_conflict = on_conflict
         self.output_key = output_key
         self._validated = False
-        self._held_target: Any = None
-        self._held_second_labels: list[tuple[Algorithm, str, Any]] = []
+        self._held_target: tuple[Any, Tensor] | None = None
+        self._held_second_labels: list[_SecondLabels] = []
 
     def __repr__(self) -> str:
         """The call that makes it, which Composer stores in checkpoints."""
@@ -126,6 +134,7 @@ class LabelSmoothing(Algorithm):
             model._loss_fn = cross_entropy  # the same loss, without the dense target
 
     def _start(self, state: State, logger: Logger) -> None:
+        self._restore_all(state, logger)
         state.algorithms = place(state.algorithms, self)
         self._refuse(conflicts_in_data(state.dataloader))
         self._validated = False
@@ -134,7 +143,7 @@ class LabelSmoothing(Algorithm):
         logger.log_hyperparameters({"label_smoothing_plan": plan})
 
     def _smooth(self, state: State, logger: Logger) -> None:
-        self._restore_second_labels(state, logger)  # of a step that did not come to its end
+        self._restore_all(state, logger)  # of a step that did not come to its end
         logits = self._logits(state)
         target = state.batch_get_item(self.target_key)
         if not self._validated:
@@ -144,14 +153,14 @@ class LabelSmoothing(Algorithm):
         for algorithm, mixer in mixers_among(state.algorithms):
             labels = mixer.second_labels_of(algorithm)
             try:
-                seconds.append((algorithm, mixer.second_labels, labels, self._smoothed(logits, labels)))
+                seconds.append(_SecondLabels(algorithm, mixer, labels, self._smoothed(logits, labels)))
             except (TypeError, ValueError) as error:
-                place = f"{type(algorithm).__name__}.{mixer.second_labels}"
-                raise type(error)(f"the second labels in {place} do not fit the batch: {error}") from error
-        for algorithm, name, _, smoothed_labels in seconds:
-            setattr(algorithm, name, smoothed_labels)
-        self._held_second_labels = [held[:3] for held in seconds]
-        self._held_target = target
+                where = f"{type(algorithm).__name__}.{mixer.second_labels}"
+                raise type(error)(f"the second labels in {where} do not fit the batch: {error}") from error
+        for second in seconds:
+            setattr(second.algorithm, second.mixer.second_labels, second.smoothed)
+        self._held_second_labels = seconds
+        self._held_target = (target, smoothed)
         self._validated = True
         # A copy of the containers takes the smoothed target, so that the batch that others hold is never changed.
         state.batch = _copy_containers(state.batch)
@@ -159,29 +168,34 @@ class LabelSmoothing(Algorithm):
 
     def _restore(self, state: State, logger: Logger) -> None:
         if self._held_target is not None:
-            state.batch_set_item(self.target_key, self._held_target)
+            state.batch_set_item(self.target_key, self._held_target[0])
             self._held_target = None
         # A mixer that interpolates losses still has to use its second labels, at BEFORE_BACKWARD.
-        self._restore_second_labels(state, logger, keep_interpolating=True)
+        for second in self._held_second_labels:
+            if not second.mixer.interpolates(second.algorithm):
+                second.restore()
+        self._held_second_labels = [
+            second for second in self._held_second_labels if second.mixer.interpolates(second.algorithm)
+        ]
 
-    def _restore_second_labels(self, state: State, logger: Logger, keep_interpolating: bool = False) -> None:
-        kept = []
-        interpolating = (
-            [a for a, m in mixers_among(state.algorithms) if m.interpolates(a)] if keep_interpolating else []
-        )
-        for algorithm, name, labels in self._held_second_labels:
-            if any(algorithm is other for other in interpolating):
-                kept.append((algorithm, name, labels))
-            else:
-                setattr(algorithm, name, labels)
-        self._held_second_labels = kept
+    def _restore_all(self, state: State, logger: Logger) -> None:
+        """Put back what is still smoothed; what others have replaced since is theirs."""
+        if self._held_target is not None:
+            target, smoothed = self._held_target
+            with contextlib.suppress(Exception):  # another batch, perhaps of another form
+                if state.batch_get_item(self.target_key) is smoothed:
+                    state.batch_set_item(self.target_key, target)
+            self._held_target = None
+        for second in self._held_second_labels:
+            second.restore()
+        self._held_second_labels = []
 
     _STEPS: dict[Event, Callable[[LabelSmoothing, State, Logger], None]] = {
         Event.INIT: _settle,
         Event.FIT_START: _start,
         Event.BEFORE_LOSS: _smooth,
         Event.AFTER_LOSS: _restore,
-        Event.AFTER_BACKWARD: _restore_second_labels,
+        Event.AFTER_BACKWARD: _restore_all,
     }
 
     def _refuse(self, conflicts: Sequence[Conflict]) -> None:
@@ -217,10 +231,20 @@ class LabelSmoothing(Algorithm):
             prior=self.prior,
             ignore_index=self.ignore_index,
             spread=self.spread,
-            validate=not self._validated,
+            validate=None if self._validated else True,  # later on where looking costs no wait
         )
 
     def _logits(self, state: State) -> Tensor:
+        if not self._validated and _holds_loss(state.outputs):
+            message = (
+                "the model's output holds a loss of its own, made from labels that are not smoothed, which LabelSmoothing "
+                "cannot reach: keep the labels out of forward() and let the model's loss() return "
+                "composer_ls.cross_entropy(outputs['logits'], batch['labels']); on_conflict='warn' goes on, for a loss() "
+                "that does not use it"
+            )
+            if self.on_conflict == "raise":
+                raise ValueError(message)
+            warnings.warn(message, stacklevel=2)
         outputs = state.outputs if self.output_key is None else batch_get(state.outputs, self.output_key)
         if not isinstance(outputs, Tensor):
             way = "output_key" if self.output_key is None else f"another output_key than {self.output_key!r}"
@@ -228,7 +252,7 @@ class LabelSmoothing(Algorithm):
                 f"the model's output is {type(outputs).__name__}, but LabelSmoothing needs the tensor of logits: give "
                 f"it {way}, such as output_key='logits', output_key=0 or output_key=lambda outputs: outputs.logits"
             )
-        if outputs.ndim > 1 and outputs.shape[1] == 1:
+        if outputs.ndim < 2 or outputs.shape[1] == 1:
             raise ValueError(
                 f"the model gives one logit an example, of shape {tuple(outputs.shape)}, so that there is no other "
                 f"class to move mass to: use a head with two logits and cross entropy, or, for a binary loss on one "
@@ -237,17 +261,35 @@ class LabelSmoothing(Algorithm):
         return outputs
 
 
+def _holds_loss(outputs: Any) -> bool:
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
+    return isinstance(loss, Tensor)
+
+
+@dataclass(frozen=True)
+class _SecondLabels:
+    """What a mixer held, and what it holds while its labels are smoothed."""
+
+    algorithm: Algorithm
+    mixer: Mixer
+    labels: Any
+    smoothed: Tensor
+
+    def restore(self) -> None:
+        if getattr(self.algorithm, self.mixer.second_labels) is self.smoothed:
+            setattr(self.algorithm, self.mixer.second_labels, self.labels)
+
+
 def _copy_containers(batch: Any) -> Any:
-    """A copy of a nested batch that shares its tensors."""
-    if isinstance(batch, Tensor):
-        return batch
-    if isinstance(batch, dict):
-        new = copy.copy(batch)
-        for key, value in batch.items():
-            new[key] = _copy_containers(value)
-        return new
-    if type(batch) in (list, tuple):
-        return type(batch)(_copy_containers(item) for item in batch)
-    if isinstance(batch, (str, bytes, int, float, torch.Size, type(None))):
-        return batch
-    return copy.copy(batch)
+    """A copy of a nested batch that shares what its containers hold."""
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, dict):
+            new = copy.copy(value)
+            for key, item in value.items():
+                new[key] = copied(item)
+            return new
+        return type(value)(map(copied, value)) if type(value) in (list, tuple) else value
+
+    is_container = isinstance(batch, (dict, Tensor)) or type(batch) in (list, tuple)
+    return copied(batch) if is_container else copy.copy(batch)

@@ -39,7 +39,7 @@ def smooth_labels(
         spread: ``"all"``: α is shared by all classes, the true one included. ``"others"``: α goes to the K - 1
             incorrect classes only and the true class keeps 1 - α; this is ``"all"`` with :math:`\alpha K/(K-1)`.
         validate: Whether to read values in order to check them (labels in range, prior a distribution), which makes a
-            GPU wait. ``None``: on the CPU only.
+            GPU wait. ``None``: on the CPU only, and any dense rows pass.
 
     Returns:
         SoftTargets for labels and SoftTargets, which no loss has to make dense; a dense tensor for dense rows. Each
@@ -48,7 +48,7 @@ def smooth_labels(
     Raises:
         TypeError: ``smoothing`` is not a number.
         ValueError: ``smoothing`` is outside [0, 1] or NaN; a label is out of range; the shapes fit neither labels nor
-            dense rows; the prior is negative, does not sum to 1, or has another K; an unknown ``spread``.
+            dense rows; with ``validate=True``, dense rows sum to more than 1; the prior is negative, does not sum to 1, or has another K; an unknown ``spread``.
 
     Example:
         >>> import torch
@@ -78,6 +78,8 @@ def smooth_labels(
     if _are_labels(logits, target, dim):
         return _smooth_hard(logits, target, amount, rows, ignore_index, dim, look)
     _require_same_shape(logits, target)
+    if validate:
+        _require_distributions(target, dim)
     return _smooth_dense(target, amount, rows, dim)
 
 
@@ -148,9 +150,23 @@ def _require_same_shape(logits: Tensor, target: Tensor) -> None:
         hint = ""
         if target.ndim == logits.ndim and target.shape[:dim] + target.shape[dim + 1 :] == torch.Size(label_shape):
             hint = f"; the target has {target.shape[dim]} classes, the logits {logits.shape[dim]}"
+        elif target.shape == logits.shape[:-1]:
+            hint = "; if the logits' classes are last, give logits.movedim(-1, 1)"
         raise ValueError(
             f"target has shape {tuple(target.shape)}, but logits {tuple(logits.shape)} take labels of shape "
             f"{label_shape} or dense rows of shape {tuple(logits.shape)}{hint}"
+        )
+
+
+def _require_distributions(target: Tensor, dim: int) -> None:
+    """Refuse rows that hold more than one label's mass; less is a mix with an ignored label."""
+    sums = target.sum(dim, dtype=torch.float32)
+    if sums.numel() and sums.max() > 1.01:
+        where = (sums > 1.01).nonzero()[0].tolist()
+        raise ValueError(
+            f"the target's row at {where} sums to {sums[tuple(where)].item():g}, but a distribution over classes sums to "
+            f"1: divide each row by its sum; several labels an example with a binary loss are smoothed in the data set, "
+            f"y * (1 - smoothing) + smoothing / 2"
         )
 
 

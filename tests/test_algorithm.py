@@ -5,6 +5,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from composer import Trainer
 from composer.algorithms import CutMix, MixUp
 from composer.core import Event, State
 from composer.models import ComposerClassifier, ComposerModel
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from trainer_support import K, RecordingLoss, classifier, examples, fit
 
+import composer_ls.algorithm
 from composer_ls import LabelSmoothing, SoftTargets, cross_entropy
 
 
@@ -168,12 +170,66 @@ def test_evaluation_sees_plain_labels():
     assert set(seen) == {torch.Tensor}
 
 
-def test_labels_are_checked_on_the_first_batch_only(monkeypatch):
+def test_labels_are_always_checked_on_the_first_batch_and_later_where_that_costs_no_wait(monkeypatch):
     checks = []
-    original = torch.Tensor.aminmax
-    monkeypatch.setattr(torch.Tensor, "aminmax", lambda self, **options: checks.append(1) or original(self, **options))
+    original = composer_ls.algorithm.smooth_labels
+    monkeypatch.setattr(
+        "composer_ls.algorithm.smooth_labels",
+        lambda *args, **options: checks.append(options["validate"]) or original(*args, **options),
+    )
     fit([LabelSmoothing(0.1)])
-    assert len(checks) == 1
+    assert checks == [True, None, None]
+
+
+@pytest.mark.parametrize("interpolate_loss", [False, True])
+def test_a_step_that_failed_does_not_reach_the_next_one(interpolate_loss):
+    """As when Composer tries a smaller microbatch after running out of memory."""
+
+    mixer = MixUp(0.5, interpolate_loss=interpolate_loss)
+    smoother = LabelSmoothing(0.1)
+    images, labels = examples()
+    state = fake_state([images[:8], labels[:8]], torch.randn(8, K))
+    state.algorithms = [smoother, mixer]
+    mixer.apply(Event.BEFORE_FORWARD, state, Mock())
+    smoother.apply(Event.BEFORE_LOSS, state, Mock())  # and the loss fails
+    state.batch, state.outputs = [images[:4], labels[:4]], torch.randn(4, K)
+    mixer.apply(Event.BEFORE_FORWARD, state, Mock())
+    partners = mixer.permuted_target
+    smoother.apply(Event.BEFORE_LOSS, state, Mock())
+    torch.testing.assert_close(mixer.permuted_target, 0.9 * F.one_hot(partners, K) + 0.1 / K)
+    smoother.apply(Event.AFTER_LOSS, state, Mock())
+    smoother.apply(Event.AFTER_BACKWARD, state, Mock())
+    assert mixer.permuted_target is partners
+
+
+def test_a_second_fit_after_a_failed_one_starts_from_the_plain_batch():
+    def broken(logits, target):
+        raise RuntimeError("the loss broke")
+
+    model = classifier(broken)
+    trainer = Trainer(
+        model=model,
+        train_dataloader=DataLoader(TensorDataset(*examples()), 8),
+        max_duration="2ba",
+        algorithms=[LabelSmoothing(0.1)],
+        optimizers=torch.optim.SGD(model.parameters(), 0.1),
+        progress_bar=False,
+        device="cpu",
+    )
+    with pytest.raises(RuntimeError, match="the loss broke"):
+        trainer.fit()
+    trainer.state.algorithms[0].apply(Event.FIT_START, trainer.state, Mock())
+    assert type(trainer.state.batch[1]) is torch.Tensor
+    trainer.close()
+
+
+def test_an_output_with_its_own_loss_is_refused():
+    logits = torch.zeros(2, K)
+    state = fake_state((None, torch.tensor([0, 1])), {"logits": logits, "loss": logits.sum()})
+    with pytest.raises(ValueError, match="holds a loss of its own.*keep the labels out of forward"):
+        LabelSmoothing(0.1, output_key="logits").apply(Event.BEFORE_LOSS, state, Mock())
+    with pytest.warns(UserWarning, match="holds a loss of its own"):
+        LabelSmoothing(0.1, output_key="logits", on_conflict="warn").apply(Event.BEFORE_LOSS, state, Mock())
 
 
 @pytest.mark.parametrize("prior", [torch.tensor([0.4, 0.3, 0.2, 0.1, 0.0]), torch.eye(K).roll(1, 0)])
@@ -197,6 +253,7 @@ def test_repr_is_the_call():
         ({"smoothing": 7}, ValueError, r"smoothing must be in \[0, 1\], but is 7"),
         ({"smoothing": float("nan")}, ValueError, "but is nan"),
         ({"smoothing": "0.1"}, TypeError, "must be a number .* but is '0.1'"),
+        ({"smoothing": torch.tensor([0.1, 0.2])}, TypeError, "must be a number, but is a tensor of shape"),
         ({"spread": "none"}, ValueError, "spread must be 'all' or 'others', but is 'none'"),
         ({"on_conflict": "ignore"}, ValueError, "on_conflict must be 'raise' or 'warn', but is 'ignore'"),
         ({"prior": [0.5, 0.6]}, ValueError, "prior sums to 1.1, but must sum to 1"),
@@ -213,6 +270,8 @@ def test_wrong_arguments_are_refused(arguments, error, message):
     [
         ({"logits": torch.zeros(2, K)}, torch.tensor([0, 1]), TypeError, "output is dict, .* give it output_key"),
         (torch.zeros(2, 1), torch.tensor([0, 0]), ValueError, "one logit an example, .* use a head with two logits"),
+        (torch.zeros(4), torch.rand(4), ValueError, "one logit an example, .* use a head with two logits"),
+        (torch.zeros(2, 7, K), torch.zeros(2, 7).long(), ValueError, r"give logits.movedim\(-1, 1\)"),
         (torch.zeros(2, K), [0, 1], TypeError, "target_key=1 are list, but must be one tensor"),
         (torch.zeros(2, K), torch.tensor([0, 255]), ValueError, r"target\[1\] is 255, .* pass ignore_index=255"),
         (torch.zeros(2, K), torch.zeros(2, 3), ValueError, "the target has 3 classes, the logits 5"),

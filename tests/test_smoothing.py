@@ -320,3 +320,9 @@ def test_values_are_not_read_unless_asked():
     assert torch.equal(soft.prior, prior)
     each = torch.tensor([2.0, 0.0, 0.0])
     assert smooth_labels(LOGITS, LABELS, each, validate=False).smoothing.flatten().tolist() == [2, 0, 0]
+
+
+def test_rows_with_several_labels_are_refused():
+    rows = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 1.0]])
+    with pytest.raises(ValueError, match=r"row at \[1\] sums to 3, .* several labels an example with a binary loss"):
+        smooth_labels(torch.zeros(2, 4), rows, validate=True)

@@ -31,9 +31,11 @@ def fit(algorithms, *, model=None, segmentation=False, loader=None, steps=3, dev
     """Train a few steps and return the final weights."""
     reproducibility.seed_all(7)
     model = model or classifier(segmentation=segmentation)
+    if loader is None:
+        loader = DataLoader(TensorDataset(*examples(segmentation)), 8)
     trainer = Trainer(
         model=model,
-        train_dataloader=loader or DataLoader(TensorDataset(*examples(segmentation)), 8),
+        train_dataloader=loader,
         max_duration=f"{steps}ba",
         algorithms=algorithms,
         optimizers=torch.optim.SGD(model.parameters(), 0.1),

@@ -16,6 +16,7 @@ from typing import Any
 from composer.core import Algorithm
 from torch import Tensor
 
+from composer_ls.composition.mixers import is_smoother
 from composer_ls.composition.reach import reachable
 from composer_ls.errors import InputError
 from composer_ls.targets import SoftTargets
@@ -56,47 +57,44 @@ class Conflict:
         )
 
 
-def conflicts_with_algorithms(algorithms: Sequence[Algorithm], smoother: Algorithm) -> list[Conflict]:
-    """Other algorithms of the list that smooth labels, Composer's or ours."""
+def conflicts_with_algorithms(algorithms: Sequence[Algorithm], smoother: Any) -> list[Conflict]:
+    """Other algorithms of the list that smooth the same targets, Composer's or ours."""
     return [
         Conflict(f"another {type(other).__module__.split('.')[0]} {type(other).__name__}", "remove it from algorithms")
         for other in algorithms
         if other is not smoother
-        and type(other).__name__ == "LabelSmoothing"
+        and is_smoother(other)
         and _is_positive(vars(other).get("smoothing"))
+        and vars(other).get("target_key") == smoother.target_key
     ]
 
 
 def conflicts_in_model(model: Any) -> list[Conflict]:
-    """Losses of a model that smooth: modules, partials and functions among its attributes, and its ``loss`` method."""
-    loss = getattr(model, "loss", None)
-    roots = [*model.named_modules()] if hasattr(model, "named_modules") else []
-    found: list[Conflict] = []
-    for name, module in roots:
-        place = ".".join(filter(None, ("model", name)))
-        found += _smoothing_of(place, module)
-        for attribute, value in vars(module).items():
-            if callable(value) and not isinstance(value, type):
-                for path, thing in reachable(value, f"{place}.{attribute}"):
-                    found += _smoothing_of(path, thing)
-    if isinstance(loss, types.MethodType):
-        found += _smoothing_in_source("model.loss", loss.__func__, model)
-    return _unique(found)
+    """What smooths in a model's ``loss`` method and in all that it uses, as far as that can be seen without running it.
+
+    Seen are modules and ``functools.partial`` with ``label_smoothing``, timm's smoothing losses, and calls with the
+    keyword ``label_smoothing=`` whose value is a number, a variable outside the function or an attribute of ``self``.
+    Not seen are a positional argument and a value that is computed.
+    """
+    return _conflicts_behind([("model.loss", getattr(model, "loss", None))])
 
 
 def conflicts_in_data(dataloader: Any) -> list[Conflict]:
     """What smooths in a dataloader: its collate function and its data set's transforms, as far as they can be seen."""
     roots = [("the dataloader's collate_fn", getattr(dataloader, "collate_fn", None))]
     data_set = getattr(dataloader, "dataset", None)
-    roots += [
-        (f"the data set's {name}", getattr(data_set, name, None))
-        for name in ("transform", "target_transform", "transforms", "collate_fn")
-    ]
+    while data_set is not None:  # a Subset holds another data set
+        names = ("transform", "target_transform", "transforms", "collate_fn")
+        roots += [(f"the data set's {name}", getattr(data_set, name, None)) for name in names]
+        data_set = getattr(data_set, "dataset", None)
     if hasattr(dataloader, "loader"):  # a loader around a loader, as timm has
         roots.append(("the dataloader", dataloader))
-    return _unique(
-        [c for name, root in roots for path, thing in reachable(root, name) for c in _smoothing_of(path, thing)]
-    )
+    return _conflicts_behind(roots)
+
+
+def _conflicts_behind(roots: Sequence[tuple[str, Any]]) -> list[Conflict]:
+    found = [c for name, root in roots for path, thing in reachable(root, name) for c in _smoothing_of(path, thing)]
+    return list(dict.fromkeys(found))
 
 
 def looks_smoothed(target: Any, num_classes: int) -> str | None:
@@ -108,12 +106,8 @@ def looks_smoothed(target: Any, num_classes: int) -> str | None:
     if not dense or num_classes < 3 or target.shape[1] != num_classes:
         return None
     if bool((target.amin(1) > 0).all()):
-        return "its rows are dense and even their smallest entries are positive, as only smoothing makes them"
+        return "its rows are dense and even their smallest entries are positive, as smoothing makes them"
     return None
-
-
-def _unique(conflicts: Sequence[Conflict]) -> list[Conflict]:
-    return list(dict.fromkeys(conflicts))
 
 
 def _smoothing_of(path: str, thing: Any) -> Iterator[Conflict]:
@@ -125,22 +119,21 @@ def _smoothing_of(path: str, thing: Any) -> Iterator[Conflict]:
                 f"{path}, which is functools.partial({name}, label_smoothing={amount})",
                 f"drop label_smoothing={amount} from the partial",
             )
-        return
-    if isinstance(thing, types.FunctionType):
+    elif isinstance(thing, (types.FunctionType, types.MethodType)):
         yield from _smoothing_in_source(path, thing)
-        return
-    name = type(thing).__name__
-    for attribute in ("label_smoothing", "smoothing"):
-        amount = getattr(thing, attribute, None) if not isinstance(thing, type) else None
-        named_so = attribute == "label_smoothing" or "smooth" in name.lower() or "crossentropy" in name.lower()
-        if named_so and _is_positive(amount):
-            yield Conflict(f"{path}, which is {name}({attribute}={amount})", f"set {attribute}=0.0 in that {name}")
-            return
+    elif not isinstance(thing, type):
+        name = type(thing).__name__
+        is_loss = re.search("labelsmooth|crossentropy", name.lower())  # timm's losses call it smoothing
+        for attribute in ("label_smoothing", "smoothing") if is_loss else ("label_smoothing",):
+            amount = getattr(thing, attribute, None)
+            if _is_positive(amount):
+                yield Conflict(f"{path}, which is {name}({attribute}={amount})", f"set {attribute}=0.0 in that {name}")
+                return
 
 
-def _smoothing_in_source(path: str, function: Any, owner: Any = None) -> Iterator[Conflict]:
-    """``label_smoothing=`` in a function's code, where its value is a number or an attribute of ``self``."""
-    constants = getattr(getattr(function, "__code__", None), "co_consts", ())
+def _smoothing_in_source(path: str, function: Any) -> Iterator[Conflict]:
+    """``label_smoothing=`` in the text of a function or method, with a value that can be known without running it."""
+    constants = function.__code__.co_consts
     if not any(isinstance(names, tuple) and "label_smoothing" in names for names in constants):
         return  # no call in it has such a keyword
     try:
@@ -149,7 +142,7 @@ def _smoothing_in_source(path: str, function: Any, owner: Any = None) -> Iterato
         return
     for number, words in enumerate(_words_by_line(lines), first):
         for match in _PASSED.finditer(words):
-            amount = getattr(owner, match["name"], None) if match["name"] else float(match["number"])
+            amount = _value(match[1].replace(" ", ""), function)
             if _is_positive(amount):
                 place = f"{function.__code__.co_filename}:{number}"
                 yield Conflict(
@@ -157,7 +150,22 @@ def _smoothing_in_source(path: str, function: Any, owner: Any = None) -> Iterato
                 )
 
 
-_PASSED = re.compile(r"\blabel_smoothing = (?:self \. (?P<name>\w+)|(?P<number>[\d.]+)\b)")
+_PASSED = re.compile(r"\blabel_smoothing = ([\w.+-]+(?: \. \w+)*)")
+
+
+def _value(text: str, function: Any) -> Any:
+    """The number that a word stands for in a function: a literal, a variable outside it, or something of ``self``."""
+    with contextlib.suppress(ValueError):
+        return float(text)
+    name, *attributes = text.split(".")
+    variables = inspect.getclosurevars(function)
+    outside = {**variables.globals, **variables.nonlocals}
+    if isinstance(function, types.MethodType):
+        outside[function.__code__.co_varnames[0]] = function.__self__
+    value = outside.get(name)
+    for attribute in attributes:
+        value = getattr(value, attribute, None)
+    return value
 
 
 def _words_by_line(lines: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from composer.algorithms import CutMix, MixUp
 from composer.core import Algorithm
 
-__all__ = ["Mixer", "check_mixers", "data_mixers", "mixer_of", "mixers_among", "register_mixer"]
+__all__ = ["Mixer", "check_mixers", "data_mixers", "is_smoother", "mixer_of", "mixers_among", "register_mixer"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,15 @@ def mixer_of(algorithm: Algorithm) -> Mixer | None:
 def mixers_among(algorithms: Sequence[Algorithm]) -> list[tuple[Algorithm, Mixer]]:
     """The mixers of a list, in its order, each with its adapter."""
     return [(algorithm, mixer) for algorithm in algorithms if (mixer := mixer_of(algorithm))]
+
+
+def is_smoother(algorithm: Algorithm, package: str | None = None) -> bool:
+    """Whether an algorithm is a LabelSmoothing, or a subclass of one: ours, Composer's, or either."""
+    packages = {package} if package else {"composer_ls", "composer"}
+    return any(
+        cls.__name__ == "LabelSmoothing" and cls.__module__.partition(".")[0] in packages
+        for cls in type(algorithm).__mro__
+    )
 
 
 def check_mixers(algorithms: Sequence[Algorithm], target_key: Any) -> None:

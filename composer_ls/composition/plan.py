@@ -9,7 +9,7 @@ from composer.core import Algorithm, State
 from torch import nn
 from torch.nn import functional as F
 
-from composer_ls.composition.mixers import data_mixers, mixer_of
+from composer_ls.composition.mixers import data_mixers, is_smoother, mixer_of
 from composer_ls.composition.reach import reachable
 from composer_ls.losses import CrossEntropyLoss, cross_entropy
 
@@ -32,7 +32,8 @@ def place(algorithms: Sequence[Algorithm], smoother: Algorithm) -> list[Algorith
 
 def _is_unknown(algorithm: Algorithm) -> bool:
     """Whether an algorithm may rewrite targets: it is no mixer, nor one of Composer's own, which leave targets alone."""
-    return mixer_of(algorithm) is None and not type(algorithm).__module__.startswith("composer.")
+    known = mixer_of(algorithm) is not None or is_smoother(algorithm)
+    return not known and not type(algorithm).__module__.startswith("composer.")
 
 
 def describe(trainer_or_state: Any) -> str:
@@ -59,14 +60,11 @@ def describe(trainer_or_state: Any) -> str:
 
     """
     state: State = getattr(trainer_or_state, "state", trainer_or_state)
-    smoother = next((a for a in state.algorithms if _is_ours(a)), None)
-    parts = [_smoothing_part(smoother, state), *_data_part(state), *_mixer_parts(state.algorithms, smoother)]
-    parts.append(_loss_part(state))
+    smoother = next((a for a in state.algorithms if is_smoother(a, "composer_ls")), None)
+    data, mixers = _data_part(state), _mixer_parts(state.algorithms, smoother)
+    compact = smoother is not None and not any("dense rows" in part for part in [*data, *mixers])
+    parts = [_smoothing_part(smoother, state), *data, *mixers, _loss_part(state, compact)]
     return "; ".join([*parts, "targets restored after the loss"] if smoother is not None else parts)
-
-
-def _is_ours(algorithm: Algorithm) -> bool:
-    return type(algorithm).__name__ == "LabelSmoothing" and type(algorithm).__module__.startswith("composer_ls")
 
 
 def _smoothing_part(smoother: Any, state: State) -> str:
@@ -83,7 +81,8 @@ def _smoothing_part(smoother: Any, state: State) -> str:
 
 
 def _data_part(state: State) -> list[str]:
-    collate = getattr(state.train_dataloader or state.dataloader, "collate_fn", None)
+    loader = state.dataloader if state.train_dataloader is None else state.train_dataloader
+    collate = getattr(loader, "collate_fn", None)
     mixers = data_mixers([thing for _, thing in reachable(collate, "collate_fn")])
     names = " and ".join(dict.fromkeys(type(mixer).__name__ for mixer in mixers))
     return [f"{names} in the dataloader, whose dense rows are smoothed"] if names else []
@@ -103,20 +102,20 @@ def _mixer_parts(algorithms: Sequence[Algorithm], smoother: Algorithm | None) ->
             if mixer.interpolates(algorithm):
                 parts.append(f"{name} mixes the losses of first and second labels{both}")
             elif before and smoother is not None:
-                parts.append(f"{name} mixes first labels with second labels, smoothed after it")
+                parts.append(f"{name} mixes first labels with second labels, whose dense rows are smoothed")
             else:
                 parts.append(f"{name} mixes first labels with second labels{both}")
     return parts
 
 
-def _loss_part(state: State) -> str:
+def _loss_part(state: State, compact: bool) -> str:
     model = _unwrapped(state)
     loss = getattr(model, "_loss_fn", None)
     if loss is None:
         return f"loss {type(model).__name__}.loss"
     name = getattr(loss, "__name__", type(loss).__name__)
     fused = loss in (cross_entropy, F.cross_entropy) or isinstance(loss, (nn.CrossEntropyLoss, CrossEntropyLoss))
-    return f"loss {name}, fused" if fused else f"loss {name}"
+    return f"loss {name}, fused" if fused and compact else f"loss {name}"
 
 
 def _unwrapped(state: State) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import types
 from collections.abc import Iterator, Mapping
@@ -21,16 +22,18 @@ MOST_ITEMS = 32
 def reachable(root: Any, path: str) -> Iterator[tuple[str, Any]]:
     """Objects that ``root`` can reach, each once and with a path to it; ``root`` comes first.
 
-    Followed are ``functools.partial``, bound methods, functions (closures, defaults and the globals that they name),
-    callable objects' attributes, wrapped dataloaders, and short lists, tuples and dicts.
+    Followed are ``functools.partial``, functions (closures, defaults and the globals that they name), methods (what of
+    their object they name), callable objects' attributes, modules' children, and short lists, tuples and dicts.
     """
-    seen: set[int] = set()
+    seen: dict[Any, Any] = {}  # keeps what it has seen alive, so that no identity is used twice
     queue = [(path, root)]
     while queue and len(seen) < MOST_OBJECTS:
         path, thing = queue.pop(0)
-        if id(thing) in seen or isinstance(thing, (str, bytes, int, float, type(None), Tensor, types.ModuleType)):
+        bound = isinstance(thing, types.MethodType)
+        identity = (id(thing.__self__), id(thing.__func__)) if bound else id(thing)
+        if identity in seen or isinstance(thing, (str, bytes, int, float, type(None), Tensor, types.ModuleType)):
             continue
-        seen.add(id(thing))
+        seen[identity] = thing
         yield path, thing
         queue += _neighbours(path, thing)
 
@@ -39,7 +42,7 @@ def _neighbours(path: str, thing: Any) -> list[tuple[str, Any]]:
     if isinstance(thing, functools.partial):
         return [(f"{path}.func", thing.func), *_items(f"{path}.args", thing.args), *_items(path, thing.keywords)]
     if isinstance(thing, types.MethodType):
-        return [(path, thing.__self__), (path, thing.__func__)]
+        return [*_of_function(path, thing.__func__), *_named_of(path, thing)]
     if isinstance(thing, types.FunctionType):
         return _of_function(path, thing)
     if isinstance(thing, (list, tuple, dict)):
@@ -49,24 +52,48 @@ def _neighbours(path: str, thing: Any) -> list[tuple[str, Any]]:
     found = [(f"{path}.{name}", value) for name, value in getattr(thing, "__dict__", {}).items() if _leads_on(value)]
     if isinstance(thing, nn.Module):
         found += [(f"{path}.{name}", module) for name, module in thing.named_children()]
-    call = type(thing).__call__ if callable(thing) else None
-    if isinstance(call, types.FunctionType) and not isinstance(thing, nn.Module):
-        found.append((path, call))
+    call = type(thing).forward if isinstance(thing, nn.Module) else type(thing).__call__ if callable(thing) else None
+    if isinstance(call, types.FunctionType) and not _is_library(call):
+        found.append((path, types.MethodType(call, thing)))
     return found
 
 
-def _of_function(path: str, function: types.FunctionType) -> list[tuple[str, Any]]:
-    if (function.__module__ or "").partition(".")[0] in LIBRARIES:
+def _named_of(path: str, method: types.MethodType) -> list[tuple[str, Any]]:
+    """What a method names of its object: attributes, and methods of the object's class and of the classes above."""
+    owner = method.__self__
+    found: list[tuple[str, Any]] = []
+    if not isinstance(owner, nn.Module):  # small enough to be looked at whole; and self() names nothing
+        return [(path, owner)]
+    place = path.rpartition(".")[0] or path
+    for name in _names(method.__code__):
+        for cls in type(owner).__mro__:
+            if isinstance(vars(cls).get(name), types.FunctionType):
+                found.append((f"{place}.{name}", types.MethodType(vars(cls)[name], owner)))
+        value = getattr(owner, name, None)
+        if not isinstance(value, types.MethodType) and _leads_on(value):
+            found.append((f"{place}.{name}", value))
+    return found
+
+
+def _of_function(path: str, function: Any) -> list[tuple[str, Any]]:
+    if _is_library(function):
         return []
-    named = {name: function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__}
-    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    for name, cell in cells:
-        try:
+    named = {name: function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # not assigned yet
             named[name] = cell.cell_contents
-        except ValueError:  # not assigned yet
-            continue
     found = [(f"{path}, which uses {name}", value) for name, value in named.items() if _leads_on(value)]
     return [*found, *_items(path, function.__defaults__ or ()), *_items(path, function.__kwdefaults__ or {})]
+
+
+def _names(code: types.CodeType) -> list[str]:
+    """The names that a function's code uses, with those of the functions inside it."""
+    inner = [name for constant in code.co_consts if isinstance(constant, types.CodeType) for name in _names(constant)]
+    return [*code.co_names, *inner]
+
+
+def _is_library(function: Any) -> bool:
+    return (function.__module__ or "").partition(".")[0] in LIBRARIES
 
 
 def _items(path: str, container: Any) -> list[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from types import SimpleNamespace
 
 import composer.algorithms
 import pytest
@@ -11,11 +12,12 @@ from timm.data.mixup import FastCollateMixup, Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 from trainer_support import K, RecordingLoss, classifier, examples, fit
 
 from composer_ls import CrossEntropyLoss, LabelSmoothing, cross_entropy
 from composer_ls.composition import DoubleSmoothingError
+from composer_ls.composition.conflicts import conflicts_with_algorithms
 
 
 class OwnLoss(ComposerModel):
@@ -44,7 +46,62 @@ class LiteralLoss(OwnLoss):
         )
 
 
+class DictOfLosses(OwnLoss):
+    def __init__(self):
+        super().__init__()
+        self.criteria = {"ce": nn.CrossEntropyLoss(label_smoothing=0.1)}
+
+    def loss(self, outputs, batch):
+        return self.criteria["ce"](outputs, batch[1])
+
+
+class CallsAMethod(OwnLoss):
+    def loss(self, outputs, batch):
+        return self.distance(outputs, batch[1])
+
+    def distance(self, outputs, labels):
+        return F.cross_entropy(outputs, labels, label_smoothing=1e-1)
+
+
+class CallsItsParent(LiteralLoss):
+    def loss(self, outputs, batch):
+        return 2 * super().loss(outputs, batch)
+
+
+AMOUNT = 0.1
+GLOBAL_LOSS = nn.CrossEntropyLoss(label_smoothing=0.1)
+
+
+def helper(outputs, labels):
+    return F.cross_entropy(outputs, labels, label_smoothing=AMOUNT)
+
+
+class CallsAHelper(OwnLoss):
+    def loss(self, outputs, batch):
+        return helper(outputs, batch[1])
+
+
+class CallsAGlobal(OwnLoss):
+    def loss(self, outputs, batch):
+        return GLOBAL_LOSS(outputs, batch[1])
+
+
+class OwnModule(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.settings = SimpleNamespace(amount=0.1)
+
+    def forward(self, outputs, labels):
+        return F.cross_entropy(outputs, labels, label_smoothing=self.settings.amount)
+
+
 SMOOTHING_MODELS = {
+    "dict of losses": DictOfLosses,
+    "method that loss calls": CallsAMethod,
+    "parent's loss": CallsItsParent,
+    "function that loss calls": CallsAHelper,
+    "global module": CallsAGlobal,
+    "module of the user's": lambda: classifier(OwnModule()),
     "CrossEntropyLoss as loss_fn": lambda: classifier(nn.CrossEntropyLoss(label_smoothing=0.1)),
     "our CrossEntropyLoss": lambda: classifier(CrossEntropyLoss(label_smoothing=0.1)),
     "partial": lambda: classifier(functools.partial(F.cross_entropy, label_smoothing=0.1)),
@@ -109,6 +166,44 @@ def test_a_second_smoothing_algorithm_is_refused(other, first):
     algorithms.insert(0 if first else 1, LabelSmoothing(0.1))
     with pytest.raises(DoubleSmoothingError, match="another .* LabelSmoothing.*remove it from algorithms"):
         fit(algorithms)
+
+
+def test_two_smoothers_of_different_targets_are_no_conflict():
+    a, b = LabelSmoothing(0.1, target_key=1), LabelSmoothing(0.2, target_key=2)
+    assert conflicts_with_algorithms([a, b], a) == []
+
+
+def test_subclasses_of_smoothers_smooth_too():
+    class Mine(LabelSmoothing):
+        pass
+
+    with pytest.raises(DoubleSmoothingError, match="another composer_ls LabelSmoothing"):
+        fit([Mine(0.1), LabelSmoothing(0.1)])
+
+
+def test_a_loss_that_training_does_not_use_is_no_conflict():
+    model = OwnLoss(nn.CrossEntropyLoss())
+    model.eval_loss = nn.CrossEntropyLoss(label_smoothing=0.1)
+    model.smoother = SimpleNamespace(smoothing=0.9)
+    assert torch.isfinite(fit([LabelSmoothing(0.1)], model=model)).all()
+
+
+def test_an_image_transform_that_smooths_images_is_no_conflict():
+    class GaussianSmooth:
+        smoothing = 0.5
+
+        def __call__(self, samples):
+            return default_collate(samples)
+
+    loader = DataLoader(TensorDataset(*examples()), 8, collate_fn=GaussianSmooth())
+    assert torch.isfinite(fit([LabelSmoothing(0.1)], loader=loader)).all()
+
+
+def test_a_target_transform_behind_a_subset_is_found():
+    data = TensorDataset(*examples())
+    data.target_transform = functools.partial(F.cross_entropy, label_smoothing=0.1)
+    with pytest.raises(DoubleSmoothingError, match="data set's target_transform"):
+        fit([LabelSmoothing(0.1)], loader=DataLoader(Subset(data, range(24)), 8))
 
 
 def collate_with(mix):

@@ -8,7 +8,7 @@ from composer import Trainer
 from composer.algorithms import CutMix, MixUp
 from composer.core import Algorithm
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset, default_collate
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 from torchvision.transforms import v2
 from trainer_support import K, classifier, examples, fit
 
@@ -29,6 +29,7 @@ def mixing_loader():
     return DataLoader(TensorDataset(*examples()), 8, collate_fn=lambda samples: mix(*default_collate(samples)))
 
 
+PLAIN = "loss cross_entropy; targets restored after the loss"
 FUSED = "loss cross_entropy, fused; targets restored after the loss"
 
 
@@ -50,8 +51,8 @@ FUSED = "loss cross_entropy, fused; targets restored after the loss"
         (
             [MixUp(), LabelSmoothing(0.1), Unknown()],
             {},
-            "smoothing 0.1, uniform over 5 classes; MixUp mixes first labels with second labels, smoothed after it; "
-            f"Unknown may rewrite targets, smoothed after it; {FUSED}",
+            "smoothing 0.1, uniform over 5 classes; MixUp mixes first labels with second labels, whose dense "
+            f"rows are smoothed; Unknown may rewrite targets, smoothed after it; {PLAIN}",
         ),
         (
             [LabelSmoothing(0.1, prior=torch.eye(K).roll(1, 0))],
@@ -62,7 +63,7 @@ FUSED = "loss cross_entropy, fused; targets restored after the loss"
             [LabelSmoothing(0.1)],
             {"train_dataloader": mixing_loader()},
             "smoothing 0.1, uniform over 5 classes; MixUp and CutMix in the dataloader, whose dense rows are smoothed; "
-            f"{FUSED}",
+            f"{PLAIN}",
         ),
         ([MixUp()], {}, "no smoothing; MixUp mixes first labels with second labels; loss soft_cross_entropy"),
     ],
@@ -85,3 +86,20 @@ def test_the_plan_is_logged_in_one_line_when_training_starts(caplog):
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("composer_ls")]
     assert len(lines) == 1
     assert lines[0].startswith("label smoothing: smoothing 0.1, uniform over 5 classes; CutMix mixes")
+
+
+def test_a_data_set_without_a_length_can_be_described_and_trained():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(list(zip(*examples(), strict=True)))
+
+    fit([LabelSmoothing(0.1)], loader=DataLoader(Stream(), 8))
+
+
+def test_a_subclass_is_described_as_its_parent():
+    class Mine(LabelSmoothing):
+        pass
+
+    trainer = Trainer(model=classifier(), algorithms=[Mine(0.1)], progress_bar=False)
+    assert describe(trainer).startswith("smoothing 0.1, uniform")
+    trainer.close()
