@@ -18,6 +18,8 @@ __all__ = ["MetricsFile", "PredictionCollector"]
 class MetricsFile(LoggerDestination):
     """One JSON line an epoch: the mean training loss since the line before, and the latest of every other metric.
 
+    A run that ends within an epoch has a line for the part of it.
+
     Args:
         path: The file. Lines from after the checkpoint that a run resumes from are cut off.
 
@@ -47,15 +49,32 @@ class MetricsFile(LoggerDestination):
         self.path.write_text("".join(kept), encoding="utf-8")
 
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Write a line: evaluation, if due, is over."""
+        """Write a line: evaluation, if due in an epoch, is over."""
         if dist.get_global_rank() != 0:
             return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(self._line(state)) + "\n")
+
+    def finish(self, state: State) -> None:
+        """Write what came after the last line. To be called after ``fit``: the last evaluation follows ``fit_end``.
+
+        It becomes a line of its own, if the run stopped within an epoch, or else a part of the last line.
+        """
+        if dist.get_global_rank() != 0 or not (self._latest or self._losses):
+            return
+        lines, line = _whole_lines(self.path), self._line(state)
+        if lines and (last := json.loads(lines[-1]))["batch"] == line["batch"]:
+            lines, line = lines[:-1], last | line
+        self.path.write_text("".join([*lines, json.dumps(line) + "\n"]), encoding="utf-8")
+
+    def _line(self, state: State) -> dict[str, float]:
+        """What was logged since the line before, which is then forgotten."""
         line: dict[str, float] = {"epoch": int(state.timestamp.epoch), "batch": int(state.timestamp.batch)}
         if self._losses:
             line["loss/train/total"] = sum(self._losses) / len(self._losses)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line | self._latest) + "\n")
+        line |= self._latest
         self._latest, self._losses = {}, []
+        return line
 
 
 def _whole_lines(path: Path) -> list[str]:

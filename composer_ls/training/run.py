@@ -56,19 +56,23 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
         progress: Show Composer's progress bar.
 
     Raises:
-        RecipeError: An algorithm that does not exist or refuses its arguments, or a batch size that does not fit.
+        RecipeError: An algorithm that does not exist or refuses its arguments, a batch size that does not fit, or
+            anything else that Composer refuses. What the folder holds is left as it is.
         DataNotFoundError: The data is not there.
         RunFolderError: The folder cannot be written or holds another recipe's run.
 
     """
     device = _device(recipe.device)
+    if isinstance(device, DeviceCPU) and recipe.precision != "fp32":
+        raise RecipeError(
+            f"precision={recipe.precision} does not go with device={recipe.device}, which is the CPU here: "
+            f"use precision=fp32, or device=gpu where there is one"
+        )
     dist.initialize_dist(device)  # does nothing for one process
     if dist.get_global_rank() == 0:
-        if overwrite:
-            folder.clear()
-        folder.check()
+        folder.check(overwrite=overwrite)
     dist.barrier()
-    if (finished := folder.result()) is not None:
+    if not overwrite and (finished := folder.result()) is not None:
         return finished
 
     started = datetime.now(timezone.utc)
@@ -81,32 +85,42 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
         loss_fn=cross_entropy,
     )
     training, test = training_loader(splits, recipe.data, recipe.seed), evaluation_loader(splits, recipe.data)
-    if dist.get_global_rank() == 0:
-        folder.write_recipe()
-    trainer = Trainer(
-        model=model,
-        train_dataloader=training,
-        eval_dataloader=Evaluator(label="test", dataloader=test),
-        eval_interval=recipe.eval_interval,
-        max_duration=recipe.duration,
-        optimizers=_optimizer(recipe.optimizer, model),
-        schedulers=_scheduler(recipe.schedule),
-        algorithms=algorithms,
-        loggers=MetricsFile(folder.metrics_file),
-        precision=Precision(recipe.precision),
-        device=device,
-        device_train_microbatch_size=recipe.microbatch_size,
-        seed=recipe.seed,
-        run_name=recipe.name,
-        progress_bar=progress,
-        save_folder=str(folder.checkpoint_folder),
-        save_interval=recipe.checkpoints.interval,
-        save_num_checkpoints_to_keep=1,
-        autoresume=True,
-    )
+    metrics_file = MetricsFile(folder.metrics_file)
     try:
+        trainer = Trainer(
+            model=model,
+            train_dataloader=training,
+            eval_dataloader=Evaluator(label="test", dataloader=test),
+            eval_interval=recipe.eval_interval,
+            max_duration=recipe.duration,
+            optimizers=_optimizer(recipe.optimizer, model),
+            schedulers=_scheduler(recipe.schedule),
+            algorithms=algorithms,
+            loggers=metrics_file,
+            precision=Precision(recipe.precision),
+            device=device,
+            device_train_microbatch_size=recipe.microbatch_size,
+            seed=recipe.seed,
+            run_name=recipe.name,
+            progress_bar=progress,
+            save_folder=str(folder.checkpoint_folder),
+            save_interval=recipe.checkpoints.interval,
+            save_num_checkpoints_to_keep=1,
+            autoresume=not overwrite,  # what is to be overwritten is still there
+        )
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"Composer refuses the recipe {recipe.name}: {' '.join(str(error).split())}") from error
+    try:
+        dist.barrier()  # every process has got here, so nothing of the recipe is wrong: the old run may go
+        if dist.get_global_rank() == 0:
+            if overwrite:
+                folder.clear()
+                folder.checkpoint_folder.mkdir(exist_ok=True)  # Composer made it and counts on it
+            folder.write_recipe()
+        dist.barrier()
         if trainer.state.timestamp < recipe.duration:  # else it was stopped between its last step and its result
             trainer.fit()
+            metrics_file.finish(trainer.state)
         collector = PredictionCollector()
         trainer.state.callbacks.append(collector)
         fresh = evaluation_loader(splits, recipe.data)  # Composer refuses one whose workers live on
@@ -135,7 +149,7 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
             "versions": {name: version(name) for name in ("composer_ls", "mosaicml", "torch", "torchvision")}
             | {"python": platform.python_version()},
             "hardware": _hardware(),
-            "command": shlex.join(["composer-ls", *sys.argv[1:]]),
+            "command": _command(),
         }
     finally:
         trainer.close()
@@ -150,6 +164,12 @@ def _device(name: str) -> Device:
     if name == "gpu" and not torch.cuda.is_available():
         raise RecipeError("device is gpu, but PyTorch sees none here: use device=auto or device=cpu")
     return DeviceGPU() if name == "gpu" or (name == "auto" and torch.cuda.is_available()) else DeviceCPU()
+
+
+def _command() -> str:
+    processes = dist.get_local_world_size()
+    launcher = ["composer-ls"] if processes == 1 else ["composer", "-n", str(processes), "-m", "composer_ls"]
+    return shlex.join([*launcher, *sys.argv[1:]])
 
 
 def _optimizer(settings: Optimizer, model: torch.nn.Module) -> torch.optim.Optimizer:

@@ -31,7 +31,7 @@ class RunFolder:
     Attributes:
         recipe_file: ``recipe.yaml``, resolved: enough to repeat the run.
         result_file: ``result.json``, which is there only when the run is finished.
-        metrics_file: ``metrics.jsonl``, a line an evaluation.
+        metrics_file: ``metrics.jsonl``, a line an epoch.
         predictions_file: ``predictions.safetensors``: test ``logits`` (N, K) and ``labels`` (N,).
         checkpoint_folder: Composer's checkpoints, until the run is finished or for good if the recipe says so.
 
@@ -57,8 +57,11 @@ class RunFolder:
                 f"{self.result_file} cannot be read ({error}): add --overwrite to run again"
             ) from error
 
-    def check(self) -> None:
-        """Raise a RunFolderError if the folder cannot be written or holds the run of another recipe."""
+    def check(self, *, overwrite: bool = False) -> None:
+        """Raise a RunFolderError if the folder cannot be written or holds what the run must not touch.
+
+        That is the run of another recipe, unless it is to be overwritten, and checkpoints that no run of ours left.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
@@ -68,13 +71,15 @@ class RunFolder:
             raise RunFolderError(
                 f"the run folder {self.path.absolute()} cannot be written ({reason}): choose another with --out DIR"
             ) from error
-        if not self.recipe_file.is_file():
+        there = self._recipe_there()
+        if not _is_resolved(there) and _holds_something(self.checkpoint_folder):
+            raise RunFolderError(
+                f"{self.checkpoint_folder} was not left by a run of composer-ls: choose another run folder with --out DIR"
+            )
+        left = self.result_file.exists() or self.metrics_file.exists() or _holds_something(self.checkpoint_folder)
+        if overwrite or there is None or not left:
             return
-        try:
-            there = yaml.safe_load(self.recipe_file.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError, UnicodeDecodeError):
-            there = None
-        differing = differing_keys(there if isinstance(there, dict) else {}, self.recipe.model_dump())
+        differing = differing_keys(there, self.recipe.model_dump())
         if differing:
             raise RunFolderError(
                 f"the run folder {self.path} holds a run of another recipe (they differ in {', '.join(differing)}): "
@@ -82,14 +87,28 @@ class RunFolder:
             )
 
     def clear(self) -> None:
-        """Delete what a run left here, and nothing else."""
-        for file in (self.result_file, self.recipe_file, self.metrics_file, self.predictions_file):
+        """Delete what a run left here, and nothing else; its recipe stays until the next one takes its place."""
+        for file in (self.result_file, self.metrics_file, self.predictions_file):
             file.unlink(missing_ok=True)
-        shutil.rmtree(self.checkpoint_folder, ignore_errors=True)
+        if _is_resolved(self._recipe_there()):
+            shutil.rmtree(self.checkpoint_folder, ignore_errors=True)
 
     def write_recipe(self) -> None:
-        """Write ``recipe.yaml``."""
+        """Write ``recipe.yaml``. One that no run wrote stays beside it as ``recipe.yaml.orig``."""
+        there = self._recipe_there()
+        if there is not None and not _is_resolved(there):
+            os.replace(self.recipe_file, self.recipe_file.with_name("recipe.yaml.orig"))
         _write_text(self.recipe_file, self.recipe.to_yaml())
+
+    def _recipe_there(self) -> dict[str, Any] | None:
+        """What ``recipe.yaml`` holds, empty if it cannot be read, ``None`` if it is not there."""
+        if not self.recipe_file.is_file():
+            return None
+        try:
+            there = yaml.safe_load(self.recipe_file.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError, UnicodeDecodeError):
+            there = None
+        return there if isinstance(there, dict) else {}
 
     def write_predictions(self, logits: Tensor, labels: Tensor) -> None:
         """Write ``predictions.safetensors``."""
@@ -115,6 +134,15 @@ def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "")
         elif left != right:
             keys.append(f"{prefix}{key}")
     return keys
+
+
+def _is_resolved(recipe: Mapping[str, Any] | None) -> bool:
+    """Whether every default is written out, as a run does and a person does not."""
+    return recipe is not None and Recipe.model_fields.keys() <= recipe.keys()
+
+
+def _holds_something(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def _write_text(path: Path, text: str) -> None:

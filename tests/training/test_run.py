@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from composer_ls.diagnostics.calibration import accuracy, expected_calibration_error
-from composer_ls.errors import RunFolderError
+from composer_ls.errors import RecipeError, RunFolderError
+from composer_ls.training import run as run_module
 from composer_ls.training.recipe import load_recipe
 from composer_ls.training.run import train
 from composer_ls.training.run_folder import RunFolder
@@ -109,6 +110,70 @@ def test_a_folder_with_another_recipes_run_is_refused_with_the_keys(finished):
     path, _ = finished
     with pytest.raises(RunFolderError, match=r"another recipe \(they differ in seed\).*--out DIR.*--overwrite"):
         run(path, "seed=5")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("algorithms.mixupp={}", "unknown key algorithms.mixupp"),
+        ("data.batch_size=2000", "more than the 1437 training examples"),
+        ("schedule.warmup=1sp", "Composer refuses the recipe digits-mlp: Cannot use warmup scheduler .* same units"),
+    ],
+)
+def test_overwriting_with_a_recipe_that_is_refused_leaves_the_old_run(finished, override, message):
+    path, _ = finished
+    files = {file: file.read_bytes() for file in path.iterdir() if file.is_file()}
+    with pytest.raises(RecipeError, match=message):
+        run(path, override, overwrite=True)
+    assert {file: file.read_bytes() for file in path.iterdir() if file.is_file()} == files
+
+
+def test_overwriting_starts_afresh_and_ignores_the_checkpoints_there(tmp_path):
+    first = run(tmp_path, "checkpoints.keep=true", "duration=1ep")
+    again = run(tmp_path, "checkpoints.keep=true", "duration=2ep", overwrite=True)
+    assert (first["steps"], again["steps"]) == (11, 22)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    assert not (tmp_path / "recipe.yaml.orig").exists()
+
+
+def test_checkpoints_of_something_else_are_left_alone(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "mine.pt").write_text("")
+    RunFolder(tmp_path, load_recipe("digits-mlp")).clear()
+    for overwrite in (False, True):
+        with pytest.raises(RunFolderError, match="checkpoints was not left by a run of composer-ls: .*--out DIR"):
+            run(tmp_path, overwrite=overwrite)
+    assert (tmp_path / "checkpoints" / "mine.pt").exists()
+
+
+def test_a_recipe_of_ones_own_in_the_run_folder_is_no_run_and_is_kept(tmp_path):
+    own = "name: own\nduration: 1ep  # a first try\ndata: {name: digits}\nmodel: {name: mlp}\n"
+    (tmp_path / "recipe.yaml").write_text(own)
+    recipe = load_recipe(tmp_path / "recipe.yaml", ["duration=3ba"])
+    train(recipe, RunFolder(tmp_path, recipe), progress=False)
+    assert (tmp_path / "recipe.yaml.orig").read_text() == own
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
+
+
+def test_metrics_have_a_line_for_the_part_of_an_epoch_too(tmp_path):
+    run(tmp_path, "duration=14ba")
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["epoch"], line["batch"]) for line in lines] == [(1, 11), (1, 14)]
+    assert all({"loss/train/total", "metrics/test/MulticlassAccuracy"} <= line.keys() for line in lines)
+
+
+def test_an_evaluation_after_the_last_epoch_is_in_its_line(tmp_path):
+    run(tmp_path, "duration=2ep", "eval_interval=5ep")
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert {"loss/train/total", "metrics/test/MulticlassAccuracy"} <= lines[-1].keys()
+
+
+def test_the_command_repeats_the_run_on_as_many_processes(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["composer-ls", "train", "digits-mlp"])
+    assert run_module._command() == "composer-ls train digits-mlp"
+    monkeypatch.setattr(run_module.dist, "get_local_world_size", lambda: 2)
+    assert run_module._command() == "composer -n 2 -m composer_ls train digits-mlp"
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
