@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
 
 from composer_ls.errors import RecipeError
 
@@ -21,7 +21,9 @@ __all__ = ["Recipe", "load_recipe", "recipe_path", "shipped_recipes"]
 
 
 def _number_in_words(value: Any) -> Any:
-    """YAML 1.1 reads ``1e-3`` as a string; take it as the number that it looks like."""
+    """YAML 1.1 reads ``1e-3`` as a string; take it as the number that it looks like. ``true`` looks like none."""
+    if isinstance(value, bool):
+        raise ValueError("input should be a number")
     if isinstance(value, str):
         try:
             return float(value)
@@ -30,16 +32,37 @@ def _number_in_words(value: Any) -> Any:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_number_in_words)]
+Number = Annotated[float, BeforeValidator(_number_in_words), Field(allow_inf_nan=False)]
+Integer = Annotated[int, Strict()]
+Truth = Annotated[bool, Strict()]
 
 
-def _duration(value: Any) -> Any:
-    if not (isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?(ep|ba|sp|dur)", value)):
-        raise ValueError("a duration is a number with ep, ba, sp or dur behind it, such as 10ep, 500ba or 0.5dur")
+def _length(value: Any) -> Any:
+    if not (isinstance(value, str) and re.fullmatch(r"[0-9]+(ep|ba|sp)|[0-9]+(\.[0-9]+)?dur", value)):
+        raise ValueError(
+            "a duration is a whole number with ep, ba or sp behind it, such as 10ep or 500ba, "
+            "or a fraction of the run, such as 0.5dur"
+        )
+    if value.endswith("dur") and float(value.removesuffix("dur")) > 1:
+        raise ValueError("a fraction of the run is at most 1dur")
     return value
 
 
-Duration = Annotated[str, BeforeValidator(_duration)]
+def _more_than_none(value: str) -> str:
+    if not re.search("[1-9]", value):
+        raise ValueError("it must be more than 0")
+    return value
+
+
+def _not_of_itself(value: str) -> str:
+    if value.endswith("dur"):
+        raise ValueError("the run cannot be a fraction of itself: give it in ep, ba or sp, such as 10ep")
+    return value
+
+
+Warmup = Annotated[str, BeforeValidator(_length)]
+Duration = Annotated[Warmup, AfterValidator(_more_than_none)]
+WholeDuration = Annotated[Duration, AfterValidator(_not_of_itself)]
 ModelName = Literal[
     "mlp", "cnn",
     "resnet20", "resnet32", "resnet44", "resnet56", "resnet110",
@@ -58,13 +81,13 @@ class Data(Section):
 
     name: Literal["digits", "cifar10", "cifar100", "imagefolder"] = Field(description="where the images come from")
     root: str = Field("data", description="folder of the data; digits needs none")
-    download: bool = Field(False, description="fetch cifar10 or cifar100 into root if they are not there")
-    batch_size: int = Field(128, ge=1, description="examples in one optimizer step, over all processes")
-    image_size: int | None = Field(None, ge=1, description="height and width for imagefolder, pixels")
+    download: Truth = Field(False, description="fetch cifar10 or cifar100 into root if they are not there")
+    batch_size: Integer = Field(128, ge=1, description="examples in one optimizer step, over all processes")
+    image_size: Integer | None = Field(None, ge=1, description="height and width for imagefolder, pixels")
     augmentation: Literal["none", "crop_flip", "resized_crop"] = Field(
         "none", description="crop_flip: shifts of 4 pixels and mirroring (CIFAR); resized_crop: as for ImageNet"
     )
-    workers: int = Field(0, ge=0, description="processes that load data, for each training process")
+    workers: Integer = Field(0, ge=0, description="processes that load data, for each training process")
 
 
 class Model(Section):
@@ -81,16 +104,16 @@ class Optimizer(Section):
     name: Literal["sgd", "adamw"] = "sgd"
     learning_rate: Number = Field(0.1, gt=0)
     momentum: Number = Field(0.9, ge=0, lt=1, description="for sgd")
-    nesterov: bool = Field(False, description="for sgd")
+    nesterov: Truth = Field(False, description="for sgd")
     weight_decay: Number = Field(0.0, ge=0)
-    decoupled: bool = Field(False, description="weight decay apart from the gradient (adamw always does)")
+    decoupled: Truth = Field(False, description="weight decay apart from the gradient (adamw always does)")
 
 
 class Schedule(Section):
     """How the learning rate changes over the run."""
 
     name: Literal["constant", "cosine", "multistep"] = "cosine"
-    warmup: Duration = "0ba"
+    warmup: Warmup = "0ba"
     milestones: list[Duration] = Field([], description="when multistep multiplies the rate by gamma")
     gamma: Number = Field(0.1, gt=0)
 
@@ -99,7 +122,7 @@ class Checkpoints(Section):
     """What is saved on the way, so that a killed run can go on."""
 
     interval: Duration = Field("1ep", description="how often to save")
-    keep: bool = Field(False, description="keep the last checkpoint when the run is finished")
+    keep: Truth = Field(False, description="keep the last checkpoint when the run is finished")
 
 
 class Recipe(Section):
@@ -108,11 +131,11 @@ class Recipe(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     description: str = Field("", description="one line on what it is")
     needs: str = Field("", description="one line on what it needs")
-    seed: int = Field(17, ge=0)
-    duration: Duration
+    seed: Integer = Field(17, ge=0)
+    duration: WholeDuration
     precision: Literal["fp32", "amp_bf16", "amp_fp16"] = "fp32"
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    microbatch_size: int | None = Field(None, ge=1, description="examples in one forward pass of one process")
+    microbatch_size: Integer | None = Field(None, ge=1, description="examples in one forward pass of one process")
     eval_interval: Duration = "1ep"
     data: Data
     model: Model
