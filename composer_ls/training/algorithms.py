@@ -17,6 +17,10 @@ from composer_ls.priors import as_prior
 __all__ = ["algorithms_by_name", "build_algorithms"]
 
 
+# Where things are in a batch or an output, which is up to the caller of a library and fixed in a recipe.
+BATCH_FORM = frozenset({"input_key", "target_key", "output_key"})
+
+
 def algorithms_by_name() -> dict[str, type[Algorithm]]:
     """Every algorithm that a recipe can name: Composer's, by the names of their modules, and our label_smoothing."""
     classes = [cls for cls in vars(composer.algorithms).values() if inspect.isclass(cls) and issubclass(cls, Algorithm)]
@@ -52,6 +56,11 @@ def build_algorithms(
             continue
         allowed = [parameter for parameter in inspect.signature(known[name]).parameters if parameter != "self"]
         for key in arguments:
+            if key in BATCH_FORM and key in allowed:
+                raise RecipeError(
+                    f"algorithms.{name}.{key} cannot be set in a recipe, whose batches are always (images, labels) and "
+                    f"whose outputs are logits: leave it out"
+                )
             if key not in allowed:
                 raise RecipeError(f"unknown key algorithms.{name}.{key}: allowed are {', '.join(allowed)}")
         try:

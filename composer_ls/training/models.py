@@ -7,6 +7,8 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from composer_ls.errors import RecipeError
+
 __all__ = ["CifarResNet", "build_model"]
 
 
@@ -17,6 +19,9 @@ def build_model(name: str, image_shape: tuple[int, int, int], num_classes: int) 
         name: ``mlp``, ``cnn``, ``resnet20`` to ``resnet110`` (CIFAR), or ``resnet18`` to ``resnet152`` (torchvision).
         image_shape: (C, H, W).
         num_classes: K.
+
+    Raises:
+        RecipeError: torchvision's networks take images of three channels only.
 
     Example:
         >>> import torch
@@ -32,6 +37,11 @@ def build_model(name: str, image_shape: tuple[int, int, int], num_classes: int) 
         return cnn(channels, num_classes)
     if name in CIFAR_DEPTHS:
         return CifarResNet(CIFAR_DEPTHS[name], channels, num_classes)
+    if channels != 3:
+        raise RecipeError(
+            f"model.name={name} takes images of 3 channels, but these have {channels}: "
+            f"use model.name=mlp, cnn, or one of {', '.join(CIFAR_DEPTHS)}"
+        )
     return getattr(torchvision.models, name)(num_classes=num_classes)
 
 

@@ -27,6 +27,8 @@ def test_null_switches_an_algorithm_off():
     [
         ({"cutmixx": {}}, "unknown key algorithms.cutmixx: did you mean cutmix\\? allowed are "),
         ({"mixup": {"beta": 1}}, "unknown key algorithms.mixup.beta: allowed are alpha, interpolate_loss"),
+        ({"mixup": {"target_key": 2}}, "algorithms.mixup.target_key cannot be set in a recipe"),
+        ({"label_smoothing": {"output_key": "logits"}}, "algorithms.label_smoothing.output_key cannot be set"),
         ({"label_smoothing": {"smoothing": 2}}, r"algorithms.label_smoothing: smoothing must be in \[0, 1\]"),
         ({"label_smoothing": {"smoothing": "a"}}, "algorithms.label_smoothing: smoothing must be a number"),
     ],

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from composer_ls.errors import RecipeError
 from composer_ls.training.models import CifarResNet, build_model
 
 
@@ -22,6 +23,13 @@ def test_logits_have_a_row_an_image_and_reach_every_weight(name, shape):
     assert logits.shape == (2, 7)
     logits.sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_torchvisions_networks_refuse_grey_images():
+    with pytest.raises(
+        RecipeError, match="model.name=resnet18 takes images of 3 channels, but these have 1: use .*mlp"
+    ):
+        build_model("resnet18", (1, 8, 8), 10)
 
 
 @pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)])
