@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,8 +110,20 @@ def _cifar(data: Data) -> Splits:
         )
     train_transform, test_transform = _transforms(data, 32, CIFAR_MEAN, CIFAR_STD)
     root = Path(data.root).expanduser()
-    train = source(root, train=True, transform=train_transform, download=data.download)
-    test = source(root, train=False, transform=test_transform, download=data.download)
+    with dist.run_local_rank_zero_first():
+        download = data.download and dist.get_local_rank() == 0  # the others find it there
+        try:
+            train = source(root, train=True, transform=train_transform, download=download)
+            test = source(root, train=False, transform=test_transform, download=download)
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+            reason, remedy = (
+                (f"could not be downloaded to {place.absolute()}", "fetch it by hand")
+                if data.download
+                else (f"at {place.absolute()} is not complete", "add data.download=true to fetch it again (170 MB)")
+            )
+            raise DataNotFoundError(
+                f"{data.name} {reason} ({error}): {remedy}, or set data.root=DIR if it is elsewhere"
+            ) from error
     return Splits(train, test, num_classes, (3, 32, 32), tuple(train.classes))
 
 
@@ -119,10 +132,16 @@ def _image_folder(data: Data) -> Splits:
     size = data.image_size or (224 if data.augmentation == "resized_crop" else 32)
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if size > 64 else (CIFAR_MEAN, CIFAR_STD)
     folders = [_split_folder(root, names) for names in (("train",), ("test", "val"))]
-    train, test = (
-        torchvision.datasets.ImageFolder(folder, transform)
-        for folder, transform in zip(folders, _transforms(data, size, mean, std), strict=True)
-    )
+    try:
+        train, test = (
+            torchvision.datasets.ImageFolder(folder, transform)
+            for folder, transform in zip(folders, _transforms(data, size, mean, std), strict=True)
+        )
+    except FileNotFoundError as error:
+        raise DataNotFoundError(
+            f"a class folder in {root.absolute()} holds no images ({error}): fill it or delete it in both splits, "
+            f"or set data.root=DIR to another tree"
+        ) from error
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))
         raise DataNotFoundError(

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -64,6 +65,42 @@ def test_the_seed_decides_the_order():
 def test_absent_cifar_says_where_it_looked_and_how_to_get_it(name, tmp_path):
     with pytest.raises(DataNotFoundError, match=f"{name} is not at {tmp_path}.*data.download=true.*data.root=DIR"):
         load_splits(Data(name=name, root=str(tmp_path)))
+
+
+def test_incomplete_cifar_says_how_to_get_it_again(tmp_path):
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    with pytest.raises(DataNotFoundError, match="cifar10 at .*cifar-10-batches-py is not complete.*data.download=true"):
+        load_splits(Data(name="cifar10", root=str(tmp_path)))
+
+
+@pytest.mark.parametrize("local_rank", [0, 1])
+def test_one_process_a_machine_downloads(tmp_path, monkeypatch, local_rank):
+    asked = []
+
+    def source(root, train, transform, download):
+        asked.append(download)
+        return SimpleNamespace(classes=["cat"])
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", source)
+    monkeypatch.setattr("composer.utils.dist.get_local_rank", lambda: local_rank)
+    load_splits(Data(name="cifar10", root=str(tmp_path), download=True))
+    assert asked == [local_rank == 0] * 2
+
+
+def test_a_download_that_fails_is_told(tmp_path, monkeypatch):
+    def source(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", source)
+    with pytest.raises(DataNotFoundError, match="could not be downloaded to .*no route to host.*data.root=DIR"):
+        load_splits(Data(name="cifar10", root=str(tmp_path), download=True))
+
+
+def test_a_class_without_images_is_named(image_tree):
+    for file in (image_tree / "train" / "owl").iterdir():
+        file.unlink()
+    with pytest.raises(DataNotFoundError, match="holds no images .*owl.*data.root=DIR"):
+        load_splits(Data(name="imagefolder", root=str(image_tree)))
 
 
 def test_an_absent_folder_says_what_it_should_hold(tmp_path):
