@@ -1,4 +1,4 @@
-"""The command line: composer-ls train | recipes."""
+"""The command line: composer-ls train | bench | recipes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 import composer_ls
+from composer_ls.bench.command import add_to as add_bench
 from composer_ls.errors import InputError
 
 __all__ = ["app", "main"]
@@ -25,6 +26,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+
+
+add_bench(app)
 
 
 def _print_version(wanted: bool) -> None:
