@@ -1,4 +1,4 @@
-"""The command line: composer-ls train | recipes."""
+"""The command line: composer-ls train | bench | recipes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from composer_ls.bench.command import add_to as add_bench
 from composer_ls.errors import InputError
 
 __all__ = ["app", "main"]
@@ -24,6 +25,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+
+
+add_bench(app)
 
 
 @app.callback()

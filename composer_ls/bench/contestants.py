@@ -1,0 +1,191 @@
+"""Who takes part: for each loss, a step from labels to the gradient of the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["CASES", "GROUPS", "HARD", "SMOOTHED", "SMOOTHING", "Contestant", "Problem", "contestants"]
+
+CASES = {
+    "hard": "plain labels",
+    "smoothed": "labels smoothed by 0.1",
+    "mixed": "0.7 of one and 0.3 of another smoothed label, as MixUp makes them",
+}
+SMOOTHING, MIXING = 0.1, 0.3
+GROUPS = ("composer_ls", "F.cross_entropy", "Composer", "torch.compile", "timm", "Liger-Kernel")
+HARD, SMOOTHED = "F.cross_entropy", "F.cross_entropy, smoothing"
+"""The two that ratios are taken of."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a loss is given.
+
+    Attributes:
+        logits: ``(N, K, *spatial)``, a leaf that requires a gradient.
+        labels: ``(N, *spatial)``; -100 where ignored. The second label of a mix is that of the batch turned round.
+
+    """
+
+    logits: Tensor
+    labels: Tensor
+
+    @classmethod
+    def make(cls, shape: tuple[int, ...], dtype: torch.dtype, device: str, ignored: float) -> Problem:
+        """Logits from a normal distribution and labels from a uniform one."""
+        generator = torch.Generator(device).manual_seed(0)
+        logits = torch.empty(shape, dtype=dtype, device=device).normal_(generator=generator)
+        label_shape = (shape[0], *shape[2:])
+        labels = torch.randint(shape[1], label_shape, generator=generator, device=device)
+        if ignored:
+            labels[torch.rand(label_shape, generator=generator, device=device) < ignored] = -100
+        return cls(logits.requires_grad_(), labels)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way to compute one case.
+
+    Attributes:
+        name: What it is called in tables.
+        case: One of :data:`CASES`.
+        loss: The forward pass, from labels on.
+        kernel: The kernel that `composer_ls` must use.
+        consumes: Whether it overwrites the logits.
+
+    """
+
+    name: str
+    case: str
+    loss: Callable[[Problem], Tensor]
+    kernel: str | None = None
+    consumes: bool = False
+
+
+def contestants(
+    shape: tuple[int, ...], dtype: torch.dtype, device: str, ignored: float, peers: Sequence[str] = ()
+) -> list[Contestant]:
+    """Everyone who is installed and can handle this; only some of :data:`GROUPS` if ``peers`` names them."""
+    plain = len(shape) == 2 and not ignored
+    groups: dict[str, Callable[[], Iterator[Contestant]]] = {
+        GROUPS[0]: lambda: _ours(dtype, device),
+        GROUPS[1]: lambda: _pytorch(ignored),
+    }
+    if plain:
+        groups |= {GROUPS[2]: _composer, GROUPS[3]: _compiled_formula}
+    if plain and find_spec("timm") is not None:
+        groups[GROUPS[4]] = _timm
+    if plain and device == "cuda" and find_spec("liger_kernel") is not None:
+        groups[GROUPS[5]] = _liger
+    return [one for name, group in groups.items() if not peers or name in peers for one in group()]
+
+
+def _ours(dtype: torch.dtype, device: str) -> Iterator[Contestant]:
+    from composer_ls import cross_entropy, smooth_labels
+
+    def mixed_target(problem: Problem) -> Tensor:
+        first, second = (smooth_labels(problem.logits, y, SMOOTHING) for y in (problem.labels, problem.labels.flip(0)))
+        return (1 - MIXING) * first + MIXING * second
+
+    losses: dict[str, Callable[[Problem], Tensor]] = {
+        "hard": lambda p: cross_entropy(p.logits, smooth_labels(p.logits, p.labels, 0.0)),
+        "smoothed": lambda p: cross_entropy(p.logits, smooth_labels(p.logits, p.labels, SMOOTHING)),
+        "mixed": lambda p: cross_entropy(p.logits, mixed_target(p)),
+    }
+    kernels = ["eager"]
+    if device == "cpu" and _compiles(dtype):
+        kernels.append("compiled")
+    if device == "cuda" and find_spec("triton") is not None:
+        kernels.append("triton")
+    for kernel in kernels:
+        for case, loss in losses.items():
+            yield Contestant(f"composer_ls, {kernel}", case, loss, kernel)
+
+
+def _compiles(dtype: torch.dtype) -> bool:
+    from composer_ls.kernels import compiled
+
+    try:
+        compiled.require(torch.empty(1, 1, dtype=dtype))
+    except RuntimeError:
+        return False
+    return True
+
+
+def _pytorch(ignored: float) -> Iterator[Contestant]:
+    yield Contestant(HARD, "hard", lambda p: F.cross_entropy(p.logits, p.labels))
+    yield Contestant(SMOOTHED, "smoothed", lambda p: F.cross_entropy(p.logits, p.labels, label_smoothing=SMOOTHING))
+    if ignored:
+        return
+
+    def rows(problem: Problem) -> Tensor:
+        return F.one_hot(problem.labels, problem.logits.shape[1]).movedim(-1, 1).to(problem.logits.dtype)
+
+    def mixed(problem: Problem) -> Tensor:
+        dense = rows(problem)
+        dense = (1 - MIXING) * dense + MIXING * dense.flip(0)
+        return F.cross_entropy(problem.logits, dense, label_smoothing=SMOOTHING)
+
+    name = "F.cross_entropy, dense"
+    yield Contestant(name, "smoothed", lambda p: F.cross_entropy(p.logits, rows(p), label_smoothing=SMOOTHING))
+    yield Contestant(name, "mixed", mixed)
+
+
+def _composer() -> Iterator[Contestant]:
+    from composer.algorithms.label_smoothing.label_smoothing import smooth_labels
+    from composer.loss import soft_cross_entropy
+
+    def smoothed(problem: Problem) -> Tensor:
+        return soft_cross_entropy(problem.logits, smooth_labels(problem.logits, problem.labels, SMOOTHING))
+
+    def mixed(problem: Problem) -> Tensor:
+        first, second = (smooth_labels(problem.logits, y, SMOOTHING) for y in (problem.labels, problem.labels.flip(0)))
+        return soft_cross_entropy(problem.logits, (1 - MIXING) * first + MIXING * second)
+
+    yield Contestant("Composer", "smoothed", smoothed)
+    yield Contestant("Composer", "mixed", mixed)
+
+
+def _timm() -> Iterator[Contestant]:
+    from timm.data.mixup import mixup_target
+    from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+
+    by_labels, by_rows = LabelSmoothingCrossEntropy(SMOOTHING), SoftTargetCrossEntropy()
+
+    def mixed(problem: Problem) -> Tensor:
+        x = problem.logits
+        return by_rows(x, mixup_target(problem.labels, x.shape[1], 1 - MIXING, SMOOTHING))
+
+    yield Contestant("timm", "smoothed", lambda p: by_labels(p.logits, p.labels))
+    yield Contestant("timm", "mixed", mixed)
+
+
+def _compiled_formula() -> Iterator[Contestant]:
+    def formula(x: Tensor, labels: Tensor, second: Tensor | None, smoothing: float) -> Tensor:
+        log_probabilities = x.float().log_softmax(1)
+        picked = log_probabilities.gather(1, labels.unsqueeze(1)).mean()
+        if second is not None:
+            picked = (1 - MIXING) * picked + MIXING * log_probabilities.gather(1, second.unsqueeze(1)).mean()
+        return -(1 - smoothing) * picked - smoothing * log_probabilities.mean()
+
+    compiled = torch.compile(formula, dynamic=False)
+    name = "torch.compile"
+    yield Contestant(name, "hard", lambda p: compiled(p.logits, p.labels, None, 0.0))
+    yield Contestant(name, "smoothed", lambda p: compiled(p.logits, p.labels, None, SMOOTHING))
+    yield Contestant(name, "mixed", lambda p: compiled(p.logits, p.labels, p.labels.flip(0), SMOOTHING))
+
+
+def _liger() -> Iterator[Contestant]:
+    from liger_kernel.transformers.cross_entropy import LigerCrossEntropyLoss
+
+    for case, loss in (
+        ("hard", LigerCrossEntropyLoss()),
+        ("smoothed", LigerCrossEntropyLoss(label_smoothing=SMOOTHING)),
+    ):
+        yield Contestant("Liger-Kernel", case, lambda p, loss=loss: loss(p.logits, p.labels), consumes=True)  # type: ignore[misc]

@@ -1,0 +1,106 @@
+"""composer-ls bench loss: what it measures, writes and refuses."""
+
+import json
+
+import pytest
+import torch
+
+from composer_ls.bench.contestants import CASES, HARD, SMOOTHED, Problem, contestants
+from composer_ls.bench.measure import Settings, _memory, forced
+from composer_ls.bench.report import _LOOKS
+from composer_ls.cli import main
+
+
+def run(*arguments):
+    """The exit status of a command."""
+    try:
+        main(["bench", "loss", *arguments])
+    except SystemExit as exit_:
+        return exit_.code or 0
+    return 0
+
+
+def test_times_go_to_the_terminal_a_file_and_a_picture(tmp_path, capsys):
+    json_file, plot_file = tmp_path / "loss.json", tmp_path / "loss.png"
+    files = ["--json", str(json_file), "--plot", str(plot_file)]
+    options = ["--shapes", "8x5,8x9", "--peers", "composer_ls,timm,Composer", "--seconds", "0.1", "--no-memory"]
+    assert run(*options, *files) == 0
+    printed = capsys.readouterr().out
+    assert "8 x 5" in printed
+    assert "composer_ls, eager" in printed
+    assert plot_file.read_bytes().startswith(b"\x89PNG")
+    record = json.loads(json_file.read_text())
+    assert record["settings"]["dtype"] == "float32"
+    assert torch.__version__.startswith(record["machine"]["versions"]["torch"])
+    results = record["results"]
+    assert {tuple(result["shape"]) for result in results} == {(8, 5), (8, 9)}
+    assert {result["case"] for result in results} == set(CASES)
+    names = {result["name"] for result in results}
+    assert {"composer_ls, eager", HARD, SMOOTHED, "F.cross_entropy, dense", "timm", "Composer"} <= names <= set(_LOOKS)
+    for result in results:
+        low, high = result["spread"]
+        assert 0 < low <= result["seconds"] <= high
+        assert result["repeats"] >= 4
+        assert result["extra"] is None
+        if result["name"] == HARD:
+            assert result["over_hard"] == 1
+        if result["name"] == SMOOTHED:
+            assert result["over_smoothed"] == 1
+    for case in CASES:
+        losses = [result["loss"] for result in results if result["case"] == case and result["shape"] == [8, 9]]
+        assert len(losses) >= 2
+        assert max(losses) - min(losses) < 1e-5  # they compute the same
+
+
+def test_label_maps_with_ignored_pixels_leave_out_who_cannot_do_them():
+    everyone = contestants((2, 3, 4, 5), torch.float32, "cpu", 0.5)
+    names = {contestant.name for contestant in everyone}
+    assert {HARD, SMOOTHED, "composer_ls, eager"} <= names
+    assert not names & {"Composer", "timm", "torch.compile", "F.cross_entropy, dense"}
+    problem = Problem.make((2, 3, 4, 5), torch.float32, "cpu", 0.5)
+    assert 0 < int((problem.labels == -100).sum()) < problem.labels.numel()
+    losses = {}
+    for contestant in everyone:
+        with forced(contestant.kernel):
+            losses.setdefault(contestant.case, []).append(float(contestant.loss(problem).detach()))
+    for values in (losses["hard"], losses["smoothed"]):
+        assert max(values) - min(values) < 1e-5
+
+
+def test_memory_is_that_of_the_gradient_alone():
+    shape = (64, 40_000)
+    ours = next(
+        one for one in contestants(shape, torch.float32, "cpu", 0.0, ("composer_ls",)) if one.case == "smoothed"
+    )
+    extra = _memory(Settings((shape,)), shape, ours)
+    size = 4 * 64 * 40_000
+    assert extra is not None
+    assert 0.9 * size < extra < 1.4 * size  # the gradient, and what any program needs
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--shapes", "5"], "--shapes has '5', but a shape is NxK, such as 256x1000"),
+        (["--shapes", "5x3,ax2"], "--shapes has 'ax2'"),
+        (["--shapes", "5x0"], "--shapes has '5x0'"),
+        (["--dtype", "int8"], "--dtype is 'int8', but must be one of float32, float64, bfloat16, float16"),
+        (["--cases", "hard,soft"], "--cases has 'soft', but a case is one of hard, smoothed, mixed"),
+        (["--peers", "jax"], "--peers has 'jax', but a peer is one of composer_ls, Composer"),
+        (["--ignored", "1"], "--ignored is 1.0, but must be in [0, 1)"),
+        (["--device", "tpu"], "--device is 'tpu', but must be cpu or cuda"),
+        (["--plot", "loss.doc"], "--plot is loss.doc, but must end in .png, .pdf or .svg"),
+        (["--json", "no/such/folder/loss.json"], "no/such/folder does not exist"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_paragraph(options, message, capsys):
+    assert run(*options) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("composer-ls: ")
+    assert message in error
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_missing_device_is_refused_before_anything_is_measured(capsys):
+    assert run("--device", "cuda") == 2
+    assert "--device is cuda, but PyTorch sees no CUDA device; use --device cpu" in capsys.readouterr().err
