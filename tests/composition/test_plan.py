@@ -93,7 +93,7 @@ def test_a_data_set_without_a_length_can_be_described_and_trained():
         def __iter__(self):
             return iter(list(zip(*examples(), strict=True)))
 
-    fit([LabelSmoothing(0.1)], loader=DataLoader(Stream(), 8))
+    assert torch.isfinite(fit([LabelSmoothing(0.1)], loader=DataLoader(Stream(), 8))).all()
 
 
 def test_a_subclass_is_described_as_its_parent():
