@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from composer_ls.kernels import Kernel, RowTargets, choose, composite
+from composer_ls.kernels import FEW, Kernel, RowTargets, choose, composite
 from composer_ls.kernels.gradient import empty_gradient, scale_gradient
 from composer_ls.smoothing import smooth_labels
 from composer_ls.targets import SoftTargets, _class_dim, _wide
@@ -182,6 +182,10 @@ def _row_targets(
 ) -> tuple[RowTargets, Tensor | float]:
     """What a kernel needs, with the dimensions of the target's classes, and the mass that the mean is over."""
     classes, prior, dim = target.classes, target.prior, _class_dim(target.classes)
+    if weight is None and prior is None and not 0 <= ignore_index < target.num_classes:
+        alike = _alike_rows(target, dtype)
+        if alike is not None:
+            return alike
     counted, smoothing = (_number_or_rows(field, classes, dtype) for field in (target.weights, target.smoothing))
     if 0 <= ignore_index < target.num_classes:
         counted = (classes != ignore_index).to(dtype) * counted
@@ -206,6 +210,23 @@ def _row_targets(
         soft = _known(_sum_components(soft, classes))
     mass = _known(_sum_components(mass, classes))
     return RowTargets(classes, hard, soft, prior, mass, ignored), _known(_total(counted, classes))
+
+
+def _alike_rows(target: SoftTargets, dtype: torch.dtype) -> tuple[RowTargets, float] | None:
+    """The same for rows that differ in their classes only, as MixUp's do: numbers, which take no operations."""
+    classes, field, dim = target.classes, target.weights, _class_dim(target.classes)
+    components = classes.shape[dim]
+    if target.smoothing.ndim or target.smoothing.device.type != "cpu" or field.device.type != "cpu":
+        return None
+    if field.ndim and (field.numel() > FEW or field.shape[dim] != field.numel()):
+        return None
+    weights, smoothing = field.flatten().tolist(), target.smoothing.item()
+    total = sum(weights) * components / len(weights)
+    if not any(weights):
+        return None
+    hard = weights[0] * (1 - smoothing) if len(weights) == 1 else field.to(dtype) * (1 - smoothing)
+    rows = RowTargets(classes, hard, total * smoothing if smoothing else None, None, total, None)
+    return rows, total * (classes.numel() / components)
 
 
 def _ignored(counted: Tensor, dim: int) -> Tensor | None:

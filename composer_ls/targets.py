@@ -86,13 +86,27 @@ class SoftTargets(torch.Tensor):
                 f"prior has shape {tuple(prior.shape)}, but must be ({num_classes},) or ({num_classes}, {num_classes}) "
                 f"for num_classes={num_classes}"
             )
+        weights, smoothing = _field(weights, classes, "weights"), _field(smoothing, classes, "smoothing")
+        prior = None if prior is None else prior.to(classes.device)
+        return cls._of(classes.long(), num_classes, weights, smoothing, prior, dtype)
+
+    @classmethod
+    def _of(
+        cls,
+        classes: Tensor,
+        num_classes: int,
+        weights: Tensor,
+        smoothing: Tensor,
+        prior: Tensor | None,
+        dtype: torch.dtype,
+    ) -> SoftTargets:
+        """One of fields that need no check any more."""
         shape = list(classes.shape)
         shape[_class_dim(classes)] = num_classes
         self = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=classes.device)  # type: ignore[attr-defined]
-        self.classes, self.num_classes = classes.long(), num_classes
-        self.weights = _field(weights, classes, "weights")
-        self.smoothing = _field(smoothing, classes, "smoothing")
-        self.prior = None if prior is None else prior.to(classes.device)
+        self.classes, self.num_classes, self.weights, self.smoothing, self.prior = (
+            classes, num_classes, weights, smoothing, prior,
+        )  # fmt: skip
         return self
 
     @classmethod
@@ -155,7 +169,7 @@ class SoftTargets(torch.Tensor):
     ) -> SoftTargets:
         """A new SoftTargets over the same classes, with these fields."""
         prior = self.prior if prior is ... else prior
-        return SoftTargets(classes, self.num_classes, weights, smoothing, prior, dtype=dtype or self.dtype)
+        return SoftTargets._of(classes, self.num_classes, weights, smoothing, prior, dtype or self.dtype)
 
     def _become(self, other: SoftTargets) -> SoftTargets:
         """Take over the content of ``other``, of the same shape: the end of every in-place operation."""
@@ -219,7 +233,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 def _field(value: float | Tensor, classes: Tensor, name: str) -> Tensor:
     if not isinstance(value, Tensor):
-        return torch.tensor(float(value), dtype=torch.float64)
+        return torch.scalar_tensor(value, dtype=torch.float64)
     value = value.to(_wide(value.dtype))  # products of bfloat16 weights would be rounded once more than dense rows are
     if value.ndim == 0:
         return value

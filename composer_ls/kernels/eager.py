@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from composer_ls.kernels import RowTargets, compute_dtype
+from composer_ls.kernels import FEW, RowTargets, compute_dtype
 
 __all__ = ["loss_rows"]
 
-IN_PLACE, ASIDE = 1 << 21, 1 << 18
+IN_PLACE, ASIDE = 1 << 20, 1 << 18
 """Logits handled at once where the gradient is the only memory that is written, and where they need memory aside."""
+TINY = 1 << 14
+"""Logits whose arithmetic is cheaper than the calls that do it."""
 
 
 def loss_rows(logits: Tensor, target: RowTargets, grad: Tensor | None, scale: Tensor | float | None) -> Tensor:
@@ -51,27 +55,41 @@ def _part(field: Tensor, shape: tuple[int, ...], part: tuple[slice, ...]) -> Ten
 
 
 def _chunk_loss(x: Tensor, target: RowTargets, grad: Tensor | None, scale: Tensor | float | None) -> Tensor:
+    own = x.dtype != compute_dtype(x.dtype)
     x = x.to(compute_dtype(x.dtype))
-    peak = x.amax(1, keepdim=True)
-    if grad is None or scale is None:
-        shifted = x - peak
+    if grad is not None and scale is not None and grad.dtype == x.dtype and grad.is_contiguous():
+        work = grad
     else:
-        in_place = grad.dtype == x.dtype and grad.is_contiguous()
-        shifted = torch.sub(x, peak, out=grad if in_place else None)
-    losses = _taken(shifted, target)  # from these the loss keeps its digits at any peak
-    work = shifted.exp_()
-    total = work.sum(1, keepdim=True)
-    losses = torch.sub(_times(target.mass, total.log()), losses)
+        work = x if own else torch.empty_like(x)
+    losses, spoiled = (_few_losses if x.numel() <= TINY else _losses)(x, target, work)
     if target.ignored is not None:
         losses.masked_fill_(target.ignored, 0)
     if grad is None or scale is None:
         return losses
-    _finish_gradient(work, target, target.mass * scale / total, scale)
-    if target.ignored is not None and (x.device.type != "cpu" or not bool(total.isfinite().all())):
+    _finish_gradient(work, target, scale)
+    if target.ignored is not None and (x.device.type != "cpu" or spoiled()):
         work.masked_fill_(target.ignored, 0)  # else their mass of 0 has done it, and a pass is saved
     if work.data_ptr() != grad.data_ptr():
         grad.copy_(work)
     return losses
+
+
+def _losses(x: Tensor, target: RowTargets, work: Tensor) -> tuple[Tensor, Callable[[], bool]]:
+    """The loss of each row, ``softmax(x)`` in ``work``, and a look whether a row of that is not finite."""
+    torch.sub(x, x.amax(1, keepdim=True), out=work)
+    losses = _taken(work, target)  # of the logits less their maximum, so that the loss keeps its digits at any maximum
+    torch.softmax(work, 1, out=work)  # one pass for what exp(), sum() and a division take three for
+    likeliest = work.amax(1, keepdim=True)  # 1 / Σ exp(x - maximum)
+    losses = losses.add_(_times(target.mass, likeliest.log())).neg_()
+    return losses, lambda: not bool(likeliest.isfinite().all())
+
+
+def _few_losses(x: Tensor, target: RowTargets, work: Tensor) -> tuple[Tensor, Callable[[], bool]]:
+    """The same in fewer operations, where each costs more than its arithmetic."""
+    torch.log_softmax(x, 1, out=work)
+    losses = _taken(work, target).neg_()
+    work.exp_()
+    return losses, lambda: True
 
 
 def _taken(x: Tensor, target: RowTargets) -> Tensor:
@@ -79,21 +97,26 @@ def _taken(x: Tensor, target: RowTargets) -> Tensor:
     labels = _sum(_times(target.hard, x.gather(1, target.classes)))
     if target.soft is None:
         return labels
+    if target.prior is None and isinstance(target.soft, float) and target.soft:
+        return labels.add_(x.sum(1, keepdim=True), alpha=target.soft / x.shape[1])
     return labels.add_(_sum(_times(target.soft, _prior_logits(x, target))))
 
 
-def _finish_gradient(work: Tensor, target: RowTargets, factor: Tensor, scale: Tensor | float) -> None:
-    """``factor · work - scale · target``, in place."""
+def _finish_gradient(work: Tensor, target: RowTargets, scale: Tensor | float) -> None:
+    """``scale · (mass · work - target)``, in place."""
+    factor = target.mass * scale
     soft = None if target.soft is None else target.soft * scale
     if soft is None or target.prior is not None:
         work.mul_(factor)
         if soft is not None:
             subtract_prior(work, target, soft)
+    elif not isinstance(factor, Tensor) and not isinstance(soft, Tensor):
+        torch.add(work.new_full((), -soft / work.shape[1]), work, alpha=factor, out=work)
     elif work.ndim == 2:  # two fast passes: addcmul() is slow where two of its arguments change by row
         work.mul_(factor).sub_(soft / work.shape[1])
     else:
         level = torch.as_tensor(soft / -work.shape[1], dtype=work.dtype, device=work.device)
-        torch.addcmul(level, work, factor, out=work)
+        torch.addcmul(level, work, torch.as_tensor(factor, dtype=work.dtype, device=work.device), out=work)
     hard = target.hard * scale
     hard = -hard if isinstance(hard, Tensor) else work.new_full((), -hard)
     work.scatter_add_(1, target.classes, hard.expand_as(target.classes))
@@ -107,13 +130,15 @@ def _times(weight: Tensor | float, value: Tensor) -> Tensor:
     """``weight · value`` in which nothing weighs nothing, even infinity."""
     if not isinstance(weight, Tensor):
         return weight * value if weight else torch.zeros_like(value)
+    if weight.device.type == "cpu" and weight.numel() <= FEW and 0 not in weight.flatten().tolist():
+        return weight * value
     return torch.where(weight == 0, 0, weight * value)
 
 
 def _prior_logits(x: Tensor, target: RowTargets) -> Tensor:
     """``<q, x>``: ``(N, 1, S)``, or ``(N, J, S)`` with a row per class."""
     if target.prior is None:
-        return x.mean(1, keepdim=True)
+        return x.sum(1, keepdim=True).div_(x.shape[1])  # mean() is slower
     if target.prior.ndim == 1:
         row = target.prior.view(1, -1, *[1] * (x.ndim - 2))
         return _times(row, x).sum(1, keepdim=True)
