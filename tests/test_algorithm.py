@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from unittest.mock import Mock
 
+import composer.algorithms
 import pytest
 import torch
 from composer import Trainer
 from composer.algorithms import CutMix, MixUp
 from composer.core import Event, State
 from composer.models import ComposerClassifier, ComposerModel
+from support import Allocations
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -305,3 +307,23 @@ def test_a_model_with_a_loss_of_its_own_trains_the_same():
     model = Model()
     model.load_state_dict({"layer." + name: value for name, value in classifier().module[1].state_dict().items()})
     torch.testing.assert_close(fit([LabelSmoothing(0.1)], model=model), fit([LabelSmoothing(0.1)], model=classifier()))
+
+
+@pytest.mark.parametrize("algorithms", [[], [CutMix(alpha=1.0)], [MixUp(alpha=0.2)]], ids=["alone", "cutmix", "mixup"])
+def test_training_on_32000_classes_makes_nothing_of_the_logits_size_but_their_gradient(algorithms):
+    n, num_classes = 64, 32_000
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(n, 1, 2, 2, generator=generator), torch.randint(num_classes, (n,), generator=generator)
+    model = ComposerClassifier(nn.Sequential(nn.Flatten(), nn.Linear(4, num_classes)), num_classes=num_classes)
+    with Allocations(nbytes=4 * n * num_classes) as made:
+        loader = DataLoader(TensorDataset(images, labels), n)
+        fit([LabelSmoothing(0.1), *algorithms], model=model, loader=loader, steps=1)
+    assert made.count == 2  # the logits and their gradient
+
+
+def test_counting_what_training_makes_sees_the_dense_targets_of_composers_own():
+    model = ComposerClassifier(nn.Sequential(nn.Flatten(), nn.Linear(4, 32_000)), num_classes=32_000)
+    with Allocations(nbytes=4 * 64 * 32_000) as made:
+        loader = DataLoader(TensorDataset(torch.randn(64, 1, 2, 2), torch.randint(32_000, (64,))), 64)
+        fit([composer.algorithms.LabelSmoothing(0.1)], model=model, loader=loader, steps=1)
+    assert made.count > 2

@@ -11,10 +11,10 @@ from composer_ls.bench.report import _LOOKS
 from composer_ls.cli import main
 
 
-def run(*arguments):
+def run(*arguments, command="loss"):
     """The exit status of a command."""
     try:
-        main(["bench", "loss", *arguments])
+        main(["bench", command, *arguments])
     except SystemExit as exit_:
         return exit_.code or 0
     return 0
@@ -104,3 +104,16 @@ def test_what_does_not_fit_is_refused_in_one_paragraph(options, message, capsys)
 def test_a_missing_device_is_refused_before_anything_is_measured(capsys):
     assert run("--device", "cuda") == 2
     assert "--device is cuda, but PyTorch sees no CUDA device; use --device cpu" in capsys.readouterr().err
+
+
+def test_a_training_step_is_timed_without_and_with_smoothing(tmp_path, capsys):
+    json_file = tmp_path / "step.json"
+    assert run("--batch-size", "2", "--seconds", "0", "--json", str(json_file), command="step") == 0
+    result = json.loads(json_file.read_text())["result"]
+    assert result["blocks"] == 5
+    assert f"{result['smoothed'] * 1e3:.1f} ms a step" in capsys.readouterr().out
+
+
+def test_a_step_of_one_image_is_refused(capsys):
+    assert run("--batch-size", "1", command="step") == 2
+    assert "--batch-size is 1, but CutMix needs at least 2 images" in capsys.readouterr().err
