@@ -87,7 +87,12 @@ class Data(Section):
     augmentation: Literal["none", "crop_flip", "resized_crop"] = Field(
         "none", description="crop_flip: shifts of 4 pixels and mirroring (CIFAR); resized_crop: as for ImageNet"
     )
-    workers: Integer = Field(0, ge=0, description="processes that load data, for each training process")
+    in_memory: Truth | Literal["auto"] = Field(
+        "auto", description="decode all images once and make batches on the device; auto: if they take at most 2 GiB"
+    )
+    workers: Integer = Field(
+        0, ge=0, description="processes that load what is not in memory, for each training process"
+    )
 
 
 class Model(Section):
@@ -96,6 +101,8 @@ class Model(Section):
     name: ModelName = Field(
         description="mlp and cnn for digits; resnet20 to 110 for CIFAR; resnet18 to 152 for ImageNet"
     )
+    channels_last: Truth = Field(False, description="keep the channels of a pixel together in memory: often faster")
+    compile: Truth = Field(False, description="torch.compile: a minute of compiling for faster steps")
 
 
 class Optimizer(Section):
@@ -112,7 +119,9 @@ class Optimizer(Section):
 class Schedule(Section):
     """How the learning rate changes over the run."""
 
-    name: Literal["constant", "cosine", "multistep"] = "cosine"
+    name: Literal["constant", "cosine", "linear", "multistep"] = Field(
+        "cosine", description="cosine and linear fall to zero"
+    )
     warmup: Warmup = "0ba"
     milestones: list[Duration] = Field([], description="when multistep multiplies the rate by gamma")
     gamma: Number = Field(0.1, gt=0)

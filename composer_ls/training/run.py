@@ -21,6 +21,7 @@ from composer.optim import (
     ConstantWithWarmupScheduler,
     CosineAnnealingWithWarmupScheduler,
     DecoupledSGDW,
+    LinearWithWarmupScheduler,
     MultiStepWithWarmupScheduler,
 )
 from composer.utils import dist, reproducibility
@@ -77,13 +78,15 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
 
     started = datetime.now(timezone.utc)
     reproducibility.seed_all(recipe.seed)
-    splits = load_splits(recipe.data)
+    splits = load_splits(recipe.data, device.tensor_to_device(torch.empty(0)).device)
     algorithms = build_algorithms(recipe.algorithms, splits.num_classes)
     model = ComposerClassifier(
         build_model(recipe.model.name, splits.image_shape, splits.num_classes),
         num_classes=splits.num_classes,
         loss_fn=cross_entropy,
     )
+    if recipe.model.channels_last:
+        model.to(memory_format=torch.channels_last)
     training, test = training_loader(splits, recipe.data, recipe.seed), evaluation_loader(splits, recipe.data)
     metrics_file = MetricsFile(folder.metrics_file)
     try:
@@ -98,6 +101,7 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
             algorithms=algorithms,
             loggers=metrics_file,
             precision=Precision(recipe.precision),
+            compile_config={} if recipe.model.compile else None,
             device=device,
             device_train_microbatch_size=recipe.microbatch_size,
             seed=recipe.seed,
@@ -186,6 +190,8 @@ def _scheduler(settings: Schedule) -> ComposerScheduler:
         return MultiStepWithWarmupScheduler(settings.warmup, list(settings.milestones), settings.gamma)
     if settings.name == "cosine":
         return CosineAnnealingWithWarmupScheduler(settings.warmup)
+    if settings.name == "linear":
+        return LinearWithWarmupScheduler(settings.warmup, alpha_f=0.0)
     return ConstantWithWarmupScheduler(settings.warmup)
 
 
