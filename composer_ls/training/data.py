@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torchvision
 from composer.utils import dist
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 from torchvision.transforms import v2
