@@ -25,6 +25,7 @@ from composer.optim import (
     MultiStepWithWarmupScheduler,
 )
 from composer.utils import dist, reproducibility
+from torchmetrics import MetricCollection
 
 from composer_ls.composition import describe
 from composer_ls.diagnostics.calibration import (
@@ -36,7 +37,7 @@ from composer_ls.diagnostics.calibration import (
 from composer_ls.errors import RecipeError
 from composer_ls.losses import cross_entropy
 from composer_ls.training.algorithms import build_algorithms
-from composer_ls.training.callbacks import MetricsFile, PredictionCollector
+from composer_ls.training.callbacks import MetricsFile, PredictionCollector, TrainingCurve
 from composer_ls.training.data import evaluation_loader, load_splits, training_loader
 from composer_ls.training.models import build_model
 from composer_ls.training.recipe import Optimizer, Recipe, Schedule
@@ -64,11 +65,12 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
 
     """
     device = _device(recipe.device)
-    if isinstance(device, DeviceCPU) and recipe.precision != "fp32":
+    if isinstance(device, DeviceCPU) and recipe.precision.startswith("amp"):
         raise RecipeError(
             f"precision={recipe.precision} does not go with device={recipe.device}, which is the CPU here: "
-            f"use precision=fp32, or device=gpu where there is one"
+            f"use precision=auto or fp32, or device=gpu where there is one"
         )
+    precision = _precision(recipe.precision, device)
     dist.initialize_dist(device)  # does nothing for one process
     if dist.get_global_rank() == 0:
         folder.check(overwrite=overwrite)
@@ -84,6 +86,7 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
         build_model(recipe.model.name, splits.image_shape, splits.num_classes),
         num_classes=splits.num_classes,
         loss_fn=cross_entropy,
+        train_metrics=MetricCollection([]),  # Composer would compute them in every step; see TrainingCurve
     )
     if recipe.model.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -99,8 +102,9 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
             optimizers=_optimizer(recipe.optimizer, model),
             schedulers=_scheduler(recipe.schedule),
             algorithms=algorithms,
+            callbacks=TrainingCurve(),
             loggers=metrics_file,
-            precision=Precision(recipe.precision),
+            precision=precision,
             compile_config={} if recipe.model.compile else None,
             device=device,
             device_train_microbatch_size=recipe.microbatch_size,
@@ -146,6 +150,7 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
             "examples": {"train": len(splits.train), "test": len(splits.test)},  # type: ignore[arg-type]
             "epochs": int(trainer.state.timestamp.epoch),
             "steps": int(trainer.state.timestamp.batch),
+            "precision": precision.value,
             "train_seconds": trainer.state.timestamp.total_wct.total_seconds(),
             "started": started.isoformat(timespec="seconds"),
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -168,6 +173,13 @@ def _device(name: str) -> Device:
     if name == "gpu" and not torch.cuda.is_available():
         raise RecipeError("device is gpu, but PyTorch sees none here: use device=auto or device=cpu")
     return DeviceGPU() if name == "gpu" or (name == "auto" and torch.cuda.is_available()) else DeviceCPU()
+
+
+def _precision(name: str, device: Device) -> Precision:
+    if name != "auto":
+        return Precision(name)
+    has_bf16 = isinstance(device, DeviceGPU) and torch.cuda.is_bf16_supported(including_emulation=False)
+    return Precision.AMP_BF16 if has_bf16 else Precision.FP32
 
 
 def _command() -> str:
