@@ -127,7 +127,7 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
             folder.write_recipe()
         dist.barrier()
         if trainer.state.timestamp < recipe.duration:  # else it was stopped between its last step and its result
-            trainer.fit()
+            _fit(trainer, recipe)
             metrics_file.finish(trainer.state)
         collector = PredictionCollector()
         trainer.state.callbacks.append(collector)
@@ -173,6 +173,18 @@ def _device(name: str) -> Device:
     if name == "gpu" and not torch.cuda.is_available():
         raise RecipeError("device is gpu, but PyTorch sees none here: use device=auto or device=cpu")
     return DeviceGPU() if name == "gpu" or (name == "auto" and torch.cuda.is_available()) else DeviceCPU()
+
+
+def _fit(trainer: Trainer, recipe: Recipe) -> None:
+    try:
+        trainer.fit()
+    except RuntimeError as error:
+        if not (recipe.model.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))):
+            raise
+        raise RecipeError(
+            f"model.compile=true: PyTorch cannot compile {recipe.model.name} here ({str(error).splitlines()[0]}): "
+            f"use model.compile=false"
+        ) from error
 
 
 def _precision(name: str, device: Device) -> Precision:
