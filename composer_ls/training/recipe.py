@@ -87,7 +87,7 @@ class Data(Section):
     augmentation: Literal["none", "crop_flip", "resized_crop"] = Field(
         "none", description="crop_flip: shifts of 4 pixels and mirroring (CIFAR); resized_crop: as for ImageNet"
     )
-    in_memory: Truth | Literal["auto"] = Field(
+    in_memory: Literal["auto", True, False] = Field(
         "auto", description="decode all images once and make batches on the device; auto: if they take at most 2 GiB"
     )
     workers: Integer = Field(
