@@ -11,8 +11,11 @@ from composer.core import Callback, State
 from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 from torch import Tensor
+from torch.nn import functional as F
 
-__all__ = ["MetricsFile", "PredictionCollector"]
+from composer_ls.training.run_folder import _write_text
+
+__all__ = ["MetricsFile", "PredictionCollector", "TrainingCurve"]
 
 
 class MetricsFile(LoggerDestination):
@@ -46,10 +49,18 @@ class MetricsFile(LoggerDestination):
             return
         batches = int(state.timestamp.batch)
         kept = [line for line in _whole_lines(self.path) if json.loads(line)["batch"] <= batches]
-        self.path.write_text("".join(kept), encoding="utf-8")
+        _write_text(self.path, "".join(kept))
 
-    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Write a line: evaluation, if due in an epoch, is over."""
+    @property
+    def line_an_epoch(self) -> Callback:
+        """The callback that writes the lines; before the checkpoint, so that a run killed in between loses none.
+
+        (Composer calls its loggers last.)
+        """
+        return _LineAnEpoch(self)
+
+    def write_line(self, state: State) -> None:
+        """Write what was logged since the line before."""
         if dist.get_global_rank() != 0:
             return
         with self.path.open("a", encoding="utf-8") as file:
@@ -65,7 +76,7 @@ class MetricsFile(LoggerDestination):
         lines, line = _whole_lines(self.path), self._line(state)
         if lines and (last := json.loads(lines[-1]))["batch"] == line["batch"]:
             lines, line = lines[:-1], last | line
-        self.path.write_text("".join([*lines, json.dumps(line) + "\n"]), encoding="utf-8")
+        _write_text(self.path, "".join([*lines, json.dumps(line) + "\n"]))
 
     def _line(self, state: State) -> dict[str, float]:
         """What was logged since the line before, which is then forgotten."""
@@ -77,11 +88,62 @@ class MetricsFile(LoggerDestination):
         return line
 
 
+class _LineAnEpoch(Callback):
+    def __init__(self, file: MetricsFile) -> None:
+        self._file = file
+
+    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
+        """Write a line: evaluation, if due in an epoch, is over."""
+        self._file.write_line(state)
+
+
 def _whole_lines(path: Path) -> list[str]:
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [line for line in lines if line.endswith("\n")]
+
+
+class TrainingCurve(Callback):
+    """Once an epoch, the mean cross entropy and the accuracy of the training batches against their plain labels.
+
+    Unlike the loss that is trained on, they can be compared across smoothing. Under MixUp and CutMix the label is that
+    of the image which was mixed into. Sums stay on the device: no step waits for them. Logged as
+    ``metrics/train/CrossEntropy`` (nats) and ``metrics/train/MulticlassAccuracy`` (fraction), which are the names of
+    the test set's.
+    """
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None
+
+    def epoch_start(self, state: State, logger: Logger) -> None:
+        """Forget the epoch before."""
+        self._sums = None
+
+    def after_forward(self, state: State, logger: Logger) -> None:
+        """Add a batch, whose labels nobody has smoothed or mixed yet."""
+        assert isinstance(state.outputs, Tensor)
+        logits, labels = state.outputs.detach().float(), state.batch[1]
+        with torch.no_grad():
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            correct = (logits.argmax(1) == labels).sum()
+            sums = torch.stack([loss, correct, torch.full_like(loss, len(labels))])
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def epoch_end(self, state: State, logger: Logger) -> None:
+        """Log the means over all processes."""
+        if self._sums is None:
+            return
+        dist.all_reduce(self._sums)
+        loss, correct, examples = self._sums.tolist()
+        logger.log_metrics(
+            {"metrics/train/CrossEntropy": loss / examples, "metrics/train/MulticlassAccuracy": correct / examples}
+        )
+        self._sums = None
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        """Log the means of an epoch that the run stopped in."""
+        self.epoch_end(state, logger)
 
 
 class PredictionCollector(Callback):
