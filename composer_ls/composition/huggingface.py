@@ -237,7 +237,7 @@ def _can_do_without(model: HuggingFaceModel, batch: Mapping[str, Any], head: Hea
         without = _some_rows(head.terms[0].logits_of(outputs))
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError):
         return False
-    return without.shape == rows.shape and torch.allclose(without, rows, rtol=1e-3, atol=1e-3, equal_nan=True)
+    return without.shape == rows.shape and torch.allclose(without, rows, rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
 def _some_rows(logits: Tensor) -> Tensor:
@@ -292,11 +292,10 @@ def _term(
             raise _not_replaceable(name, f"has a {option}=")
     if call.options.get("reduction", "mean") != "mean":
         raise _not_replaceable(name, f"has reduction={call.options['reduction']!r}")
-    taken = {term.logits for term in others}
-    found = [(key, logits) for key, logits in _tensors(outputs) if key not in taken and _is_same(call.input, logits)]
-    if not found:
+    outputs_left = {key: logits for key, logits in _tensors(outputs) if key not in {term.logits for term in others}}
+    key = next((key for key, logits in outputs_left.items() if _is_same(call.input, logits)), None)
+    if key is None:
         raise _not_replaceable(name, "is of logits that are not in its output")
-    key, logits = found[0]
     ignored = call.options.get("ignore_index", -100)
     clamped = call.function is F.cross_entropy and ignored == call.input.shape[-1]
     if call.function is F.cross_entropy and not clamped and ignored != ignore_index:
@@ -304,18 +303,18 @@ def _term(
             f"{name} ignores the label {ignored}, but LabelSmoothing {ignore_index}: put {ignored} where a label is to "
             f"be ignored, and give LabelSmoothing ignore_index={ignored}"
         )
-    for labels in LABELS:
-        orders = _orders(call.target, batch.get(labels), ignored, clamped)
-        if orders and labels not in {term.labels for term in others}:
-            break
-    else:
+    taken = {term.labels for term in others}
+    found = {key: orders for key in LABELS if (orders := _orders(call.target, batch.get(key), ignored, clamped))}
+    labels = next((key for key in found if key not in taken), None)
+    if labels is None:
         raise _not_replaceable(name, "is not of the labels in the batch, neither as they are nor shifted by one")
+    orders = found[labels]
     return Term(
         labels,
         key,
         # Both are possible only where every label is ignored.
         order=orders[0] if len(orders) == 1 else "shifted" if model.shift_labels else "plain",
-        classes_last=call.input.shape != logits.shape,
+        classes_last=call.input.shape != outputs_left[key].shape,
         binary=call.function is F.binary_cross_entropy_with_logits,
         label_smoothing=call.options.get("label_smoothing", 0.0),
     )
