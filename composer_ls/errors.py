@@ -1,6 +1,6 @@
 """What the command line reports as one paragraph: mistakes in what it was given, each with the way out."""
 
-__all__ = ["DataNotFoundError", "InputError", "RecipeError", "RunFolderError"]
+__all__ = ["DataNotFoundError", "InputError", "RecipeError", "RunFolderError", "TargetError"]
 
 
 class InputError(ValueError):
@@ -17,3 +17,7 @@ class DataNotFoundError(InputError):
 
 class RunFolderError(InputError):
     """A run folder that cannot be written, or that holds another run."""
+
+
+class TargetError(InputError):
+    """Targets, the loss that they are for, and a kind of smoothing that do not fit one another."""

@@ -15,6 +15,7 @@ from composer_ls.targets import SoftTargets, _class_dim, _wide
 __all__ = ["smooth_labels"]
 
 SPREADS = ("all", "others")
+KINDS = ("multiclass", "binary")
 
 
 def smooth_labels(
@@ -25,30 +26,39 @@ def smooth_labels(
     prior: Tensor | Sequence[Any] | None = None,
     ignore_index: int = -100,
     spread: str = "all",
+    kind: str = "multiclass",
     validate: bool | None = None,
 ) -> Tensor:
     r"""Move ``smoothing`` of each target's mass to a prior: :math:`y' = (1-\alpha)\,y + \alpha\,q`.
 
+    With ``kind="binary"`` every entry of the target is a question of its own, answered by 0 or 1, and the prior is 1/2:
+    :math:`y' = (1-\alpha)\,y + \alpha/2`. That is for multi-label targets and
+    :func:`torch.nn.functional.binary_cross_entropy_with_logits`.
+
     Args:
         logits: Predictions ``(N, K, *spatial)`` or ``(K,)``; only shape, dtype and device are read.
         target: Labels, integer ``(N, *spatial)``; dense rows ``(N, K, *spatial)``, of any dtype, so integer one-hot
-            rows too; or :class:`~composer_ls.SoftTargets`.
+            rows too; or :class:`~composer_ls.SoftTargets`. With ``kind="binary"``: labels in [0, 1] of any shape, which
+            is the logits' too.
         smoothing: α in [0, 1], the mass that moves. A tensor of the labels' shape gives each example its own.
         prior: q. ``None`` for the uniform ``1/K``; a row ``(K,)``; or ``(K, K)``, whose row c serves label c.
         ignore_index: A label that stays without mass.
         spread: ``"all"``: α is shared by all classes, the true one included. ``"others"``: α goes to the K - 1
             incorrect classes only and the true class keeps 1 - α; this is ``"all"`` with :math:`\alpha K/(K-1)`.
+        kind: ``"multiclass"``: a row is one distribution over K classes. ``"binary"``: every entry is a label of its own.
         validate: Whether to read values in order to check them (labels in range, prior a distribution), which makes a
             GPU wait. ``None``: on the CPU only, and any dense rows pass.
 
     Returns:
         SoftTargets for labels and SoftTargets, which no loss has to make dense; a dense tensor for dense rows. Each
-        stands for ``(N, K, *spatial)``, with rows that sum to 1, or to 0 where ignored.
+        stands for ``(N, K, *spatial)``, with rows that sum to 1, or to 0 where ignored. With ``kind="binary"``: a float
+        tensor of the logits' shape.
 
     Raises:
         TypeError: ``smoothing`` is not a number.
         ValueError: ``smoothing`` is outside [0, 1] or NaN; a label is out of range; the shapes fit neither labels nor
-            dense rows; with ``validate=True``, dense rows sum to more than 1; the prior is negative, does not sum to 1, or has another K; an unknown ``spread``.
+            dense rows; with ``validate=True``, dense rows sum to more than 1; the prior is negative, does not sum to 1, or has another K; an
+            unknown ``spread`` or ``kind``. With ``kind="binary"``: a label outside [0, 1], or a ``prior`` or ``spread``.
 
     Example:
         >>> import torch
@@ -57,19 +67,24 @@ def smooth_labels(
         >>> smooth_labels(logits, labels, smoothing=0.2).dense()
         tensor([[0.0500, 0.8500, 0.0500, 0.0500],
                 [0.0000, 0.0000, 0.0000, 0.0000]])
+        >>> smooth_labels(logits[:1], torch.tensor([[1, 0, 1, 0]]), smoothing=0.2, kind="binary")
+        tensor([[0.9000, 0.1000, 0.9000, 0.1000]])
 
     References:
         Szegedy et al., 2016, https://arxiv.org/abs/1512.00567, section 7; Müller et al., 2019,
         https://arxiv.org/abs/1906.02629.
 
     """
+    look = validate if validate is not None else logits.device.type == "cpu"
+    check_kind(kind, spread, prior is not None)
+    if kind == "binary":
+        return _smooth_binary(logits, target, smoothing, look)
     if logits.ndim == 0:
         raise ValueError("logits have no dimensions, but must be (K,), (N, K) or (N, K, *spatial)")
     dim = _class_dim(logits)
     num_classes = logits.shape[dim]
-    look = validate if validate is not None else logits.device.type == "cpu"
     if isinstance(smoothing, Tensor):
-        _check_each_smoothing(smoothing, logits, dim, look)
+        _check_each_smoothing(smoothing, logits.shape[:dim] + logits.shape[dim + 1 :], look)
     amount = check_smoothing(smoothing, num_classes, spread, prior is not None)
     rows = None if prior is None else _placed_prior(prior, num_classes, logits, look)
     if isinstance(target, SoftTargets):
@@ -81,6 +96,14 @@ def smooth_labels(
     if validate:
         _require_distributions(target, dim)
     return _smooth_dense(target, amount, rows, dim)
+
+
+def check_kind(kind: str, spread: str, has_prior: bool) -> None:
+    """Check ``kind``, and that what goes with classes only is left alone where there are none."""
+    if kind not in KINDS:
+        raise ValueError(f"kind must be 'multiclass' or 'binary', but is {kind!r}")
+    if kind == "binary" and (has_prior or spread != "all"):
+        raise ValueError("kind='binary' moves the mass of each label to 1/2; leave prior=None and spread='all' with it")
 
 
 def check_smoothing(smoothing: Any, num_classes: int | None, spread: str, has_prior: bool) -> float | Tensor:
@@ -105,8 +128,7 @@ def check_smoothing(smoothing: Any, num_classes: int | None, spread: str, has_pr
     return smoothing * num_classes / (num_classes - 1)
 
 
-def _check_each_smoothing(smoothing: Tensor, logits: Tensor, dim: int, look: bool) -> None:
-    label_shape = logits.shape[:dim] + logits.shape[dim + 1 :]
+def _check_each_smoothing(smoothing: Tensor, label_shape: torch.Size, look: bool) -> None:
     if smoothing.ndim and smoothing.shape != label_shape:
         raise ValueError(
             f"smoothing has shape {tuple(smoothing.shape)}, but must be a number or have the shape of the labels, "
@@ -165,8 +187,7 @@ def _require_distributions(target: Tensor, dim: int) -> None:
         where = (sums > 1.01).nonzero()[0].tolist()
         raise ValueError(
             f"the target's row at {where} sums to {sums[tuple(where)].item():g}, but a distribution over classes sums to "
-            f"1: divide each row by its sum; several labels an example with a binary loss are smoothed in the data set, "
-            f"y * (1 - smoothing) + smoothing / 2"
+            f"1: divide each row by its sum; several labels an example with a binary loss are smoothed by kind='binary'"
         )
 
 
@@ -229,6 +250,32 @@ def _same_row(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None:
         return a is b
     return a.ndim == 1 and (a is b or a.equal(b))
+
+
+def _smooth_binary(logits: Tensor, target: Tensor, smoothing: float | Tensor, look: bool) -> Tensor:
+    if target.shape != logits.shape:
+        raise ValueError(
+            f"target has shape {tuple(target.shape)}, but with kind='binary' every one of the logits "
+            f"{tuple(logits.shape)} takes a label in [0, 1]; labels that name one of K classes are smoothed by "
+            f"kind='multiclass'"
+        )
+    if isinstance(smoothing, Tensor):
+        _check_each_smoothing(smoothing, target.shape, look)
+    amount = check_smoothing(smoothing, None, "all", False)
+    rows = target if target.is_floating_point() else target.float()
+    if look:
+        _require_probabilities(rows)
+    return (1 - amount) * rows + amount / 2
+
+
+def _require_probabilities(rows: Tensor) -> None:
+    outside = ~((rows >= 0) & (rows <= 1))  # true of NaN too
+    if bool(outside.any()):
+        where = outside.nonzero()[0].tolist()
+        raise ValueError(
+            f"target{where or ''} is {rows[tuple(where)].item():g}, but with kind='binary' labels lie in [0, 1]; if it "
+            f"marks a label that is not known, put a valid one there and give the loss a weight= of 0 for it"
+        )
 
 
 def _smooth_dense(target: Tensor, smoothing: float | Tensor, prior: Tensor | None, dim: int) -> Tensor:

@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, settings
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are made from configurations, nothing is downloaded
+
 torch.set_num_threads(1)  # one test process a core, and tensors too small to share among threads
 
 settings.register_profile(

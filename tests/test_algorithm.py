@@ -9,6 +9,8 @@ import torch
 from composer import Trainer
 from composer.algorithms import CutMix, MixUp
 from composer.core import Event, State
+from composer.loss import binary_cross_entropy_with_logits as composer_binary_cross_entropy
+from composer.loss import soft_cross_entropy
 from composer.models import ComposerClassifier, ComposerModel
 from support import Allocations
 from torch import nn
@@ -18,6 +20,7 @@ from trainer_support import K, RecordingLoss, classifier, examples, fit
 
 import composer_ls.algorithm
 from composer_ls import LabelSmoothing, SoftTargets, cross_entropy
+from composer_ls.errors import TargetError
 
 
 def fake_state(batch, outputs, model=None):
@@ -245,7 +248,7 @@ def test_a_prior_receives_the_mass(prior):
 def test_repr_is_the_call():
     assert repr(LabelSmoothing(0.2)) == (
         "LabelSmoothing(smoothing=0.2, target_key=1, prior=None, ignore_index=-100, spread='all', on_conflict='raise', "
-        "output_key=None)"
+        "output_key=None, kind='multiclass')"
     )
 
 
@@ -257,6 +260,8 @@ def test_repr_is_the_call():
         ({"smoothing": "0.1"}, TypeError, "must be a number .* but is '0.1'"),
         ({"smoothing": torch.tensor([0.1, 0.2])}, TypeError, "must be a number, but is a tensor of shape"),
         ({"spread": "none"}, ValueError, "spread must be 'all' or 'others', but is 'none'"),
+        ({"kind": "several"}, ValueError, "kind must be 'multiclass' or 'binary', but is 'several'"),
+        ({"kind": "binary", "spread": "others"}, ValueError, "leave prior=None and spread='all' with it"),
         ({"on_conflict": "ignore"}, ValueError, "on_conflict must be 'raise' or 'warn', but is 'ignore'"),
         ({"prior": [0.5, 0.6]}, ValueError, "prior sums to 1.1, but must sum to 1"),
         ({"prior": [1.5, -0.5]}, ValueError, "prior has an entry -0.5"),
@@ -327,3 +332,87 @@ def test_counting_what_training_makes_sees_the_dense_targets_of_composers_own():
         loader = DataLoader(TensorDataset(torch.randn(64, 1, 2, 2), torch.randint(32_000, (64,))), 64)
         fit([composer.algorithms.LabelSmoothing(0.1)], model=model, loader=loader, steps=1)
     assert made.count > 2
+
+
+def multi_label(loss_fn):
+    """A classifier for several labels an example, and its data."""
+    images, _ = examples()
+    labels = (torch.rand(24, K, generator=torch.Generator().manual_seed(2)) < 0.4).float()
+    return classifier(loss_fn), DataLoader(TensorDataset(images, labels), 8)
+
+
+def fit_multi_label(algorithms, loss_fn=F.binary_cross_entropy_with_logits):
+    model, loader = multi_label(loss_fn)
+    return fit(algorithms, model=model, loader=loader)
+
+
+@pytest.mark.parametrize("loss_fn", [F.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss()])
+def test_binary_smoothing_trains_on_labels_that_moved_toward_a_half(loss_fn):
+    def by_hand(logits, labels):
+        return F.binary_cross_entropy_with_logits(logits, 0.9 * labels + 0.05)
+
+    torch.testing.assert_close(
+        fit_multi_label([LabelSmoothing(0.1, kind="binary")], loss_fn), fit_multi_label([], by_hand)
+    )
+
+
+@pytest.mark.parametrize("mixer", [MixUp, CutMix])
+def test_binary_smoothing_beside_a_mixer_is_the_same_in_both_modes_and_orders(mixer):
+    runs = [
+        fit_multi_label(order)
+        for interpolate_loss in (False, True)
+        for order in (
+            [LabelSmoothing(0.1, kind="binary"), mixer(alpha=0.5, interpolate_loss=interpolate_loss)],
+            [mixer(alpha=0.5, interpolate_loss=interpolate_loss), LabelSmoothing(0.1, kind="binary")],
+        )
+    ]
+    for run in runs[1:]:
+        torch.testing.assert_close(run, runs[0], rtol=1e-5, atol=1e-6)
+
+
+def test_binary_smoothing_takes_one_logit_an_example():
+    labels = torch.tensor([[1], [0]])
+    state = fake_state((None, labels), torch.zeros(2, 1))
+    LabelSmoothing(0.2, kind="binary").apply(Event.BEFORE_LOSS, state, Mock())
+    torch.testing.assert_close(state.batch[1], torch.tensor([[0.9], [0.1]]))
+
+
+def test_binary_labels_that_look_smoothed_give_a_warning():
+    state = fake_state((None, torch.full((2, 3), 0.05)), torch.zeros(2, 3))
+    with pytest.warns(UserWarning, match="none of its labels is 0 or 1"):
+        LabelSmoothing(0.1, kind="binary").apply(Event.BEFORE_LOSS, state, Mock())
+
+
+class OwnLoss(ComposerClassifier):
+    """A loss that is named in a method only."""
+
+    def loss(self, outputs, batch):
+        return F.binary_cross_entropy_with_logits(outputs, batch[1])
+
+
+@pytest.mark.parametrize("loss_fn", [F.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss(), None])
+def test_several_labels_an_example_are_refused_without_the_kind_for_them(loss_fn):
+    model, loader = multi_label(loss_fn)
+    model = OwnLoss(model.module, num_classes=K) if loss_fn is None else model
+    with pytest.raises(
+        TargetError, match=r"the loss is a binary cross entropy .* give LabelSmoothing\(kind='binary'\)"
+    ):
+        fit([LabelSmoothing(0.1)], model=model, loader=loader)
+
+
+def test_classes_with_a_binary_cross_entropy_are_smoothed_as_classes():
+    """As in "ResNet strikes back": one label an example, and a binary loss for each class."""
+    seen = []
+
+    def loss(logits, target):
+        seen.append(target.dense() if isinstance(target, SoftTargets) else target)
+        return composer_binary_cross_entropy(logits, target)
+
+    fit([LabelSmoothing(0.1)], model=classifier(loss), steps=1)
+    torch.testing.assert_close(seen[0].amin(1), torch.full((8,), 0.1 / K))
+
+
+@pytest.mark.parametrize("loss_fn", [F.cross_entropy, soft_cross_entropy, nn.CrossEntropyLoss(), cross_entropy])
+def test_the_kind_for_several_labels_is_refused_beside_a_loss_over_classes(loss_fn):
+    with pytest.raises(TargetError, match=r"kind='binary' is for a label of its own .*\(kind='multiclass'\)"):
+        fit([LabelSmoothing(0.1, kind="binary")], model=classifier(loss_fn))

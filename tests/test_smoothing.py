@@ -326,3 +326,44 @@ def test_rows_with_several_labels_are_refused():
     rows = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 1.0]])
     with pytest.raises(ValueError, match=r"row at \[1\] sums to 3, .* several labels an example with a binary loss"):
         smooth_labels(torch.zeros(2, 4), rows, validate=True)
+
+
+@given(generators(), st.sampled_from([(), (4,), (3, 5), (2, 1, 3, 3)]), ALPHAS)
+def test_binary_labels_move_toward_a_half(generator, shape, alpha):
+    labels = torch.rand(shape, generator=generator) < 0.5
+    logits = torch.randn(shape, generator=generator)
+    for dtype in (torch.bool, torch.uint8, torch.int64, torch.float32, torch.float64):
+        smoothed = smooth_labels(logits, labels.to(dtype), alpha, kind="binary")
+        assert smoothed.is_floating_point()
+        expected = torch.where(labels, 1 - alpha / 2, alpha / 2)
+        assert_close(smoothed, expected.expand(shape), check_dtype=False)
+
+
+def test_binary_smoothing_and_mixing_commute():
+    labels, logits = (torch.rand(6, 5) < 0.4).float(), torch.randn(6, 5)
+    mixed = smooth_labels(logits, 0.7 * labels + 0.3 * labels.flip(0), 0.1, kind="binary")
+    smoothed = smooth_labels(logits, labels, 0.1, kind="binary")
+    assert_close(mixed, 0.7 * smoothed + 0.3 * smoothed.flip(0))
+
+
+def test_binary_labels_may_have_a_smoothing_each():
+    each = torch.tensor([[0.0, 0.2], [0.4, 1.0]])
+    smoothed = smooth_labels(torch.zeros(2, 2), torch.tensor([[1, 1], [0, 0]]), each, kind="binary")
+    assert_close(smoothed, torch.tensor([[1.0, 0.9], [0.2, 0.5]]))
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "message"),
+    [
+        (torch.tensor([0, 3, 1]), {}, r"every one of the logits \(3, 4\) takes a label .* kind='multiclass'"),
+        (torch.eye(4)[LABELS] * -100, {}, r"target\[0, 0\] is -100, but .* labels lie in \[0, 1\]; .* weight= of 0"),
+        (torch.eye(4)[LABELS] * float("nan"), {}, r"target\[0, 0\] is nan"),
+        (torch.eye(4)[LABELS], {"prior": [0.25] * 4}, "kind='binary' moves the mass of each label to 1/2; leave prior"),
+        (torch.eye(4)[LABELS], {"spread": "others"}, "leave prior=None and spread='all' with it"),
+        (torch.eye(4)[LABELS], {"kind": "multilabel"}, "kind must be 'multiclass' or 'binary', but is 'multilabel'"),
+        (torch.eye(4)[LABELS], {"smoothing": torch.zeros(3)}, r"the shape of the labels, \(3, 4\)"),
+    ],
+)
+def test_binary_targets_that_do_not_fit_are_refused(target, options, message):
+    with pytest.raises(ValueError, match=message):
+        smooth_labels(LOGITS, target, **{"kind": "binary"} | options)

@@ -17,7 +17,7 @@ from composer.core import Algorithm
 from torch import Tensor
 
 from composer_ls.composition.mixers import is_smoother
-from composer_ls.composition.reach import reachable
+from composer_ls.composition.reach import names_of, reachable
 from composer_ls.errors import InputError
 from composer_ls.targets import SoftTargets
 
@@ -27,6 +27,7 @@ __all__ = [
     "conflicts_in_data",
     "conflicts_in_model",
     "conflicts_with_algorithms",
+    "kind_of_loss",
     "looks_smoothed",
 ]
 
@@ -97,8 +98,24 @@ def _conflicts_behind(roots: Sequence[tuple[str, Any]]) -> list[Conflict]:
     return list(dict.fromkeys(found))
 
 
-def looks_smoothed(target: Any, num_classes: int) -> str | None:
+def kind_of_loss(model: Any) -> str | None:
+    """Which kind of targets the loss behind ``model.loss`` takes: ``"multiclass"``, ``"binary"``; ``None`` if unseen."""
+    names = {name for _, thing in reachable(getattr(model, "loss", None), "model.loss") for name in names_of(thing)}
+    kinds = {kind for kind, pattern in _KINDS.items() if any(re.search(pattern, name) for name in names)}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+_KINDS = {
+    "multiclass": "(?<!binary_)cross_entropy|(?<!Binary)CrossEntropy|NLLLoss|nll_loss",
+    "binary": "binary_cross_entropy|BinaryCrossEntropy|^BCE|^MultiLabel",
+}
+
+
+def looks_smoothed(target: Any, num_classes: int, kind: str = "multiclass") -> str | None:
     """Why a target that arrives at the loss looks smoothed already, if it does. Reads its values."""
+    if kind == "binary":
+        inside = isinstance(target, Tensor) and target.numel() > 0 and bool(((target > 0) & (target < 1)).all())
+        return "none of its labels is 0 or 1, as smoothing makes them" if inside else None
     if isinstance(target, SoftTargets):
         already = bool((target.smoothing != 0).any())
         return f"it arrives as {target!r}" if already else None

@@ -9,7 +9,16 @@ from typing import Any
 from composer.algorithms import CutMix, MixUp
 from composer.core import Algorithm
 
-__all__ = ["Mixer", "check_mixers", "data_mixers", "is_smoother", "mixer_of", "mixers_among", "register_mixer"]
+__all__ = [
+    "Mixer",
+    "check_mixers",
+    "data_mixers",
+    "is_smoother",
+    "mixer_of",
+    "mixers_among",
+    "refuse_mixers",
+    "register_mixer",
+]
 
 
 @dataclass(frozen=True)
@@ -120,6 +129,21 @@ def check_mixers(algorithms: Sequence[Algorithm], target_key: Any) -> None:
                 f"{name} mixes the targets at target_key={key!r}, but LabelSmoothing smooths those at "
                 f"target_key={target_key!r}, so that one of them would miss: give both the same target_key"
             )
+
+
+def refuse_mixers(algorithms: Sequence[Algorithm]) -> None:
+    """Refuse what mixes targets beside a model that makes its loss in ``forward()``, where no mixed target arrives.
+
+    Raises:
+        ValueError: There is a mixer.
+
+    """
+    for algorithm, _ in mixers_among(algorithms):
+        name = type(algorithm).__name__
+        raise ValueError(
+            f"{name} mixes the targets after the forward pass, but a HuggingFaceModel reads its labels in forward(): take "
+            f"{name} out of algorithms, or give the network to a ComposerClassifier, whose loss reads the mixed targets"
+        )
 
 
 def _promised(mixer: Mixer, algorithm: Algorithm, attribute: str, field: str) -> Any:

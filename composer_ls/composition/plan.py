@@ -9,11 +9,12 @@ from composer.core import Algorithm, State
 from torch import nn
 from torch.nn import functional as F
 
+from composer_ls.composition.huggingface import before_asking, makes_its_loss
 from composer_ls.composition.mixers import data_mixers, is_smoother, mixer_of
 from composer_ls.composition.reach import reachable
 from composer_ls.losses import CrossEntropyLoss, cross_entropy
 
-__all__ = ["describe", "place"]
+__all__ = ["describe", "place", "unwrapped"]
 
 
 def place(algorithms: Sequence[Algorithm], smoother: Algorithm) -> list[Algorithm]:
@@ -62,6 +63,9 @@ def describe(trainer_or_state: Any) -> str:
     state: State = getattr(trainer_or_state, "state", trainer_or_state)
     smoother = next((a for a in state.algorithms if is_smoother(a, "composer_ls")), None)
     data, mixers = _data_part(state), _mixer_parts(state.algorithms, smoother)
+    if smoother is not None and makes_its_loss(unwrapped(state)):
+        loss = smoother.head.describe() if smoother.head is not None else before_asking(unwrapped(state))
+        return "; ".join([_smoothing_part(smoother, state), *data, *mixers, loss])
     compact = smoother is not None and not any("dense rows" in part for part in [*data, *mixers])
     parts = [_smoothing_part(smoother, state), *data, *mixers, _loss_part(state, compact)]
     return "; ".join([*parts, "targets restored after the loss"] if smoother is not None else parts)
@@ -70,7 +74,9 @@ def describe(trainer_or_state: Any) -> str:
 def _smoothing_part(smoother: Any, state: State) -> str:
     if smoother is None:
         return "no smoothing"
-    classes = getattr(_unwrapped(state), "num_classes", None)
+    if smoother.kind == "binary":
+        return f"smoothing {smoother.smoothing:g}, each label toward 1/2"
+    classes = getattr(smoother.head or unwrapped(state), "num_classes", None)
     over = f"over {classes} classes" if classes else "over all classes"
     if smoother.prior is not None:
         over = "to the given prior" if smoother.prior.ndim == 1 else "to the given prior of each class"
@@ -109,7 +115,7 @@ def _mixer_parts(algorithms: Sequence[Algorithm], smoother: Algorithm | None) ->
 
 
 def _loss_part(state: State, compact: bool) -> str:
-    model = _unwrapped(state)
+    model = unwrapped(state)
     loss = getattr(model, "_loss_fn", None)
     if loss is None:
         return f"loss {type(model).__name__}.loss"
@@ -118,6 +124,7 @@ def _loss_part(state: State, compact: bool) -> str:
     return f"loss {name}, fused" if fused and compact else f"loss {name}"
 
 
-def _unwrapped(state: State) -> Any:
+def unwrapped(state: State) -> Any:
+    """The model itself, without what distributes it."""
     model = state.model
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

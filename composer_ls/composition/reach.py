@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["reachable"]
+__all__ = ["names_of", "reachable"]
 
 LIBRARIES = {"torch", "torchvision", "torchmetrics", "composer", "composer_ls", "numpy", "PIL"}
 """Packages whose functions are not looked into: they smooth only if a caller says so."""
@@ -36,6 +36,14 @@ def reachable(root: Any, path: str) -> Iterator[tuple[str, Any]]:
         seen[identity] = thing
         yield path, thing
         queue += _neighbours(path, thing)
+
+
+def names_of(thing: Any) -> list[str]:
+    """What a function is called and what its code names, unless it is a library's; of another object, its class."""
+    function = getattr(thing, "__func__", thing)
+    code = getattr(function, "__code__", None)
+    inside = _names(code) if code is not None and not _is_library(function) else []
+    return [getattr(function, "__name__", type(thing).__name__), *inside]
 
 
 def _neighbours(path: str, thing: Any) -> list[tuple[str, Any]]:

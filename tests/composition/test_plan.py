@@ -74,6 +74,15 @@ def test_the_plan_says_what_will_happen(algorithms, options, plan):
     trainer.close()
 
 
+def test_the_plan_of_several_labels_an_example():
+    model = classifier(nn.functional.binary_cross_entropy_with_logits)
+    trainer = Trainer(model=model, algorithms=[LabelSmoothing(0.1, kind="binary")], progress_bar=False)
+    assert describe(trainer) == (
+        "smoothing 0.1, each label toward 1/2; loss binary_cross_entropy_with_logits; targets restored after the loss"
+    )
+    trainer.close()
+
+
 def test_a_loss_that_is_not_fused_is_named():
     trainer = Trainer(model=classifier(nn.NLLLoss()), algorithms=[LabelSmoothing(0.1)], progress_bar=False)
     assert "; loss NLLLoss; targets" in describe(trainer)

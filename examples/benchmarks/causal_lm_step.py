@@ -1,0 +1,104 @@
+"""What smoothing adds to a training step of a GPT-2 in Composer: time and memory beside the model's own hard loss.
+
+Times are of whole steps through the Trainer, of which every other one is smoothed, so that whatever else the machine does
+happens to both. Memory is the peak of the process above what it held before the first step, in a process for each.
+
+    python examples/benchmarks/causal_lm_step.py
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from statistics import quantiles
+
+import torch
+from composer import Trainer
+from composer.core import Callback, Event
+from composer.models import HuggingFaceModel
+from torch.utils.data import DataLoader
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from composer_ls import LabelSmoothing
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--vocabulary", type=int, default=50_257)
+parser.add_argument("--sentences", type=int, default=4, help="in a batch, of 128 tokens each")
+parser.add_argument("--width", type=int, default=256)
+parser.add_argument("--layers", type=int, default=4)
+parser.add_argument("--repeats", type=int, default=21, help="steps of each")
+parser.add_argument("--memory-of", choices=("hard", "smoothed"), help=argparse.SUPPRESS)
+arguments = parser.parse_args()
+LENGTH = 128
+
+
+class EveryOther(LabelSmoothing):
+    """Smooths the second, the fourth, the sixth step."""
+
+    def match(self, event, state):
+        """Leave the other steps to the model's own loss."""
+        setting_up = event in (Event.INIT, Event.FIT_START)
+        return super().match(event, state) and (setting_up or state.timestamp.batch.value % 2 == 1)
+
+
+class Clock(Callback):
+    """Seconds of every step."""
+
+    def __init__(self):
+        self.seconds = []
+
+    def batch_start(self, state, logger):
+        """Begin."""
+        self.began = time.perf_counter()
+
+    def batch_end(self, state, logger):
+        """End."""
+        self.seconds.append(time.perf_counter() - self.began)
+
+
+def fit(algorithms, steps, callbacks=()):
+    """Train for some steps on the same batch."""
+    torch.manual_seed(0)
+    size = {"n_embd": arguments.width, "n_layer": arguments.layers, "n_head": 4}
+    model = HuggingFaceModel(GPT2LMHeadModel(GPT2Config(arguments.vocabulary, LENGTH, **size)))
+    ids = torch.randint(arguments.vocabulary, (arguments.sentences, LENGTH))
+    examples = [{"input_ids": row, "labels": row} for row in ids] * steps
+    Trainer(
+        model=model,
+        train_dataloader=DataLoader(examples, arguments.sentences),
+        max_duration=f"{steps}ba",
+        algorithms=algorithms,
+        callbacks=list(callbacks),
+        optimizers=torch.optim.SGD(model.parameters(), 0.01),
+        progress_bar=False,
+        device="cpu",
+    ).fit()
+
+
+def resident(field):
+    """Bytes of memory of this process, now (VmRSS) or at its peak (VmHWM)."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+warnings.simplefilter("ignore")
+if arguments.memory_of:
+    before = resident("VmRSS")
+    fit([LabelSmoothing(0.1)] if arguments.memory_of == "smoothed" else [], 3)
+    print(resident("VmHWM") - before)
+    raise SystemExit
+
+clock = Clock()
+fit([EveryOther(0.1)], 2 * arguments.repeats + 2, [clock])
+medians = []
+print("| step | median (s) | quartiles | peak memory (MiB) |\n| --- | --- | --- | --- |")
+for first, name in enumerate(("hard", "smoothed")):
+    low, median, high = quantiles(clock.seconds[2 + first :: 2], n=4)  # the first of each warms up, and asks the model
+    medians.append(median)
+    command = [sys.executable, *sys.argv, "--memory-of", name]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
+    print(f"| {name} | {median:.3f} | {low:.3f} to {high:.3f} | {int(answer) / 2**20:.0f} |", flush=True)
+print(f"\n{arguments.sentences * LENGTH} tokens, vocabulary {arguments.vocabulary}, {torch.get_num_threads()} threads")
+print(f"smoothed / hard: {medians[1] / medians[0]:.3f}")

@@ -1,0 +1,568 @@
+"""Hugging Face models: the smoothed loss in the place of the one that they make in forward()."""
+
+import functools
+import logging
+from collections import UserDict
+
+import pytest
+import torch
+import transformers as hf
+from composer import Trainer
+from composer.algorithms import MixUp
+from composer.core import Callback
+from composer.metrics import LanguageCrossEntropy
+from composer.models import HuggingFaceModel
+from composer.utils import reproducibility
+from support import Allocations
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torchmetrics.classification import MulticlassAccuracy
+from trainer_support import fit
+from transformers.trainer_pt_utils import LabelSmoother
+
+from composer_ls import LabelSmoothing
+from composer_ls.composition import DoubleSmoothingError, describe
+from composer_ls.errors import TargetError
+
+V, T, N = 41, 9, 8  # vocabulary, tokens, examples
+SMALL = {"vocab_size": V, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def bert(**options):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    return hf.BertConfig(**SMALL, **sizes, max_position_embeddings=T, **options)
+
+
+def gpt2(**options):
+    return hf.GPT2Config(**SMALL, n_embd=16, n_layer=1, n_head=2, n_positions=T, **options)
+
+
+def bart(cls=hf.BartConfig, **options):
+    sides = ("encoder", "decoder")
+    sizes = {
+        f"{side}_{name}": n for side in sides for name, n in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 16))
+    }
+    return cls(**SMALL, **sizes, d_model=16, max_position_embeddings=2 * T, decoder_start_token_id=2, **options)
+
+
+def t5():
+    return hf.T5Config(**SMALL, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
+
+
+def resnet():
+    return hf.ResNetConfig(hidden_sizes=[8, 8], depths=[1, 1], embedding_size=8, num_labels=5, layer_type="basic")
+
+
+TASKS = {
+    "causal LM": (hf.GPT2LMHeadModel, gpt2, "shifted by one"),
+    "causal LM whose labels are not shifted": (hf.BartForCausalLM, bart, "with labels, kept"),
+    "masked LM": (hf.BertForMaskedLM, bert, "with labels, kept"),
+    "sequence to sequence": (hf.T5ForConditionalGeneration, t5, "with labels, kept"),
+    "sequence to sequence with a shift of its own": (hf.BartForConditionalGeneration, bart, "with labels, kept"),
+    "sequence to sequence that hides its shift": (
+        hf.M2M100ForConditionalGeneration,
+        lambda: bart(hf.M2M100Config),
+        "in place of the one that M2M100ForConditionalGeneration makes too",
+    ),
+    "sequence classification": (hf.BertForSequenceClassification, lambda: bert(num_labels=5), "with labels, kept"),
+    "sequence classification by a decoder": (hf.BartForSequenceClassification, lambda: bart(num_labels=5), "kept"),
+    "token classification": (hf.BertForTokenClassification, lambda: bert(num_labels=5), "with labels, kept"),
+    "question answering": (hf.BertForQuestionAnswering, bert, "start_positions, of which those outside are ignored"),
+    "image classification": (hf.ResNetForImageClassification, resnet, "with labels, kept"),
+}
+TOKENS = [name for name in TASKS if "LM" in name or "sequence to" in name or name == "token classification"]
+
+
+def wrapped(task, **options):
+    cls, config, _ = TASKS[task]
+    torch.manual_seed(3)
+    config = config()
+    for name, value in options.items():
+        setattr(config, name, value)
+    return HuggingFaceModel(cls(config))
+
+
+def examples(task, n=N):
+    """One dict an example, some of its labels ignored."""
+    generator = torch.Generator().manual_seed(5)
+
+    def draw(high, *shape):
+        return torch.randint(3, high, shape, generator=generator)
+
+    if task == "image classification":
+        images = torch.randn(n, 3, 32, 32, generator=generator)
+        return [{"pixel_values": image, "labels": label % 5} for image, label in zip(images, draw(V, n), strict=True)]
+    ids = draw(V, n, T)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if task == "question answering":
+        batch |= {"start_positions": draw(T + 4, n) - 3, "end_positions": draw(T + 4, n) - 3}
+    elif task.startswith("sequence classification"):
+        batch["input_ids"][:, -1] = 2  # where BART looks
+        batch["labels"] = draw(V, n) % 5
+    else:
+        labels = ids.clone() if "causal" in task else draw(V, n, T)
+        labels = labels % 5 if task == "token classification" else labels
+        batch["labels"] = torch.where(torch.rand(n, T, generator=generator) < 0.3, -100, labels)
+    return [{key: value[i] for key, value in batch.items()} for i in range(n)]
+
+
+def train(task, algorithms, model=None, steps=2, data=None, **options):
+    """The weights, and buffers, after a few steps."""
+    model = model or wrapped(task)
+    fit(algorithms, model=model, loader=DataLoader(data or examples(task), 4), steps=steps, **options)
+    return torch.cat([value.detach().flatten().float() for value in model.state_dict().values()])
+
+
+def smoothing_by_themselves(monkeypatch):
+    """Make every cross entropy of every model smooth."""
+    original = F.cross_entropy
+    monkeypatch.setattr(
+        F, "cross_entropy", lambda *args, **options: original(*args, **options | {"label_smoothing": 0.1})
+    )
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_smoothing_zero_trains_as_the_models_own_loss(task):
+    """Step by step, with dropout and batch normalisation: asking the model leaves no trace."""
+    torch.testing.assert_close(train(task, [LabelSmoothing(0.0)]), train(task, []), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_trains_as_if_every_cross_entropy_of_the_model_smoothed(task, monkeypatch):
+    smoothed = train(task, [LabelSmoothing(0.1)])
+    assert not torch.allclose(smoothed, train(task, []), rtol=1e-5, atol=1e-6)
+    smoothing_by_themselves(monkeypatch)
+    torch.testing.assert_close(smoothed, train(task, []), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("task", TOKENS)
+def test_the_loss_equals_that_of_transformers_label_smoother(task):
+    shifts = task == "causal LM"
+    seen = []
+
+    class Watch(Callback):
+        def after_loss(self, state, logger):
+            labels = state.batch["labels"]
+            theirs = LabelSmoother(epsilon=0.1)({"logits": state.outputs["logits"]}, labels, shift_labels=shifts)
+            seen.append((state.loss.detach(), theirs.detach()))
+
+    train(task, [LabelSmoothing(0.1)], callbacks=[Watch()])
+    for ours, theirs in seen:
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("task", ["causal LM", "sequence to sequence", "question answering"])
+def test_microbatches_weigh_by_their_examples_as_they_do_without_smoothing(task, monkeypatch):
+    smoothed = train(task, [LabelSmoothing(0.1)], device_train_microbatch_size=1)
+    smoothing_by_themselves(monkeypatch)
+    torch.testing.assert_close(smoothed, train(task, [], device_train_microbatch_size=1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("task", ["causal LM", "masked LM", "sequence to sequence", "question answering"])
+def test_outputs_may_be_tuples(task):
+    train_tuples = functools.partial(train, task, model=wrapped(task, return_dict=False))
+    torch.testing.assert_close(train_tuples([LabelSmoothing(0.1)]), train(task, [LabelSmoothing(0.1)]))
+
+
+class SecondStep(Callback):
+    """Enters a context for the second step."""
+
+    def __init__(self, context):
+        self.context = context
+
+    def batch_start(self, state, logger):
+        if state.timestamp.batch == 1:
+            self.context.__enter__()
+
+    def after_backward(self, state, logger):
+        if state.timestamp.batch == 1:
+            self.context.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("task", ["causal LM", "masked LM", "sequence to sequence"])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_nothing_of_tokens_times_vocabulary_beside_logits_and_gradient(task, bf16):
+    vocabulary = 40_000
+    cls, config, _ = TASKS[task]
+    config = config()
+    config.vocab_size = vocabulary
+    itemsize = 2 if bf16 else 4
+    step = {}
+    for smoothing in (None, 0.1):
+        model = HuggingFaceModel(cls(config))
+        if bf16:
+            model.model.forward = torch.autocast("cpu", torch.bfloat16)(model.model.forward)
+        # All weights, 40,000 by 16, are smaller, and so are the few rows that the kernel works on at once.
+        allocations = step[smoothing] = Allocations(4 * T * vocabulary * itemsize - 1)
+        algorithms = [] if smoothing is None else [LabelSmoothing(smoothing)]
+        train(task, algorithms, model, callbacks=[SecondStep(allocations)])
+    sizes = [tensor.untyped_storage().nbytes() for tensor in step[0.1].large.values()]
+    assert sizes == [4 * T * vocabulary * itemsize] * 2
+    assert step[None].count > 2
+
+
+@pytest.mark.parametrize("task", [name for name in TASKS if "hides" not in name])
+def test_the_models_own_loss_is_never_computed(task):
+    class Computed(torch.utils._python_dispatch.TorchDispatchMode):
+        names = set()
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.names.add(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    with Computed() as computed:
+        train(task, [LabelSmoothing(0.1)])
+    assert "exp_" in computed.names  # the eager kernel's
+    assert not {name for name in computed.names if "nll_loss" in name or name == "_log_softmax"}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_labels_are_never_changed_and_the_batch_is_whole_after_the_step(task):
+    data = examples(task)
+    before = [{key: value.clone() for key, value in example.items()} for example in data]
+    batches = []
+
+    class Watch(Callback):
+        def before_forward(self, state, logger):
+            batches.append(dict(state.batch))
+
+        def after_backward(self, state, logger):
+            assert state.batch.keys() == batches[-1].keys()
+            assert all(state.batch[key] is batches[-1][key] for key in state.batch)
+
+    class First(LabelSmoothing):
+        """Callbacks run after algorithms, so that the batch must be seen from here."""
+
+        def apply(self, event, state, logger):
+            if event.value == "before_forward":
+                batches.append(dict(state.batch))
+            super().apply(event, state, logger)
+
+    class After(Callback):
+        def after_backward(self, state, logger):
+            assert {key: id(value) for key, value in state.batch.items()} == {
+                key: id(value) for key, value in batches[-1].items()
+            }
+
+    train(task, [First(0.1)], data=data, callbacks=[After()])
+    assert len(batches) == 2
+    for example, copy in zip(data, before, strict=True):
+        assert example.keys() == copy.keys()
+        assert all(torch.equal(example[key], copy[key]) for key in copy)
+
+
+@pytest.mark.parametrize("use_logits", [False, True])
+def test_evaluation_and_training_metrics_see_what_they_saw_before(use_logits):
+    def values(algorithms):
+        torch.manual_seed(3)
+        metrics = [LanguageCrossEntropy()] if use_logits else None
+        model = HuggingFaceModel(hf.GPT2LMHeadModel(gpt2()), use_logits=use_logits, metrics=metrics)
+        evaluated = []
+
+        class Watch(Callback):
+            def eval_after_forward(self, state, logger):
+                outputs = state.outputs
+                evaluated.append(outputs if use_logits else outputs["loss"])
+
+        reproducibility.seed_all(7)
+        trainer = Trainer(
+            model=model,
+            train_dataloader=DataLoader(examples("causal LM"), 4),
+            eval_dataloader=DataLoader(examples("causal LM"), 4),
+            max_duration="2ba",
+            eval_interval="1ba",
+            algorithms=algorithms,
+            callbacks=[Watch()],
+            optimizers=torch.optim.SGD(model.parameters(), 0.1),
+            progress_bar=False,
+            seed=7,
+        )
+        trainer.fit()
+        trained = {name: metric.compute() for name, metric in (trainer.state.train_metrics or {}).items()}
+        trainer.close()
+        return [*evaluated, *trained.values()]
+
+    theirs, ours = values([]), values([LabelSmoothing(0.0)])
+    assert len(ours) == len(theirs) >= 4
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_metrics_of_classification_work_beside_smoothing():
+    torch.manual_seed(3)
+    model = hf.BertForSequenceClassification(bert(num_labels=5))
+    model = HuggingFaceModel(model, use_logits=True, metrics=[MulticlassAccuracy(5)])
+    assert torch.isfinite(train("sequence classification", [LabelSmoothing(0.1)], model)).all()
+
+
+def test_a_batch_of_padding_only_costs_nothing_and_moves_nothing():
+    data = [example | {"labels": torch.full((T,), -100)} for example in examples("causal LM")]
+    before = torch.cat([value.flatten().float() for value in wrapped("causal LM").state_dict().values()])
+    assert torch.equal(train("causal LM", [LabelSmoothing(0.1)], data=data), before)
+    mixed = data[:4] + examples("causal LM")  # learnt from the first batch, right for the second
+    quiet = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    runs = [
+        train("causal LM", [LabelSmoothing(0.1)], wrapped("causal LM", **quiet), steps, mixed[8 - 4 * steps :])
+        for steps in (1, 2)
+    ]
+    torch.testing.assert_close(*runs)
+
+
+def test_batches_may_be_any_mapping_and_hold_more_than_the_model_takes():
+    def collate(samples):
+        return UserDict(
+            {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]} | {"more": samples}
+        )
+
+    model = wrapped("sequence to sequence")
+    loader = DataLoader(examples("sequence to sequence"), 4, collate_fn=collate)
+    fit([LabelSmoothing(0.1)], model=model, loader=loader, steps=2)
+    weights = torch.cat([value.detach().flatten() for value in model.state_dict().values()])
+    torch.testing.assert_close(weights, train("sequence to sequence", [LabelSmoothing(0.1)]))
+
+
+def test_a_prior_and_a_spread_are_kept_to():
+    prior = torch.arange(1.0, V + 1) / torch.arange(1.0, V + 1).sum()
+    losses = {}
+
+    class Watch(Callback):
+        def after_loss(self, state, logger):
+            labels, logits = state.batch["labels"], state.outputs["logits"]
+            log_p = logits[:, :-1].log_softmax(-1)
+            counts = labels[:, 1:] != -100
+            hard = -log_p.gather(-1, labels[:, 1:].clamp(0).unsqueeze(-1)).squeeze(-1)
+            losses["ours"] = state.loss
+            losses["formula"] = (0.9 * hard - 0.1 * (log_p @ prior))[counts].mean()
+
+    train("causal LM", [LabelSmoothing(0.1, prior=prior)], steps=1, callbacks=[Watch()])
+    torch.testing.assert_close(losses["ours"], losses["formula"])
+
+
+def multi_label(n=N):
+    generator = torch.Generator().manual_seed(1)
+    data = examples("sequence classification", n)
+    return [example | {"labels": (torch.rand(5, generator=generator) < 0.4).float()} for example in data]
+
+
+def test_multi_label_classification_moves_each_label_toward_a_half():
+    task = "sequence classification"
+    by_hand = [example | {"labels": 0.9 * example["labels"] + 0.05} for example in multi_label()]
+    ours = train(task, [LabelSmoothing(0.1, kind="binary")], data=multi_label())
+    torch.testing.assert_close(ours, train(task, [], data=by_hand), rtol=1e-5, atol=1e-6)
+
+
+class Focal(hf.BertForSequenceClassification):
+    """A loss that is no cross entropy."""
+
+    def forward(self, labels=None, **inputs):
+        output = super().forward(**inputs)
+        probabilities = output.logits.softmax(-1).gather(1, labels[:, None])
+        output["loss"] = ((1 - probabilities) ** 2 * -probabilities.log()).mean()
+        return output
+
+
+class Weighted(Focal):
+    def forward(self, labels=None, **inputs):
+        output = super(Focal, self).forward(**inputs)
+        output["loss"] = F.cross_entropy(output.logits, labels, weight=torch.ones(5))
+        return output
+
+
+class Penalised(Focal):
+    def forward(self, labels=None, **inputs):
+        output = super(Focal, self).forward(**inputs)
+        output["loss"] = F.cross_entropy(output.logits, labels) + 0.1 * output.logits.square().mean()
+        return output
+
+
+class Summed(Focal):
+    def forward(self, labels=None, **inputs):
+        output = super(Focal, self).forward(**inputs)
+        output["loss"] = F.cross_entropy(output.logits, labels, reduction="sum")
+        return output
+
+
+class Relabelled(Focal):
+    def forward(self, labels=None, **inputs):
+        output = super(Focal, self).forward(**inputs)
+        output["loss"] = F.cross_entropy(output.logits, 4 - labels)
+        return output
+
+
+class Cooled(Focal):
+    def forward(self, labels=None, **inputs):
+        output = super(Focal, self).forward(**inputs)
+        output["loss"] = F.cross_entropy(output.logits / 2, labels)
+        return output
+
+
+class Smoothing(Focal):
+    def forward(self, labels=None, **inputs):
+        output = super(Focal, self).forward(**inputs)
+        output["loss"] = F.cross_entropy(output.logits, labels, label_smoothing=0.2)
+        return output
+
+
+class IgnoringZero(Focal):
+    def forward(self, labels=None, **inputs):
+        output = super(Focal, self).forward(**inputs)
+        output["loss"] = F.cross_entropy(output.logits, labels, ignore_index=0)
+        return output
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (Focal, r"is something else than cross entropy .* Write a subclass of HuggingFaceModel"),
+        (Weighted, r"has a weight="),
+        (Penalised, r"is something besides the mean cross entropy"),
+        (Summed, r"has reduction='sum'"),
+        (Relabelled, r"is not of the labels in the batch, neither as they are nor shifted"),
+        (Cooled, r"is of logits that are not in its output"),
+        (IgnoringZero, r"ignores the label 0, but LabelSmoothing -100: .* ignore_index=0"),
+    ],
+)
+def test_a_loss_that_smoothing_would_not_replace_as_it_is_is_refused_with_the_reason(cls, message):
+    model = HuggingFaceModel(cls(bert(num_labels=5)))
+    model.model_forward_args |= {"input_ids", "attention_mask"}
+    with pytest.raises(TargetError, match=message):
+        train("sequence classification", [LabelSmoothing(0.1)], model)
+
+
+def test_a_label_that_the_model_ignores_is_ignored_when_both_agree():
+    model = HuggingFaceModel(IgnoringZero(bert(num_labels=5)))
+    model.model_forward_args |= {"input_ids", "attention_mask"}
+    assert torch.isfinite(train("sequence classification", [LabelSmoothing(0.1, ignore_index=0)], model)).all()
+
+
+def test_a_model_that_smooths_by_itself_is_refused_or_smoothed_on_top():
+    def model():
+        torch.manual_seed(3)
+        model = HuggingFaceModel(Smoothing(bert(num_labels=5)))
+        model.model_forward_args |= {"input_ids", "attention_mask"}
+        return model
+
+    task = "sequence classification"
+    with pytest.raises(DoubleSmoothingError, match="by Smoothing.forward, whose cross entropy has label_smoothing=0.2"):
+        train(task, [LabelSmoothing(0.1)], model())
+    with pytest.warns(UserWarning, match="smoothed twice"):
+        twice = train(task, [LabelSmoothing(0.1, on_conflict="warn")], model())
+    once = train(task, [LabelSmoothing(0.28)])  # 1 - 0.9 * 0.8
+    torch.testing.assert_close(twice, once, rtol=1e-5, atol=1e-6)
+
+
+def test_a_sum_of_experts_loss_is_refused():
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = hf.MixtralConfig(**SMALL, **sizes, num_key_value_heads=2, output_router_logits=True)
+    with pytest.raises(TargetError, match="MixtralForCausalLM makes .* is something besides the mean cross entropy"):
+        train("causal LM", [LabelSmoothing(0.1)], HuggingFaceModel(hf.MixtralForCausalLM(config)))
+    config.output_router_logits = False
+    model = HuggingFaceModel(hf.MixtralForCausalLM(config))
+    assert torch.isfinite(train("causal LM", [LabelSmoothing(0.1)], model)).all()
+
+
+@pytest.mark.parametrize(
+    ("num_labels", "labels", "options", "message"),
+    [
+        (1, torch.tensor(0.5), {}, "BertForSequenceClassification is a regression head .* the squared error"),
+        (5, torch.ones(5), {}, r"problem_type='multi_label_classification'\), .* give LabelSmoothing\(kind='binary'\)"),
+        (5, torch.tensor(1), {"kind": "binary"}, r"classes that exclude each other, .*\(kind='multiclass'\)"),
+    ],
+)
+def test_a_head_of_another_kind_is_refused_with_the_reason(num_labels, labels, options, message):
+    data = [example | {"labels": labels} for example in examples("sequence classification")]
+    model = HuggingFaceModel(hf.BertForSequenceClassification(bert(num_labels=num_labels)))
+    with pytest.raises(TargetError, match=message):
+        train("sequence classification", [LabelSmoothing(0.1, **options)], model, data=data)
+
+
+def test_a_batch_without_labels_is_refused():
+    data = [{"input_ids": example["input_ids"]} for example in examples("causal LM")]
+    with pytest.raises(TargetError, match="made no loss of a batch with the keys input_ids: give it its labels"):
+        train("causal LM", [LabelSmoothing(0.1)], data=data)
+
+
+def test_a_token_outside_the_vocabulary_is_named():
+    data = examples("masked LM")
+    data[2]["labels"][3] = V
+    with pytest.raises(ValueError, match=rf"target\[2, 3\] is {V}, but the logits have {V} classes"):
+        train("masked LM", [LabelSmoothing(0.1)], data=data)
+
+
+def test_a_mixer_beside_a_model_that_reads_its_labels_in_forward_is_refused():
+    with pytest.raises(ValueError, match="MixUp mixes the targets after the forward pass, .* a ComposerClassifier"):
+        train("image classification", [MixUp(), LabelSmoothing(0.1)])
+
+
+def test_a_subclass_with_a_forward_of_its_own_keeps_its_labels():
+    class Mine(HuggingFaceModel):
+        def forward(self, batch):
+            assert "labels" in batch
+            return super().forward(batch)
+
+    torch.manual_seed(3)
+    model = Mine(hf.GPT2LMHeadModel(gpt2()))
+    torch.testing.assert_close(
+        train("causal LM", [LabelSmoothing(0.1)], model), train("causal LM", [LabelSmoothing(0.1)])
+    )
+
+
+def test_a_subclass_with_a_loss_of_its_own_is_smoothed_as_any_model():
+    class Mine(HuggingFaceModel):
+        def forward(self, batch):
+            return super().forward({key: value for key, value in batch.items() if key != "labels"})
+
+        def loss(self, outputs, batch):
+            return F.cross_entropy(outputs["logits"], batch["labels"])
+
+    task = "sequence classification"
+    torch.manual_seed(3)
+    model = Mine(TASKS[task][0](TASKS[task][1]()))
+    smoother = LabelSmoothing(0.1, target_key="labels", output_key="logits")
+    torch.testing.assert_close(train(task, [smoother], model), train(task, [LabelSmoothing(0.1)]))
+
+
+def test_a_forward_pass_that_fails_leaves_nothing_behind():
+    model = wrapped("causal LM")
+    attributes = set(vars(model))
+    model.model.transformer.register_forward_hook(_fails_on_the_third_call())
+    smoother = LabelSmoothing(0.1)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train("causal LM", [smoother], model)
+    assert set(vars(model)) == attributes
+    assert torch.isfinite(train("causal LM", [smoother], model)).all()
+
+
+def _fails_on_the_third_call():
+    calls = []
+
+    def hook(*_):
+        calls.append(1)
+        if len(calls) == 3:  # two ask
+            raise RuntimeError("out of memory")
+
+    return hook
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_plan_says_how_the_loss_is_replaced_before_and_after_the_first_batch(task, caplog):
+    smoother, model = LabelSmoothing(0.1), wrapped(task)
+    plans = []
+
+    class Watch(Callback):
+        def fit_start(self, state, logger):
+            plans.append(describe(state))
+
+        def after_loss(self, state, logger):
+            plans.append(describe(state))
+
+    with caplog.at_level(logging.INFO, logger="composer_ls"):
+        train(task, [smoother], model, callbacks=[Watch()])
+    name = type(model.model).__name__
+    beginning = f"smoothing 0.1, uniform over all classes; loss of {name} replaced"
+    assert plans[0].startswith(beginning)
+    assert TASKS[task][2] in plans[1]
+    assert plans[1] == plans[2]
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("composer_ls")]
+    assert lines == [f"label smoothing: {plan}" for plan in plans[:2]]
