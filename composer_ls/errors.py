@@ -1,6 +1,6 @@
 """What the command line reports as one paragraph: mistakes in what it was given, each with the way out."""
 
-__all__ = ["DataNotFoundError", "InputError", "RecipeError", "RunFolderError"]
+__all__ = ["DataNotFoundError", "DiagnosticsError", "InputError", "RecipeError", "RunFolderError"]
 
 
 class InputError(ValueError):
@@ -13,6 +13,10 @@ class RecipeError(InputError):
 
 class DataNotFoundError(InputError):
     """Data that is not where the recipe says."""
+
+
+class DiagnosticsError(InputError):
+    """Arrays or a network from which a diagnostic cannot be computed."""
 
 
 class RunFolderError(InputError):
