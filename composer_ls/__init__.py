@@ -8,11 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from composer_ls.algorithm import LabelSmoothing
+    from composer_ls.callback import SmoothingDiagnostics
     from composer_ls.losses import CrossEntropyLoss, cross_entropy
     from composer_ls.smoothing import smooth_labels
     from composer_ls.targets import SoftTargets
 
-__all__ = ["CrossEntropyLoss", "LabelSmoothing", "SoftTargets", "cross_entropy", "smooth_labels"]
+__all__ = [
+    "CrossEntropyLoss",
+    "LabelSmoothing",
+    "SmoothingDiagnostics",
+    "SoftTargets",
+    "cross_entropy",
+    "smooth_labels",
+]
 
 try:
     __version__ = version("composer_ls")
@@ -22,6 +30,7 @@ except PackageNotFoundError:  # a checkout on PYTHONPATH
 _HOMES = {
     "CrossEntropyLoss": "losses",
     "LabelSmoothing": "algorithm",
+    "SmoothingDiagnostics": "callback",
     "SoftTargets": "targets",
     "cross_entropy": "losses",
     "smooth_labels": "smoothing",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,10 @@ class Penultimate(NamedTuple):
 
 
 def penultimate_features(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], layer: str | None = None
+    model: nn.Module,
+    batches: Iterable[tuple[Any, Tensor]],
+    layer: str | None = None,
+    forward: Callable[[Any], Tensor] | None = None,
 ) -> Penultimate:
     """What reaches the last linear layer for some examples, with the network in evaluation mode.
 
@@ -70,6 +73,7 @@ def penultimate_features(
         model: From inputs to logits ``(N, K)``.
         batches: Pairs of inputs, on the model's device, and integer labels ``(N,)``.
         layer: The name of the last linear layer. ``None``: found as :func:`last_linear` does.
+        forward: From inputs to logits, through the model. ``None``: the model itself.
 
     Raises:
         DiagnosticsError: No linear layer, no examples, or a layer that does not make the logits.
@@ -83,6 +87,7 @@ def penultimate_features(
 
     """
     head = last_linear(model, layer)
+    forward = forward or model
     inputs: list[Tensor] = []
     features, outputs, labels = [], [], []
     handle = head.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
@@ -90,7 +95,7 @@ def penultimate_features(
         with evaluating(model):
             for images, some_labels in batches:
                 inputs.clear()
-                logits = model(images)
+                logits = forward(images)
                 if not inputs:
                     raise DiagnosticsError("the network does not use its last linear layer: name the one that it uses")
                 check_head(head, inputs[-1], logits)
