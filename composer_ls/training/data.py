@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
 from composer.utils import dist
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 from torchvision.transforms import v2
 
 from composer_ls.errors import DataNotFoundError, RecipeError
+from composer_ls.training.decoded_cache import decoded
+from composer_ls.training.memory_images import CropFlip, EpochSampler, MemoryImages
 from composer_ls.training.recipe import Data
 
 __all__ = ["Splits", "evaluation_loader", "load_splits", "training_loader"]
+
+MEMORY_LIMIT = 2 * 1024**3  # bytes, above which data.in_memory=auto reads the files again in every epoch
 
 
 @dataclass(frozen=True)
@@ -31,18 +37,27 @@ class Splits:
     classes: tuple[str, ...]
 
 
-def load_splits(data: Data) -> Splits:
+def load_splits(data: Data, device: torch.device | str = "cpu") -> Splits:
     """Open the data that a recipe names.
+
+    Args:
+        data: What and where.
+        device: Where to hold images that are held in memory.
 
     Raises:
         DataNotFoundError: It is not at ``data.root``; the message says where it looked and what to change.
+        RecipeError: ``data.in_memory`` asks for what cannot be.
 
     """
-    return {"digits": _digits, "cifar10": _cifar, "cifar100": _cifar, "imagefolder": _image_folder}[data.name](data)
+    opened = {"digits": _digits, "cifar10": _cifar, "cifar100": _cifar, "imagefolder": _image_folder}[data.name]
+    return opened(data, device)
 
 
 def training_loader(splits: Splits, data: Data, seed: int) -> DataLoader[Any]:
-    """Shuffled batches of this process's share; the order follows from the seed and the epoch alone."""
+    """Shuffled batches of this process's share; the order follows from the seed and the epoch alone.
+
+    So do the crops and mirrorings of images in memory.
+    """
     world = dist.get_world_size()
     if data.batch_size % world:
         raise RecipeError(
@@ -53,10 +68,12 @@ def training_loader(splits: Splits, data: Data, seed: int) -> DataLoader[Any]:
         raise RecipeError(
             f"data.batch_size={data.batch_size} is more than the {examples} training examples: make it smaller"
         )
-    sampler: DistributedSampler[Any] = DistributedSampler(
-        splits.train, world, dist.get_global_rank(), shuffle=True, seed=seed, drop_last=True
-    )
-    return _loader(splits.train, data, data.batch_size // world, sampler, drop_last=True)
+    train = splits.train
+    if isinstance(train, MemoryImages) and data.augmentation == "crop_flip":
+        train = CropFlip(train, splits.image_shape[1] // 8, seed)
+    far_apart = int(np.random.SeedSequence(seed).generate_state(1)[0])  # the sampler adds the epoch to its seed
+    sampler = EpochSampler(train, world, dist.get_global_rank(), shuffle=True, seed=far_apart, drop_last=True)
+    return _loader(train, data, data.batch_size // world, sampler, drop_last=True)
 
 
 def evaluation_loader(splits: Splits, data: Data) -> DataLoader[Any]:
@@ -67,6 +84,8 @@ def evaluation_loader(splits: Splits, data: Data) -> DataLoader[Any]:
 
 
 def _loader(dataset: Dataset[Any], data: Data, batch_size: int, sampler: Any, drop_last: bool) -> DataLoader[Any]:
+    if isinstance(dataset, (MemoryImages, CropFlip)):
+        return DataLoader(dataset, batch_size, sampler=sampler, drop_last=drop_last, collate_fn=_whole_batch)
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -78,17 +97,38 @@ def _loader(dataset: Dataset[Any], data: Data, batch_size: int, sampler: Any, dr
     )
 
 
-def _digits(data: Data) -> Splits:
+def _whole_batch(batch: Any) -> Any:
+    return batch  # there is nothing to collate
+
+
+def _held_in_memory(data: Data, images: int, size: int) -> bool:
+    """Whether to decode all images at the start, as bytes of three channels."""
+    if data.augmentation == "resized_crop":
+        if data.in_memory is True:
+            raise RecipeError(
+                "data.in_memory=true does not go with data.augmentation=resized_crop, which cuts its crops out of the "
+                "original images: use data.in_memory=auto, or data.augmentation=crop_flip"
+            )
+        return False
+    return images * size * size * 3 <= MEMORY_LIMIT if data.in_memory == "auto" else data.in_memory
+
+
+def _digits(data: Data, device: torch.device | str) -> Splits:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
+    if data.in_memory is False or data.augmentation == "resized_crop":
+        key = "data.in_memory=false" if data.in_memory is False else "data.augmentation=resized_crop"
+        raise RecipeError(f"{key} does not go with data.name=digits, which are always in memory: leave it out")
     images, labels = load_digits(return_X_y=True)
-    images = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16
-    parts = train_test_split(images.numpy(), labels, test_size=360, random_state=0, stratify=labels)
-    train_images, test_images, train_labels, test_labels = (torch.as_tensor(part) for part in parts)
-    mean, std = train_images.mean(), train_images.std()
-    train = TensorDataset((train_images - mean) / std, train_labels.long())
-    test = TensorDataset((test_images - mean) / std, test_labels.long())
+    parts = train_test_split(images, labels, test_size=360, random_state=0, stratify=labels)
+    train_images, test_images = (torch.tensor(part, dtype=torch.uint8).view(-1, 8, 8, 1) for part in parts[:2])
+    train_labels, test_labels = (torch.tensor(part, dtype=torch.int64) for part in parts[2:])
+    pixels = train_images.float() / 16
+    make = functools.partial(
+        MemoryImages, mean=[pixels.mean().item()], std=[pixels.std().item()], white=16, device=device
+    )
+    train, test = make(train_images, train_labels), make(test_images, test_labels)
     return Splits(train, test, 10, (1, 8, 8), tuple(str(digit) for digit in range(10)))
 
 
@@ -96,7 +136,7 @@ CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def _cifar(data: Data) -> Splits:
+def _cifar(data: Data, device: torch.device | str) -> Splits:
     source, folder, num_classes = {
         "cifar10": (torchvision.datasets.CIFAR10, "cifar-10-batches-py", 10),
         "cifar100": (torchvision.datasets.CIFAR100, "cifar-100-python", 100),
@@ -124,10 +164,18 @@ def _cifar(data: Data) -> Splits:
             raise DataNotFoundError(
                 f"{data.name} {reason} ({error}): {remedy}, or set data.root=DIR if it is elsewhere"
             ) from error
-    return Splits(train, test, num_classes, (3, 32, 32), tuple(train.classes))
+    classes = tuple(train.classes)
+    if _held_in_memory(data, 60_000, 32):
+        train, test = (
+            MemoryImages(
+                torch.from_numpy(split.data), torch.tensor(split.targets), mean=CIFAR_MEAN, std=CIFAR_STD, device=device
+            )
+            for split in (train, test)
+        )
+    return Splits(train, test, num_classes, (3, 32, 32), classes)
 
 
-def _image_folder(data: Data) -> Splits:
+def _image_folder(data: Data, device: torch.device | str) -> Splits:
     root = Path(data.root).expanduser()
     size = data.image_size or (224 if data.augmentation == "resized_crop" else 32)
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if size > 64 else (CIFAR_MEAN, CIFAR_STD)
@@ -147,7 +195,15 @@ def _image_folder(data: Data) -> Splits:
         raise DataNotFoundError(
             f"{folders[0]} and {folders[1]} must hold the same classes, but {', '.join(odd[:5])} stands in one only"
         )
-    return Splits(train, test, len(train.classes), (3, size, size), tuple(train.classes))
+    classes = tuple(train.classes)
+    if _held_in_memory(data, len(train) + len(test), size):
+        with dist.run_local_rank_zero_first():  # the others find the images in the cache
+            images = decoded(root, [file for file, _ in train.samples + test.samples], size)
+        train, test = (
+            MemoryImages(part, torch.tensor(split.targets), mean=mean, std=std, device=device)
+            for part, split in zip(images.split([len(train), len(test)]), (train, test), strict=True)
+        )
+    return Splits(train, test, len(classes), (3, size, size), classes)
 
 
 def _split_folder(root: Path, names: tuple[str, ...]) -> Path:

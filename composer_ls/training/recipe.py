@@ -64,7 +64,7 @@ Warmup = Annotated[str, BeforeValidator(_length)]
 Duration = Annotated[Warmup, AfterValidator(_more_than_none)]
 WholeDuration = Annotated[Duration, AfterValidator(_not_of_itself)]
 ModelName = Literal[
-    "mlp", "cnn",
+    "mlp", "cnn", "alexnet", "resnet9",
     "resnet20", "resnet32", "resnet44", "resnet56", "resnet110",
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
 ]  # fmt: skip
@@ -87,15 +87,22 @@ class Data(Section):
     augmentation: Literal["none", "crop_flip", "resized_crop"] = Field(
         "none", description="crop_flip: shifts of 4 pixels and mirroring (CIFAR); resized_crop: as for ImageNet"
     )
-    workers: Integer = Field(0, ge=0, description="processes that load data, for each training process")
+    in_memory: Truth | Literal["auto"] = Field(
+        "auto", description="decode all images once and make batches on the device; auto: if they take at most 2 GiB"
+    )
+    workers: Integer = Field(
+        0, ge=0, description="processes that load what is not in memory, for each training process"
+    )
 
 
 class Model(Section):
     """Which network to train, from scratch."""
 
     name: ModelName = Field(
-        description="mlp and cnn for digits; resnet20 to 110 for CIFAR; resnet18 to 152 for ImageNet"
+        description="mlp and cnn for digits; alexnet, resnet9 and resnet20 to 110 for CIFAR; resnet18 to 152 for ImageNet"
     )
+    channels_last: Truth = Field(False, description="keep the channels of a pixel together in memory: often faster")
+    compile: Truth = Field(False, description="torch.compile: a minute of compiling for faster steps")
 
 
 class Optimizer(Section):
@@ -112,7 +119,9 @@ class Optimizer(Section):
 class Schedule(Section):
     """How the learning rate changes over the run."""
 
-    name: Literal["constant", "cosine", "multistep"] = "cosine"
+    name: Literal["constant", "cosine", "linear", "multistep"] = Field(
+        "cosine", description="cosine and linear fall to zero"
+    )
     warmup: Warmup = "0ba"
     milestones: list[Duration] = Field([], description="when multistep multiplies the rate by gamma")
     gamma: Number = Field(0.1, gt=0)
@@ -133,7 +142,9 @@ class Recipe(Section):
     needs: str = Field("", description="one line on what it needs")
     seed: Integer = Field(17, ge=0)
     duration: WholeDuration
-    precision: Literal["fp32", "amp_bf16", "amp_fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "amp_bf16", "amp_fp16"] = Field(
+        "fp32", description="auto: amp_bf16 on a GPU that has it, else fp32"
+    )
     device: Literal["auto", "cpu", "gpu"] = "auto"
     microbatch_size: Integer | None = Field(None, ge=1, description="examples in one forward pass of one process")
     eval_interval: Duration = "1ep"

@@ -83,7 +83,7 @@ def test_one_process_a_machine_downloads(tmp_path, monkeypatch, local_rank):
 
     monkeypatch.setattr("torchvision.datasets.CIFAR10", source)
     monkeypatch.setattr("composer.utils.dist.get_local_rank", lambda: local_rank)
-    load_splits(Data(name="cifar10", root=str(tmp_path), download=True))
+    load_splits(Data(name="cifar10", root=str(tmp_path), download=True, in_memory=False))
     assert asked == [local_rank == 0] * 2
 
 

@@ -9,8 +9,11 @@ from composer_ls.errors import RecipeError
 from composer_ls.training.recipe import Recipe, load_recipe, shipped_recipes
 
 SHIPPED = [
+    "cifar10-alexnet",
     "cifar10-resnet20",
+    "cifar10-resnet20-fast",
     "cifar10-resnet56",
+    "cifar10-resnet9",
     "cifar100-resnet56",
     "digits-cnn",
     "digits-mlp",
