@@ -18,7 +18,7 @@ from torch import Tensor
 from composer_ls.errors import RunFolderError
 from composer_ls.training.recipe import Recipe
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "write_text"]
 
 
 class RunFolder:
@@ -98,7 +98,7 @@ class RunFolder:
         there = self._recipe_there()
         if there is not None and not _is_resolved(there):
             os.replace(self.recipe_file, self.recipe_file.with_name("recipe.yaml.orig"))
-        _write_text(self.recipe_file, self.recipe.to_yaml())
+        write_text(self.recipe_file, self.recipe.to_yaml())
 
     def _recipe_there(self) -> dict[str, Any] | None:
         """What ``recipe.yaml`` holds, empty if it cannot be read, ``None`` if it is not there."""
@@ -117,7 +117,7 @@ class RunFolder:
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``, which makes the run finished, and drop the checkpoints that nobody asked to keep."""
-        _write_text(self.result_file, json.dumps(result, indent=2, allow_nan=True) + "\n")
+        write_text(self.result_file, json.dumps(result, indent=2, allow_nan=True) + "\n")
         if not self.recipe.checkpoints.keep:
             shutil.rmtree(self.checkpoint_folder, ignore_errors=True)
 
@@ -145,7 +145,8 @@ def _holds_something(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
     with _replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
