@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from composer_ls.losses import CrossEntropyLoss, cross_entropy
     from composer_ls.smoothing import smooth_labels
     from composer_ls.targets import SoftTargets
+    from composer_ls.training.distillation import Distillation
 
 __all__ = [
     "CrossEntropyLoss",
+    "Distillation",
     "LabelSmoothing",
     "SmoothingDiagnostics",
     "SoftTargets",
@@ -29,6 +31,7 @@ except PackageNotFoundError:  # a checkout on PYTHONPATH
 
 _HOMES = {
     "CrossEntropyLoss": "losses",
+    "Distillation": "training.distillation",
     "LabelSmoothing": "algorithm",
     "SmoothingDiagnostics": "callback",
     "SoftTargets": "targets",

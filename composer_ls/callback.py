@@ -48,11 +48,13 @@ class SmoothingDiagnostics(Callback):
             ``None``: no mutual information.
 
     Attributes:
+        numbers: The latest numbers, by the names that they are logged under.
+        taken: The features, logits and labels of each set that they were computed from.
         mutual_information: Steps and nats measured so far; it is kept in checkpoints.
 
     Raises:
-        DiagnosticsError: ``examples`` is below 1, or, when training starts, there are no sets to look at or the network
-            has no linear layer.
+        DiagnosticsError: ``examples`` is below 1. When the Trainer is made: the network has no linear layer. When
+            training starts: there are no sets to look at, or one is empty.
 
     Note:
         A diagnostic that cannot be computed, such as spread for examples of a single class, is left out, and a warning
@@ -86,6 +88,8 @@ class SmoothingDiagnostics(Callback):
         self.target_key = target_key
         self.output_key = output_key
         self.draws = draws
+        self.numbers: dict[str, float] = {}
+        self.taken: dict[str, Penultimate] = {}
         self.mutual_information: list[tuple[int, float]] = []
         self._is_due = None if interval is None else create_interval_scheduler(interval, False, checkpoint_events=False)
         self._held: dict[str, _Held] = {}
@@ -93,8 +97,9 @@ class SmoothingDiagnostics(Callback):
 
     def run_event(self, event: Event, state: State, logger: Logger) -> None:
         """Measure when it is due; look for what is missing when training starts."""
-        if event == Event.FIT_START:
+        if event == Event.INIT:
             last_linear(_unwrapped(state), self.layer)
+        elif event == Event.FIT_START:
             self._hold(state)
         elif self._is_due is None:
             if event in (Event.EVAL_AFTER_ALL, Event.EVAL_STANDALONE_END):
@@ -104,17 +109,26 @@ class SmoothingDiagnostics(Callback):
 
     def measure(self, state: State, logger: Logger) -> dict[str, float]:
         """Measure now, log and return the numbers."""
-        head = last_linear(_unwrapped(state), self.layer)
+        weight, bias = self.head(state)
         numbers: dict[str, float] = {}
-        for name, taken in self.collect(state).items():
-            computed, reasons = summarise(taken, head.weight.cpu(), None if head.bias is None else head.bias.cpu())
+        self.taken = self.collect(state)
+        for name, taken in self.taken.items():
+            computed, reasons = summarise(taken, weight, bias)
             numbers |= {f"diagnostics/{name}/{key}": value for key, value in computed.items()}
             for key, reason in reasons.items():
                 self._tell(name, key, reason)
         if self.draws is not None:
             numbers |= self._inform(state, self.draws)
         logger.log_metrics(numbers)
+        self.numbers = numbers
         return numbers
+
+    def head(self, state: State) -> tuple[Tensor, Tensor | None]:
+        """Copies on the CPU of the last linear layer's weight ``(K, D)`` and bias ``(K,)``."""
+        layer = last_linear(_unwrapped(state), self.layer)
+        weight, bias = (None if part is None else part.detach().cpu().clone() for part in (layer.weight, layer.bias))
+        assert weight is not None
+        return weight, bias
 
     def collect(self, state: State) -> dict[str, Penultimate]:
         """The penultimate features, logits and labels of every set, as the network is now."""
@@ -173,7 +187,7 @@ class SmoothingDiagnostics(Callback):
     def _inform(self, state: State, draws: Draws) -> dict[str, float]:
         forward, step = self._forward(state), int(state.timestamp.batch)
         if self.mutual_information and self.mutual_information[-1][0] == step:
-            return {}
+            return {"diagnostics/mutual_information": self.mutual_information[-1][1]}
         with _untouched_random_numbers(), evaluating(_unwrapped(state)), torch.compiler.set_stance("force_eager"):
             drawn = draws(lambda images: forward((state.device.batch_to_device(images), None)))
         try:

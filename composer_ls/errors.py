@@ -1,6 +1,6 @@
 """What the command line reports as one paragraph: mistakes in what it was given, each with the way out."""
 
-__all__ = ["DataNotFoundError", "DiagnosticsError", "InputError", "RecipeError", "RunFolderError"]
+__all__ = ["DataNotFoundError", "DiagnosticsError", "InputError", "RecipeError", "RunFolderError", "TeacherError"]
 
 
 class InputError(ValueError):
@@ -21,3 +21,7 @@ class DiagnosticsError(InputError):
 
 class RunFolderError(InputError):
     """A run folder that cannot be written, or that holds another run."""
+
+
+class TeacherError(InputError):
+    """A teacher that is not there, or that cannot teach this student."""

@@ -1,8 +1,8 @@
 """A training loop in plain PyTorch with smoothed labels; `--compare` times a step of it against Composer's Trainer.
 
-    python examples/hand_written_loop.py                                      # digits, in seconds
-    python examples/hand_written_loop.py --root DIR --model resnet9           # DIR/{train,test}/<class>/*.jpg
-    python examples/hand_written_loop.py --root DIR --model resnet20 --compare
+python examples/hand_written_loop.py                                      # digits, in seconds
+python examples/hand_written_loop.py --root DIR --model resnet9           # DIR/{train,test}/<class>/*.jpg
+python examples/hand_written_loop.py --root DIR --model resnet20 --compare
 """
 
 import argparse
@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from composer_ls import cross_entropy, smooth_labels
 from composer_ls.training.data import evaluation_loader, load_splits, training_loader

@@ -166,7 +166,7 @@ def test_a_network_that_diverged_does_not_stop_training():
         train([SmoothingDiagnostics()], model=model, eval_dataloader=held_out())
 
 
-def test_a_network_without_a_linear_layer_is_refused_when_training_starts():
+def test_a_network_without_a_linear_layer_is_refused_at_once():
     with pytest.raises(DiagnosticsError, match="has no linear layer"):
         train([SmoothingDiagnostics()], model=classifier(segmentation=True), eval_dataloader=held_out())
 

@@ -88,8 +88,7 @@ def distillation_loss(
         https://arxiv.org/abs/1906.02629, section 4, where the student's temperature is 1.
 
     """
-    if not 0 <= weight <= 1:
-        raise DiagnosticsError(f"weight must be in [0, 1], but is {weight}: 1 learns from the teacher alone")
+    check_distillation(weight, temperature, student_temperature)
     soft = teacher_cross_entropy(student_logits, teacher_logits, temperature, student_temperature)
     return soft if weight == 1 else (1 - weight) * F.cross_entropy(student_logits, target) + weight * soft
 
@@ -104,11 +103,18 @@ def teacher_cross_entropy(
             f"a teacher must have its student's classes and see its inputs"
         )
     own = temperature if student_temperature is None else student_temperature
-    _check_temperature(temperature)
-    _check_temperature(own)
     wide = student_logits.dtype if student_logits.dtype.itemsize > 2 else None
     probabilities = (teacher_logits.detach().to(wide or student_logits.float().dtype) / temperature).softmax(1)
     return F.cross_entropy(student_logits.to(probabilities.dtype) / own, probabilities)
+
+
+def check_distillation(weight: float, temperature: float, student_temperature: float | None) -> None:
+    """Refuse a weight outside [0, 1], and temperatures that are not positive."""
+    if not 0 <= weight <= 1:
+        raise DiagnosticsError(f"weight must be in [0, 1], but is {weight}: 1 learns from the teacher alone")
+    _check_temperature(temperature)
+    if student_temperature is not None:
+        _check_temperature(student_temperature)
 
 
 def _check_temperature(temperature: float) -> None:

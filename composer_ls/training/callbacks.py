@@ -38,7 +38,7 @@ class MetricsFile(LoggerDestination):
                 continue
             if name == "loss/train/total":
                 self._losses.append(float(value))
-            elif name.startswith(("metrics/", "lr-")):
+            elif name.startswith(("metrics/", "diagnostics/", "lr-")):
                 self._latest[name] = float(value)
 
     def fit_start(self, state: State, logger: Logger) -> None:

@@ -21,7 +21,7 @@ from composer_ls.training.decoded_cache import decoded
 from composer_ls.training.memory_images import CropFlip, EpochSampler, MemoryImages
 from composer_ls.training.recipe import Data
 
-__all__ = ["Splits", "evaluation_loader", "load_splits", "training_loader"]
+__all__ = ["Splits", "evaluation_loader", "labels_of", "load_splits", "training_loader"]
 
 MEMORY_LIMIT = 2 * 1024**3  # bytes, above which data.in_memory=auto reads the files again in every epoch
 
@@ -51,6 +51,11 @@ def load_splits(data: Data, device: torch.device | str = "cpu") -> Splits:
     """
     opened = {"digits": _digits, "cifar10": _cifar, "cifar100": _cifar, "imagefolder": _image_folder}[data.name]
     return opened(data, device)
+
+
+def labels_of(split: Dataset[Any]) -> torch.Tensor:
+    """The labels of a split, int64 ``(N,)``, without opening an image."""
+    return split.labels.cpu() if isinstance(split, MemoryImages) else torch.as_tensor(split.targets)  # type: ignore[attr-defined]
 
 
 def training_loader(splits: Splits, data: Data, seed: int) -> DataLoader[Any]:

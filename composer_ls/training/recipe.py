@@ -134,6 +134,35 @@ class Checkpoints(Section):
     keep: Truth = Field(False, description="keep the last checkpoint when the run is finished")
 
 
+class MutualInformation(Section):
+    """Whether the logits still tell single training examples apart (Müller et al., 2019, section 4)."""
+
+    classes: list[Integer] = Field(
+        [0, 1], min_length=2, max_length=2, description="the two whose logits' difference is looked at"
+    )
+    examples: Integer = Field(600, ge=2, description="training examples, half of each class")
+    draws: Integer = Field(6, ge=2, description="augmentations of each: one draw, and the others for its mean")
+    shift: Integer | None = Field(None, ge=0, description="largest shift, pixels; null: an eighth of the height")
+    mirror: Truth | None = Field(None, description="whether to mirror at random; null: unless the images are digits")
+
+
+class Diagnostics(Section):
+    """What is watched while training, and kept for composer-ls diagnose."""
+
+    interval: WholeDuration | None = Field(None, description="how often; null: after each evaluation")
+    examples: Integer = Field(1000, ge=1, description="of the training images, and of the test images, at most")
+    classes: list[Integer] = Field(
+        [0, 1, 2],
+        min_length=3,
+        max_length=3,
+        description="the three that are projected; 100 examples of each are among those looked at",
+    )
+    layer: str | None = Field(
+        None, description="the name of the layer that makes the logits; null: the last linear one"
+    )
+    mutual_information: MutualInformation | None = Field(None, description="measure it too, where images are in memory")
+
+
 class Recipe(Section):
     """Everything that decides a run."""
 
@@ -155,6 +184,7 @@ class Recipe(Section):
     algorithms: dict[str, dict[str, Any] | None] = Field(
         {}, description="label_smoothing, mixup, cutmix and Composer's other algorithms, each with its arguments"
     )
+    diagnostics: Diagnostics | None = Field(None, description="{} watches training with the defaults; null does not")
     checkpoints: Checkpoints = Checkpoints()
 
     def to_yaml(self) -> str:

@@ -34,14 +34,16 @@ from composer_ls.diagnostics.calibration import (
     expected_calibration_error,
     negative_log_likelihood,
 )
-from composer_ls.errors import RecipeError
+from composer_ls.errors import InputError, RecipeError
 from composer_ls.losses import cross_entropy
 from composer_ls.training.algorithms import build_algorithms
 from composer_ls.training.callbacks import MetricsFile, PredictionCollector, TrainingCurve
 from composer_ls.training.data import evaluation_loader, load_splits, training_loader
+from composer_ls.training.distillation import Distillation
 from composer_ls.training.models import build_model
 from composer_ls.training.recipe import Optimizer, Recipe, Schedule
 from composer_ls.training.run_folder import RunFolder
+from composer_ls.training.watching import build_diagnostics, kept_features
 
 __all__ = ["train"]
 
@@ -82,6 +84,10 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
     reproducibility.seed_all(recipe.seed)
     splits = load_splits(recipe.data, device.tensor_to_device(torch.empty(0)).device)
     algorithms = build_algorithms(recipe.algorithms, splits.num_classes)
+    for algorithm in algorithms:
+        if isinstance(algorithm, Distillation):
+            algorithm.check_data(splits.classes, splits.image_shape)
+    watcher = None if recipe.diagnostics is None else build_diagnostics(recipe.diagnostics, splits, recipe.data)
     model = ComposerClassifier(
         build_model(recipe.model.name, splits.image_shape, splits.num_classes),
         num_classes=splits.num_classes,
@@ -102,7 +108,7 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
             optimizers=_optimizer(recipe.optimizer, model),
             schedulers=_scheduler(recipe.schedule),
             algorithms=algorithms,
-            callbacks=TrainingCurve(),
+            callbacks=[TrainingCurve(), *([watcher] if watcher else [])],
             loggers=metrics_file,
             precision=precision,
             compile_config={} if recipe.model.compile else None,
@@ -116,6 +122,8 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
             save_num_checkpoints_to_keep=1,
             autoresume=not overwrite,  # what is to be overwritten is still there
         )
+    except InputError:
+        raise
     except (TypeError, ValueError) as error:
         raise RecipeError(f"Composer refuses the recipe {recipe.name}: {' '.join(str(error).split())}") from error
     try:
@@ -147,6 +155,7 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
             "units": {"accuracy": "fraction", "nll": "nats", "ece": "fraction, 15 bins", "brier": "0 to 2"},
             "seed": recipe.seed,
             "classes": list(splits.classes),
+            "image_shape": list(splits.image_shape),
             "examples": {"train": len(splits.train), "test": len(splits.test)},  # type: ignore[arg-type]
             "epochs": int(trainer.state.timestamp.epoch),
             "steps": int(trainer.state.timestamp.batch),
@@ -160,10 +169,18 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
             "hardware": _hardware(),
             "command": _command(),
         }
+        features = None
+        if watcher is not None:
+            if watcher.interval is not None:  # else it has just measured, after the evaluation
+                watcher.measure(trainer.state, trainer.logger)
+            result["diagnostics"] = {name.removeprefix("diagnostics/"): n for name, n in watcher.numbers.items()}
+            features = kept_features(watcher, trainer.state)
     finally:
         trainer.close()
     if dist.get_global_rank() == 0:
         folder.write_predictions(logits, labels)
+        if features is not None:
+            folder.write_features(features)
         folder.write_result(result)
     dist.barrier()
     return result

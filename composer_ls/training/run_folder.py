@@ -33,6 +33,9 @@ class RunFolder:
         result_file: ``result.json``, which is there only when the run is finished.
         metrics_file: ``metrics.jsonl``, a line an epoch.
         predictions_file: ``predictions.safetensors``: test ``logits`` (N, K) and ``labels`` (N,).
+        features_file: ``features.safetensors``, if the recipe has ``diagnostics``: for the sets ``train`` and ``test``,
+            penultimate ``<set>.features`` (M, D) and ``<set>.labels`` (M,); the last layer's ``weight`` (K, D) and
+            ``bias`` (K,), if it has one; ``mutual_information`` (steps and nats, (S, 2)), if it was measured.
         checkpoint_folder: Composer's checkpoints, until the run is finished or for good if the recipe says so.
 
     """
@@ -44,6 +47,7 @@ class RunFolder:
         self.result_file = self.path / "result.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.predictions_file = self.path / "predictions.safetensors"
+        self.features_file = self.path / "features.safetensors"
         self.checkpoint_folder = self.path / "checkpoints"
 
     def result(self) -> dict[str, Any] | None:
@@ -88,7 +92,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Delete what a run left here, and nothing else; its recipe stays until the next one takes its place."""
-        for file in (self.result_file, self.metrics_file, self.predictions_file):
+        for file in (self.result_file, self.metrics_file, self.predictions_file, self.features_file):
             file.unlink(missing_ok=True)
         if _is_resolved(self._recipe_there()):
             shutil.rmtree(self.checkpoint_folder, ignore_errors=True)
@@ -114,6 +118,11 @@ class RunFolder:
         """Write ``predictions.safetensors``."""
         with _replacing(self.predictions_file) as temporary:
             save_file({"logits": logits.float().contiguous(), "labels": labels.contiguous()}, temporary)
+
+    def write_features(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write ``features.safetensors``."""
+        with _replacing(self.features_file) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``, which makes the run finished, and drop the checkpoints that nobody asked to keep."""
