@@ -76,6 +76,16 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class LabelNoise(Section):
+    """Training labels that are wrong on purpose."""
+
+    rate: Number = Field(ge=0, le=1, description="probability that a label is changed")
+    pairs: dict[Integer, Integer] | None = Field(
+        None, description="from classes to those that they are mistaken for; null: any class for any other"
+    )
+    seed: Integer = Field(0, ge=0, description="of the choice, whatever the run's seed")
+
+
 class Data(Section):
     """Which images to train and test on."""
 
@@ -87,6 +97,7 @@ class Data(Section):
     augmentation: Literal["none", "crop_flip", "resized_crop"] = Field(
         "none", description="crop_flip: shifts of 4 pixels and mirroring (CIFAR); resized_crop: as for ImageNet"
     )
+    label_noise: LabelNoise | None = Field(None, description="change some training labels at random")
     in_memory: Truth | Literal["auto"] = Field(
         "auto", description="decode all images once and make batches on the device; auto: if they take at most 2 GiB"
     )

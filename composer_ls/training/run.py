@@ -157,6 +157,7 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
             "classes": list(splits.classes),
             "image_shape": list(splits.image_shape),
             "examples": {"train": len(splits.train), "test": len(splits.test)},  # type: ignore[arg-type]
+            "wrong_labels": splits.wrong_labels,
             "epochs": int(trainer.state.timestamp.epoch),
             "steps": int(trainer.state.timestamp.batch),
             "precision": precision.value,
