@@ -1,6 +1,6 @@
 """What the command line reports as one paragraph: mistakes in what it was given, each with the way out."""
 
-__all__ = ["DataNotFoundError", "InputError", "RecipeError", "RunFolderError"]
+__all__ = ["DataNotFoundError", "InputError", "RecipeError", "RunFolderBusyError", "RunFolderError"]
 
 
 class InputError(ValueError):
@@ -17,3 +17,7 @@ class DataNotFoundError(InputError):
 
 class RunFolderError(InputError):
     """A run folder that cannot be written, or that holds another run."""
+
+
+class RunFolderBusyError(RunFolderError):
+    """A run folder whose run another process is doing."""
