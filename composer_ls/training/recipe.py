@@ -153,12 +153,12 @@ class Recipe(Section):
     def identity(self) -> dict[str, Any]:
         """What decides the run: every key that is not at its default. Two recipes with equal ones are the same run.
 
-        The words about it do not count, nor do algorithms that are switched off, which smoothing 0 is too.
+        The words about it do not count, nor do algorithms that are switched off, which a bare smoothing of 0 is too.
         """
         content = self.model_dump(exclude={"description", "needs"}, exclude_defaults=True)
         on = {name: arguments for name, arguments in self.algorithms.items() if arguments is not None}
-        if self.smoothing == 0:
-            on.pop("label_smoothing", None)
+        if on.get("label_smoothing") == {"smoothing": 0}:
+            del on["label_smoothing"]
         return content | {"algorithms": on}
 
     def fingerprint(self) -> str:
