@@ -1,6 +1,14 @@
 """What the command line reports as one paragraph: mistakes in what it was given, each with the way out."""
 
-__all__ = ["DataNotFoundError", "DiagnosticsError", "InputError", "RecipeError", "RunFolderError", "TeacherError"]
+__all__ = [
+    "DataNotFoundError",
+    "DiagnosticsError",
+    "InputError",
+    "RecipeError",
+    "RunFolderBusyError",
+    "RunFolderError",
+    "TeacherError",
+]
 
 
 class InputError(ValueError):
@@ -25,3 +33,7 @@ class RunFolderError(InputError):
 
 class TeacherError(InputError):
     """A teacher that is not there, or that cannot teach this student."""
+
+
+class RunFolderBusyError(RunFolderError):
+    """A run folder whose run another process is doing."""

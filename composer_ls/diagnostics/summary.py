@@ -8,12 +8,11 @@ from torch import Tensor
 
 from composer_ls.diagnostics.calibration import (
     accuracy,
-    brier_decomposition,
-    classwise_calibration_error,
     expected_calibration_error,
     negative_log_likelihood,
 )
 from composer_ls.diagnostics.checks import check_logits
+from composer_ls.diagnostics.classwise import brier_decomposition, classwise_calibration_error
 from composer_ls.diagnostics.distillation import equivalent_smoothing
 from composer_ls.diagnostics.geometry import (
     class_means,
@@ -23,6 +22,8 @@ from composer_ls.diagnostics.geometry import (
     template_distances,
 )
 from composer_ls.diagnostics.inspection import Penultimate
+from composer_ls.diagnostics.normalisation import normalised_confidence
+from composer_ls.diagnostics.selective import aurc, log_odds
 from composer_ls.errors import DiagnosticsError
 
 __all__ = ["summarise"]
@@ -38,12 +39,14 @@ def summarise(taken: Penultimate, weight: Tensor, bias: Tensor | None) -> tuple[
 
     Returns:
         Numbers by name (``accuracy``, ``nll``, ``ece``, ``classwise_ece``, ``brier_reliability``, ``brier_resolution``,
-        ``equivalent_smoothing``, ``relative_spread``, ``nc1``, ``simplex_deviation``, ``template_distance`` (to the
+        ``aurc``, ``normalised_aurc`` (of normalised logits), ``equivalent_smoothing``, ``relative_spread``, ``nc1``, ``simplex_deviation``, ``template_distance`` (to the
         own template over to the others) and ``template_unevenness``), and reasons by the same names.
 
     Example:
         >>> import torch
         >>> from composer_ls.diagnostics.inspection import Penultimate
+    from composer_ls.diagnostics.normalisation import normalised_confidence
+    from composer_ls.diagnostics.selective import aurc, log_odds
         >>> from composer_ls.diagnostics.summary import summarise
         >>> features, weight = torch.eye(3).repeat(2, 1), 5 * torch.eye(3)
         >>> one_class = Penultimate(features, features @ weight.T, torch.zeros(6).long())
@@ -55,6 +58,8 @@ def summarise(taken: Penultimate, weight: Tensor, bias: Tensor | None) -> tuple[
     features, logits, labels = taken
     recipes: dict[str, Callable[[], dict[str, float]]] = {
         "accuracy nll ece classwise_ece brier_reliability brier_resolution": lambda: _calibration(logits, labels),
+        "aurc": lambda: {"aurc": _aurc(log_odds, logits, labels)},
+        "normalised_aurc": lambda: {"normalised_aurc": _aurc(normalised_confidence, logits, labels)},
         "equivalent_smoothing": lambda: {"equivalent_smoothing": equivalent_smoothing(logits, labels)},
         "relative_spread": lambda: {"relative_spread": relative_spread(features, labels)},
         "nc1": lambda: {"nc1": neural_collapse(features, labels)},
@@ -82,6 +87,11 @@ def _calibration(logits: Tensor, labels: Tensor) -> dict[str, float]:
         "brier_reliability": parts.reliability,
         "brier_resolution": parts.resolution,
     }
+
+
+def _aurc(score: Callable[[Tensor], Tensor], logits: Tensor, labels: Tensor) -> float:
+    check_logits(logits, labels)
+    return aurc(score(logits), logits.argmax(1) == labels)
 
 
 def _templates(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None) -> dict[str, float]:

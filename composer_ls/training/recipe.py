@@ -202,10 +202,20 @@ class Recipe(Section):
         """The resolved recipe as YAML, with every default written out."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
 
+    def identity(self) -> dict[str, Any]:
+        """What decides the run: every key that is not at its default. Two recipes with equal ones are the same run.
+
+        The words about it do not count, nor do algorithms that are switched off, which a bare smoothing of 0 is too.
+        """
+        content = self.model_dump(exclude={"description", "needs"}, exclude_defaults=True)
+        on = {name: arguments for name, arguments in self.algorithms.items() if arguments is not None}
+        if on.get("label_smoothing") == {"smoothing": 0}:
+            del on["label_smoothing"]
+        return content | {"algorithms": on}
+
     def fingerprint(self) -> str:
         """Eight characters that change when anything that decides the run changes."""
-        content = self.model_dump(exclude={"description", "needs"})
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
 
     @property
     def smoothing(self) -> float:

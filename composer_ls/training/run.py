@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import resource
@@ -38,6 +39,7 @@ from composer_ls.errors import InputError, RecipeError
 from composer_ls.losses import cross_entropy
 from composer_ls.training.algorithms import build_algorithms
 from composer_ls.training.callbacks import MetricsFile, PredictionCollector, TrainingCurve
+from composer_ls.training.claim import claimed
 from composer_ls.training.data import evaluation_loader, load_splits, training_loader
 from composer_ls.training.distillation import Distillation
 from composer_ls.training.models import build_model
@@ -64,8 +66,14 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
             anything else that Composer refuses. What the folder holds is left as it is.
         DataNotFoundError: The data is not there.
         RunFolderError: The folder cannot be written or holds another recipe's run.
+        RunFolderBusyError: Another process is doing this run.
 
     """
+    with claimed(folder.path) if dist.get_global_rank() == 0 else contextlib.nullcontext():
+        return _train(recipe, folder, overwrite, progress)
+
+
+def _train(recipe: Recipe, folder: RunFolder, overwrite: bool, progress: bool) -> dict[str, Any]:
     device = _device(recipe.device)
     if isinstance(device, DeviceCPU) and recipe.precision.startswith("amp"):
         raise RecipeError(
@@ -76,6 +84,8 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
     dist.initialize_dist(device)  # does nothing for one process
     if dist.get_global_rank() == 0:
         folder.check(overwrite=overwrite)
+        if not overwrite:
+            folder.mend_checkpoints()
     dist.barrier()
     if not overwrite and (finished := folder.result()) is not None:
         return finished
@@ -88,6 +98,7 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
         if isinstance(algorithm, Distillation):
             algorithm.check_data(splits.classes, splits.image_shape)
     watcher = None if recipe.diagnostics is None else build_diagnostics(recipe.diagnostics, splits, recipe.data)
+    reproducibility.seed_all(recipe.seed)  # again: one seed gives the same weights, whatever data and algorithms drew
     model = ComposerClassifier(
         build_model(recipe.model.name, splits.image_shape, splits.num_classes),
         num_classes=splits.num_classes,

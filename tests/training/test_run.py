@@ -92,6 +92,41 @@ def test_smoothing_reaches_the_training(tmp_path, finished):
     assert hard["metrics"]["nll"] < result["metrics"]["nll"]  # digits are easy: the smoothed one is under-confident
 
 
+def test_smoothing_0_is_no_smoothing_but_for_rounding(tmp_path):
+    run(tmp_path / "zero", "algorithms.label_smoothing.smoothing=0", "duration=1ep")
+    run(tmp_path / "off", "algorithms.label_smoothing=null", "duration=1ep")
+    zero, off = (load_file(tmp_path / name / "predictions.safetensors") for name in ("zero", "off"))
+    torch.testing.assert_close(zero["logits"], off["logits"], rtol=1e-4, atol=1e-5)
+
+
+def initial_weights(tmp_path, monkeypatch, *overrides):
+    """What training would start from."""
+    kept = []
+
+    def trainer(model, **_):
+        kept.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+        raise ValueError("enough")
+
+    monkeypatch.setattr(run_module, "Trainer", trainer)
+    with pytest.raises(RecipeError, match="enough"):
+        run(tmp_path / str(hash(overrides)), *overrides)
+    return kept[0]
+
+
+def test_a_seed_gives_the_same_initial_weights_whatever_the_algorithms(tmp_path, monkeypatch):
+    base = initial_weights(tmp_path, monkeypatch)
+    for setting in ("algorithms.label_smoothing.smoothing=0", "algorithms.mixup={}", "algorithms.cutmix={alpha: 1.0}"):
+        assert torch.equal(initial_weights(tmp_path, monkeypatch, setting), base)
+    assert not torch.equal(initial_weights(tmp_path, monkeypatch, "seed=18"), base)
+
+
+def test_a_seed_gives_the_same_initial_weights_whatever_was_drawn_before(tmp_path, monkeypatch):
+    base = initial_weights(tmp_path, monkeypatch)
+    build = run_module.build_algorithms
+    monkeypatch.setattr(run_module, "build_algorithms", lambda *args: (torch.rand(3), build(*args))[1])
+    assert torch.equal(initial_weights(tmp_path, monkeypatch, "duration=2ep"), base)
+
+
 def test_workers_load_the_same_data(tmp_path, finished):
     assert run(tmp_path / "workers", "data.workers=1")["metrics"] == finished[1]["metrics"]
 
