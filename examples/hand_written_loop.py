@@ -1,8 +1,11 @@
-"""A training loop in plain PyTorch with smoothed labels; `--compare` times a step of it against Composer's Trainer.
+"""A training loop in plain PyTorch with smoothed labels.
 
-python examples/hand_written_loop.py                                      # digits, in seconds
-python examples/hand_written_loop.py --root DIR --model resnet9           # DIR/{train,test}/<class>/*.jpg
-python examples/hand_written_loop.py --root DIR --model resnet20 --compare
+With ``--compare`` it times a step of itself and a step of Composer's Trainer, in turns. DIR holds
+train/<class>/*.jpg and test/<class>/*.jpg; without it the data are scikit-learn's digits.
+
+    python examples/hand_written_loop.py
+    python examples/hand_written_loop.py --root DIR --model resnet9
+    python examples/hand_written_loop.py --root DIR --model resnet20 --compare
 """
 
 import argparse

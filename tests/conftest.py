@@ -1,7 +1,9 @@
 """Settings that all tests share."""
 
 import os
+import tempfile
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -14,3 +16,11 @@ settings.register_profile(
     "composer_ls", deadline=None, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("composer_ls")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_its_own():
+    """Tests leave the user's cache alone."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COMPOSER_LS_CACHE", folder)
+        yield

@@ -45,8 +45,6 @@ def summarise(taken: Penultimate, weight: Tensor, bias: Tensor | None) -> tuple[
     Example:
         >>> import torch
         >>> from composer_ls.diagnostics.inspection import Penultimate
-    from composer_ls.diagnostics.normalisation import normalised_confidence
-    from composer_ls.diagnostics.selective import aurc, log_odds
         >>> from composer_ls.diagnostics.summary import summarise
         >>> features, weight = torch.eye(3).repeat(2, 1), 5 * torch.eye(3)
         >>> one_class = Penultimate(features, features @ weight.T, torch.zeros(6).long())

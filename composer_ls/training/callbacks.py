@@ -13,6 +13,8 @@ from composer.utils import dist
 from torch import Tensor
 from torch.nn import functional as F
 
+from composer_ls.training.run_folder import write_text
+
 __all__ = ["MetricsFile", "PredictionCollector", "TrainingCurve"]
 
 
@@ -47,10 +49,18 @@ class MetricsFile(LoggerDestination):
             return
         batches = int(state.timestamp.batch)
         kept = [line for line in _whole_lines(self.path) if json.loads(line)["batch"] <= batches]
-        self.path.write_text("".join(kept), encoding="utf-8")
+        write_text(self.path, "".join(kept))
 
-    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Write a line: evaluation, if due in an epoch, is over."""
+    @property
+    def line_an_epoch(self) -> Callback:
+        """The callback that writes the lines; before the checkpoint, so that a run killed in between loses none.
+
+        (Composer calls its loggers last.)
+        """
+        return _LineAnEpoch(self)
+
+    def write_line(self, state: State) -> None:
+        """Write what was logged since the line before."""
         if dist.get_global_rank() != 0:
             return
         with self.path.open("a", encoding="utf-8") as file:
@@ -66,7 +76,7 @@ class MetricsFile(LoggerDestination):
         lines, line = _whole_lines(self.path), self._line(state)
         if lines and (last := json.loads(lines[-1]))["batch"] == line["batch"]:
             lines, line = lines[:-1], last | line
-        self.path.write_text("".join([*lines, json.dumps(line) + "\n"]), encoding="utf-8")
+        write_text(self.path, "".join([*lines, json.dumps(line) + "\n"]))
 
     def _line(self, state: State) -> dict[str, float]:
         """What was logged since the line before, which is then forgotten."""
@@ -76,6 +86,15 @@ class MetricsFile(LoggerDestination):
         line |= self._latest
         self._latest, self._losses = {}, []
         return line
+
+
+class _LineAnEpoch(Callback):
+    def __init__(self, file: MetricsFile) -> None:
+        self._file = file
+
+    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
+        """Write a line: evaluation, if due in an epoch, is over."""
+        self._file.write_line(state)
 
 
 def _whole_lines(path: Path) -> list[str]:

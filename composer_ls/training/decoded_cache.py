@@ -92,18 +92,20 @@ def _read(place: Path, key: str) -> Tensor | None:
 def _decode_all(files: Sequence[str], size: int) -> Tensor:
     images = torch.empty(len(files), size, size, 3, dtype=torch.uint8)
     chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if min(cores, len(chunks)) == 1:
-        for start, chunk in enumerate(chunks):
-            images[start * CHUNK : start * CHUNK + len(chunk)] = torch.from_numpy(_decode(chunk, size))
-        return images
-    pool = ProcessPoolExecutor(min(cores, len(chunks)))
+    processes = min(_cores(), len(chunks))
+    pool = ProcessPoolExecutor(processes) if processes > 1 else None
     try:
-        for start, part in enumerate(pool.map(_decode, chunks, [size] * len(chunks))):
-            images[start * CHUNK : start * CHUNK + len(part)] = torch.from_numpy(part)
+        parts = (pool.map if pool else map)(_decode, chunks, [size] * len(chunks))
+        for place, part in zip(images.split(CHUNK), parts, strict=True):
+            place.copy_(torch.from_numpy(part))
     finally:
-        pool.shutdown(cancel_futures=True)
+        if pool:
+            pool.shutdown(cancel_futures=True)  # so that Ctrl-C need not wait for the rest
     return images
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _decode(files: Sequence[str], size: int) -> NDArray[np.uint8]:

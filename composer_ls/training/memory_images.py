@@ -74,7 +74,7 @@ class MemoryImages(Dataset[Batch]):
     def normalised(self, images: Tensor) -> Tensor:
         """Floats ``(B, C, H, W)`` of bytes ``(B, H, W, C)``."""
         pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        return pixels.div_(self.white).sub_(self._mean).div_(self._std)
+        return pixels.mul_(1 / self.white).sub_(self._mean).div_(self._std)
 
 
 class CropFlip(Dataset[Batch]):

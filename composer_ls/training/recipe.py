@@ -235,7 +235,7 @@ def recipe_folder() -> Path:
 
 def shipped_recipes() -> dict[str, Path]:
     """The path of every shipped recipe by its name."""
-    return {path.stem: path for path in sorted(recipe_folder().glob("*.yaml"))}
+    return {path.stem: path for path in sorted(recipe_folder().glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def recipe_path(name: str | Path) -> Path:

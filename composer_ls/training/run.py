@@ -119,7 +119,7 @@ def _train(recipe: Recipe, folder: RunFolder, overwrite: bool, progress: bool) -
             optimizers=_optimizer(recipe.optimizer, model),
             schedulers=_scheduler(recipe.schedule),
             algorithms=algorithms,
-            callbacks=[TrainingCurve(), *([watcher] if watcher else [])],
+            callbacks=[TrainingCurve(), *([watcher] if watcher else []), metrics_file.line_an_epoch],
             loggers=metrics_file,
             precision=precision,
             compile_config={} if recipe.model.compile else None,
@@ -146,7 +146,7 @@ def _train(recipe: Recipe, folder: RunFolder, overwrite: bool, progress: bool) -
             folder.write_recipe()
         dist.barrier()
         if trainer.state.timestamp < recipe.duration:  # else it was stopped between its last step and its result
-            trainer.fit()
+            _fit(trainer, recipe)
             metrics_file.finish(trainer.state)
         collector = PredictionCollector()
         trainer.state.callbacks.append(collector)
@@ -202,6 +202,18 @@ def _device(name: str) -> Device:
     if name == "gpu" and not torch.cuda.is_available():
         raise RecipeError("device is gpu, but PyTorch sees none here: use device=auto or device=cpu")
     return DeviceGPU() if name == "gpu" or (name == "auto" and torch.cuda.is_available()) else DeviceCPU()
+
+
+def _fit(trainer: Trainer, recipe: Recipe) -> None:
+    try:
+        trainer.fit()
+    except RuntimeError as error:
+        if not (recipe.model.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))):
+            raise
+        raise RecipeError(
+            f"model.compile=true: PyTorch cannot compile {recipe.model.name} here ({str(error).splitlines()[0]}): "
+            f"use model.compile=false"
+        ) from error
 
 
 def _precision(name: str, device: Device) -> Precision:

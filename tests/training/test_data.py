@@ -4,12 +4,14 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from composer_ls.errors import DataNotFoundError, RecipeError
 from composer_ls.training.data import evaluation_loader, load_splits, training_loader
+from composer_ls.training.memory_images import MemoryImages
 from composer_ls.training.recipe import Data
 
 
@@ -118,6 +120,65 @@ def test_a_batch_larger_than_the_data_is_refused():
     data = Data(name="digits", batch_size=2000)
     with pytest.raises(RecipeError, match="data.batch_size=2000 is more than the 1437 training examples"):
         training_loader(load_splits(data), data, seed=0)
+
+
+@pytest.mark.parametrize("size", [32, 20])
+def test_in_memory_and_from_the_files_a_test_image_is_the_same(image_tree, size):
+    passes = []
+    for in_memory in (True, False):
+        data = Data(name="imagefolder", root=str(image_tree), image_size=size, batch_size=5, in_memory=in_memory)
+        splits = load_splits(data)
+        assert isinstance(splits.test, MemoryImages) == in_memory
+        passes.append([torch.cat(parts) for parts in zip(*evaluation_loader(splits, data), strict=True)])
+    assert torch.equal(passes[0][1], passes[1][1])
+    torch.testing.assert_close(passes[0][0], passes[1][0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "held"),
+    [
+        ({}, True),
+        ({"image_size": 33}, False),
+        ({"image_size": 33, "in_memory": True}, True),
+        ({"in_memory": False}, False),
+        ({"augmentation": "resized_crop", "image_size": 8}, False),
+    ],
+)
+def test_images_are_held_in_memory_if_they_fit(image_tree, monkeypatch, settings, held):
+    monkeypatch.setattr("composer_ls.training.data.MEMORY_LIMIT", 30 * 32 * 32 * 3)
+    splits = load_splits(Data(name="imagefolder", root=str(image_tree), **settings))
+    assert isinstance(splits.train, MemoryImages) == isinstance(splits.test, MemoryImages) == held
+
+
+def test_cifar_is_held_in_memory_as_its_files_hold_it(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+
+    def source(root, train, transform, download):
+        return SimpleNamespace(data=pixels, targets=[3, 1, 0, 2], classes=list("abcd"), transform=transform)
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", source)
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    splits = load_splits(Data(name="cifar10", root=str(tmp_path)))
+    image, label = splits.test[2]
+    from_file = load_splits(Data(name="cifar10", root=str(tmp_path), in_memory=False)).test
+    torch.testing.assert_close(image, from_file.transform(Image.fromarray(pixels[2])))
+    assert label == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"name": "imagefolder", "augmentation": "resized_crop", "in_memory": True},
+            "data.in_memory=true does not go with data.augmentation=resized_crop.*use data.in_memory=auto",
+        ),
+        ({"name": "digits", "in_memory": False}, "data.in_memory=false does not go with data.name=digits.*leave it"),
+        ({"name": "digits", "augmentation": "resized_crop"}, "resized_crop does not go with data.name=digits"),
+    ],
+)
+def test_what_cannot_be_held_in_memory_or_outside_is_refused(image_tree, settings, message):
+    with pytest.raises(RecipeError, match=message):
+        load_splits(Data(root=str(image_tree), **settings))
 
 
 @pytest.mark.skipif("COMPOSER_LS_DATA" not in os.environ, reason="COMPOSER_LS_DATA is unset: no real images here")

@@ -12,6 +12,10 @@ from composer_ls.training.models import CifarResNet, build_model
     [
         ("mlp", (1, 8, 8)),
         ("cnn", (1, 8, 8)),
+        ("alexnet", (3, 32, 32)),
+        ("alexnet", (1, 9, 14)),
+        ("resnet9", (3, 32, 32)),
+        ("resnet9", (1, 8, 8)),
         ("resnet20", (3, 32, 32)),
         ("resnet56", (3, 32, 32)),
         ("resnet18", (3, 64, 64)),
@@ -43,3 +47,18 @@ def test_depth_counts_the_layers_with_weights():
     for depth in (20, 56):
         layers = [m for m in CifarResNet(depth, 3, 10).modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
         assert len(layers) == depth
+
+
+@pytest.mark.parametrize(("name", "thousands"), [("resnet9", 6_573), ("alexnet", 1_756)])
+def test_fast_networks_have_the_size_of_their_sources(name, thousands):
+    """Page's 6,573,120 weights; 4,800 + 102,400 + 1,572,864 + 73,728 + 1,920 and 714 biases."""
+    weights = sum(parameter.numel() for parameter in build_model(name, (3, 32, 32), 10).parameters())
+    assert weights // 1000 == thousands
+
+
+@pytest.mark.parametrize("name", ["alexnet", "resnet9", "resnet20"])
+def test_channels_last_gives_the_same_logits(name):
+    torch.manual_seed(0)
+    model, images = build_model(name, (3, 32, 32), 10).eval(), torch.randn(2, 3, 32, 32)
+    expected = model(images)
+    torch.testing.assert_close(model.to(memory_format=torch.channels_last)(images), expected, rtol=1e-4, atol=1e-4)

@@ -1,20 +1,25 @@
 """Whole runs: the folder that they leave, resuming, several processes."""
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
+from composer.devices import DeviceCPU
+from PIL import Image
 from safetensors.torch import load_file
 
 from composer_ls.diagnostics.calibration import accuracy, expected_calibration_error
 from composer_ls.errors import RecipeError, RunFolderError
+from composer_ls.losses import cross_entropy
 from composer_ls.training import run as run_module
-from composer_ls.training.recipe import load_recipe
+from composer_ls.training.recipe import load_recipe, shipped_recipes
 from composer_ls.training.run import train
 from composer_ls.training.run_folder import RunFolder
 
@@ -127,8 +132,118 @@ def test_a_seed_gives_the_same_initial_weights_whatever_was_drawn_before(tmp_pat
     assert torch.equal(initial_weights(tmp_path, monkeypatch, "duration=2ep"), base)
 
 
-def test_workers_load_the_same_data(tmp_path, finished):
-    assert run(tmp_path / "workers", "data.workers=1")["metrics"] == finished[1]["metrics"]
+@pytest.fixture(scope="module")
+def image_tree(tmp_path_factory):
+    root, noise = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name, level in (("dark", 60), ("light", 200)):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(24):
+                pixels = noise.normal(level, 60, (32, 32, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    return root
+
+
+def run_on_images(path, root, name, *overrides):
+    place = ["data.name=imagefolder", f"data.root={root}", "data.image_size=32", "data.workers=0", "device=cpu"]
+    recipe = load_recipe(name, [*place, "data.batch_size=8", "precision=auto", *overrides])
+    return train(recipe, RunFolder(path, recipe), progress=False)
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if not name.startswith("digits")])
+def test_a_shipped_recipe_trains_on_a_few_images(tmp_path, image_tree, name):
+    result = run_on_images(tmp_path, image_tree, name, "duration=2ba", "schedule.warmup=1ba", "schedule.milestones=[]")
+    assert (result["steps"], result["precision"], result["smoothing"]) == (2, "fp32", 0.1)
+    assert math.isfinite(result["metrics"]["nll"])
+
+
+@pytest.mark.parametrize("mixer", ["mixup", "cutmix"])
+def test_mixing_comes_by_override(tmp_path, image_tree, mixer):
+    mixed = [f"algorithms.{mixer}={{alpha: 1.0}}", "duration=2ba", "schedule.warmup=0ba", "data.image_size=8"]
+    result = run_on_images(tmp_path, image_tree, "cifar10-alexnet", *mixed)
+    assert mixer in result["plan"].lower()
+
+
+def test_workers_load_the_same_data(tmp_path, image_tree):
+    alone, helped = (
+        run_on_images(tmp_path / count, image_tree, "cifar10-resnet20", *overrides, f"data.workers={count}")
+        for overrides in [["data.in_memory=false", "data.augmentation=none", "model.name=cnn", "duration=1ep"]]
+        for count in "01"
+    )
+    assert alone["metrics"] == helped["metrics"]
+
+
+def test_a_run_stopped_within_an_epoch_goes_on_with_the_same_crops(tmp_path, image_tree, monkeypatch):
+    def go(path):
+        settings = ["model.name=cnn", "duration=2ep", "checkpoints.interval=2ba", "eval_interval=1ep"]
+        return run_on_images(path, image_tree, "cifar10-resnet20-fast", *settings)
+
+    whole, calls = go(tmp_path / "whole"), []
+
+    def stops_in_the_second_epoch(*arguments, **options):
+        calls.append(1)
+        if len(calls) > 9:
+            raise KeyboardInterrupt
+        return cross_entropy(*arguments, **options)
+
+    monkeypatch.setattr(run_module, "cross_entropy", stops_in_the_second_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "stopped")
+    monkeypatch.undo()
+    resumed = go(tmp_path / "stopped")
+    assert resumed["steps"] == whole["steps"] == 12
+    assert resumed["metrics"] == pytest.approx(whole["metrics"], rel=1e-6)
+
+
+def test_training_curves_are_comparable_across_smoothing(tmp_path):
+    """With a network that stands still they are the same, though the losses that are trained on differ."""
+    lines = []
+    for smoothing in (0.0, 0.3):
+        still = ["optimizer.learning_rate=1e-12", "optimizer.weight_decay=0", "duration=1ep"]
+        run(tmp_path / str(smoothing), *still, f"algorithms.label_smoothing.smoothing={smoothing}")
+        lines.append(json.loads((tmp_path / str(smoothing) / "metrics.jsonl").read_text()))
+    hard, smoothed = lines
+    assert hard["metrics/train/CrossEntropy"] == pytest.approx(hard["loss/train/total"], rel=1e-5)
+    assert hard["loss/train/total"] != pytest.approx(smoothed["loss/train/total"], rel=1e-5)
+    for name in ("metrics/train/CrossEntropy", "metrics/train/MulticlassAccuracy", "metrics/test/CrossEntropy"):
+        assert hard[name] == pytest.approx(smoothed[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["training", "mixed"])
+def test_the_training_curve_is_of_the_whole_epoch(tmp_path, name):
+    mixer = ["algorithms.mixup={alpha: 1.0}"] if name == "mixed" else []
+    run(tmp_path, *mixer, "duration=17ba", "data.batch_size=100")
+    epoch, part = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for line, examples in ((epoch, 1400), (part, 300)):
+        accuracy = line["metrics/train/MulticlassAccuracy"]
+        assert 0 < accuracy < 1
+        assert accuracy * examples == pytest.approx(round(accuracy * examples), abs=1e-3)
+        assert line["metrics/train/CrossEntropy"] > 0
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains(tmp_path, finished):
+    assert run(tmp_path, "model.compile=true")["metrics"] == pytest.approx(finished[1]["metrics"], rel=1e-2, abs=1e-2)
+
+
+def test_what_pytorch_cannot_compile_is_told(tmp_path, monkeypatch):
+    from torch._inductor.exc import InductorError
+
+    def fit(_):
+        raise InductorError(RuntimeError("C++ compile error"), None)
+
+    monkeypatch.setattr(run_module.Trainer, "fit", fit)
+    with pytest.raises(
+        RecipeError, match="PyTorch cannot compile mlp here .*C.. compile error.*use model.compile=false"
+    ):
+        run(tmp_path, "model.compile=true")
+
+
+def test_the_precision_that_auto_means_follows_from_the_device(tmp_path):
+    assert run_module._precision("auto", DeviceCPU()).value == "fp32"
+    with pytest.raises(RecipeError, match="precision=amp_bf16 .*use precision=auto or fp32"):
+        run(tmp_path, "precision=amp_bf16", "device=cpu")
 
 
 def test_kept_checkpoints_finish_a_run_that_was_stopped_before_its_result(tmp_path):
