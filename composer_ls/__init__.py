@@ -8,11 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from composer_ls.algorithm import LabelSmoothing
+    from composer_ls.callback import SmoothingDiagnostics
     from composer_ls.losses import CrossEntropyLoss, cross_entropy
     from composer_ls.smoothing import smooth_labels
     from composer_ls.targets import SoftTargets
+    from composer_ls.training.distillation import Distillation
 
-__all__ = ["CrossEntropyLoss", "LabelSmoothing", "SoftTargets", "cross_entropy", "smooth_labels"]
+__all__ = [
+    "CrossEntropyLoss",
+    "Distillation",
+    "LabelSmoothing",
+    "SmoothingDiagnostics",
+    "SoftTargets",
+    "cross_entropy",
+    "smooth_labels",
+]
 
 try:
     __version__ = version("composer_ls")
@@ -21,7 +31,9 @@ except PackageNotFoundError:  # a checkout on PYTHONPATH
 
 _HOMES = {
     "CrossEntropyLoss": "losses",
+    "Distillation": "training.distillation",
     "LabelSmoothing": "algorithm",
+    "SmoothingDiagnostics": "callback",
     "SoftTargets": "targets",
     "cross_entropy": "losses",
     "smooth_labels": "smoothing",

@@ -1,6 +1,15 @@
 """What the command line reports as one paragraph: mistakes in what it was given, each with the way out."""
 
-__all__ = ["DataNotFoundError", "InputError", "RecipeError", "RunFolderError", "TargetError"]
+__all__ = [
+    "DataNotFoundError",
+    "DiagnosticsError",
+    "InputError",
+    "RecipeError",
+    "RunFolderBusyError",
+    "RunFolderError",
+    "TargetError",
+    "TeacherError",
+]
 
 
 class InputError(ValueError):
@@ -15,9 +24,21 @@ class DataNotFoundError(InputError):
     """Data that is not where the recipe says."""
 
 
+class DiagnosticsError(InputError):
+    """Arrays or a network from which a diagnostic cannot be computed."""
+
+
 class RunFolderError(InputError):
     """A run folder that cannot be written, or that holds another run."""
 
 
 class TargetError(InputError):
     """Targets, the loss that they are for, and a kind of smoothing that do not fit one another."""
+
+
+class TeacherError(InputError):
+    """A teacher that is not there, or that cannot teach this student."""
+
+
+class RunFolderBusyError(RunFolderError):
+    """A run folder whose run another process is doing."""

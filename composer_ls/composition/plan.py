@@ -32,9 +32,9 @@ def place(algorithms: Sequence[Algorithm], smoother: Algorithm) -> list[Algorith
 
 
 def _is_unknown(algorithm: Algorithm) -> bool:
-    """Whether an algorithm may rewrite targets: it is no mixer, nor one of Composer's own, which leave targets alone."""
+    """Whether an algorithm may rewrite targets: it is no mixer, nor one of Composer's or ours, which leave targets alone."""
     known = mixer_of(algorithm) is not None or is_smoother(algorithm)
-    return not known and not type(algorithm).__module__.startswith("composer.")
+    return not known and type(algorithm).__module__.partition(".")[0] not in {"composer", "composer_ls"}
 
 
 def describe(trainer_or_state: Any) -> str:
@@ -68,7 +68,8 @@ def describe(trainer_or_state: Any) -> str:
         return "; ".join([_smoothing_part(smoother, state), *data, *mixers, loss])
     compact = smoother is not None and not any("dense rows" in part for part in [*data, *mixers])
     parts = [_smoothing_part(smoother, state), *data, *mixers, _loss_part(state, compact)]
-    return "; ".join([*parts, "targets restored after the loss"] if smoother is not None else parts)
+    parts += ["targets restored after the loss"] if smoother is not None else []
+    return "; ".join([*parts, *(a.in_words for a in state.algorithms if hasattr(a, "in_words"))])
 
 
 def _smoothing_part(smoother: Any, state: State) -> str:

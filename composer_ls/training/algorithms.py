@@ -13,18 +13,22 @@ from composer.core import Algorithm
 from composer_ls.algorithm import LabelSmoothing
 from composer_ls.errors import RecipeError
 from composer_ls.priors import as_prior
+from composer_ls.training.distillation import Distillation
 
 __all__ = ["algorithms_by_name", "build_algorithms"]
 
 
+OURS: dict[str, type[Algorithm]] = {"distillation": Distillation, "label_smoothing": LabelSmoothing}
+
 # Where things are in a batch or an output, which is up to the caller of a library and fixed in a recipe.
 BATCH_FORM = frozenset({"input_key", "target_key", "output_key"})
+NOT_IN_YAML = frozenset({"architecture"})
 
 
 def algorithms_by_name() -> dict[str, type[Algorithm]]:
-    """Every algorithm that a recipe can name: Composer's, by the names of their modules, and our label_smoothing."""
+    """Every algorithm that a recipe can name: Composer's, by the names of their modules, and our own."""
     classes = [cls for cls in vars(composer.algorithms).values() if inspect.isclass(cls) and issubclass(cls, Algorithm)]
-    return {cls.__module__.split(".")[2]: cls for cls in classes} | {"label_smoothing": LabelSmoothing}
+    return {cls.__module__.split(".")[2]: cls for cls in classes} | OURS
 
 
 def build_algorithms(
@@ -54,7 +58,7 @@ def build_algorithms(
             raise RecipeError(f"unknown key algorithms.{name}: {hint}allowed are {', '.join(sorted(known))}")
         if arguments is None:
             continue
-        allowed = [parameter for parameter in inspect.signature(known[name]).parameters if parameter != "self"]
+        allowed = [key for key in inspect.signature(known[name]).parameters if key not in {"self", *NOT_IN_YAML}]
         for key in arguments:
             if key in BATCH_FORM and key in allowed:
                 raise RecipeError(

@@ -13,7 +13,7 @@ from composer.utils import dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from composer_ls.training.run_folder import _write_text
+from composer_ls.training.run_folder import write_text
 
 __all__ = ["MetricsFile", "PredictionCollector", "TrainingCurve"]
 
@@ -40,7 +40,7 @@ class MetricsFile(LoggerDestination):
                 continue
             if name == "loss/train/total":
                 self._losses.append(float(value))
-            elif name.startswith(("metrics/", "lr-")):
+            elif name.startswith(("metrics/", "diagnostics/", "lr-")):
                 self._latest[name] = float(value)
 
     def fit_start(self, state: State, logger: Logger) -> None:
@@ -49,7 +49,7 @@ class MetricsFile(LoggerDestination):
             return
         batches = int(state.timestamp.batch)
         kept = [line for line in _whole_lines(self.path) if json.loads(line)["batch"] <= batches]
-        _write_text(self.path, "".join(kept))
+        write_text(self.path, "".join(kept))
 
     @property
     def line_an_epoch(self) -> Callback:
@@ -76,7 +76,7 @@ class MetricsFile(LoggerDestination):
         lines, line = _whole_lines(self.path), self._line(state)
         if lines and (last := json.loads(lines[-1]))["batch"] == line["batch"]:
             lines, line = lines[:-1], last | line
-        _write_text(self.path, "".join([*lines, json.dumps(line) + "\n"]))
+        write_text(self.path, "".join([*lines, json.dumps(line) + "\n"]))
 
     def _line(self, state: State) -> dict[str, float]:
         """What was logged since the line before, which is then forgotten."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from torchvision.transforms import v2
 
 from composer_ls.errors import DataNotFoundError, RecipeError
 from composer_ls.training.decoded_cache import decoded
+from composer_ls.training.label_noise import noisy_labels, relabel
 from composer_ls.training.memory_images import CropFlip, EpochSampler, MemoryImages
-from composer_ls.training.recipe import Data
+from composer_ls.training.recipe import Data, LabelNoise
 
-__all__ = ["Splits", "evaluation_loader", "load_splits", "training_loader"]
+__all__ = ["Splits", "evaluation_loader", "labels_of", "load_splits", "training_loader"]
 
 MEMORY_LIMIT = 2 * 1024**3  # bytes, above which data.in_memory=auto reads the files again in every epoch
 
@@ -35,6 +36,8 @@ class Splits:
     num_classes: int
     image_shape: tuple[int, int, int]
     classes: tuple[str, ...]
+    wrong_labels: float = 0.0
+    """The fraction of training labels that were changed on purpose."""
 
 
 def load_splits(data: Data, device: torch.device | str = "cpu") -> Splits:
@@ -50,7 +53,20 @@ def load_splits(data: Data, device: torch.device | str = "cpu") -> Splits:
 
     """
     opened = {"digits": _digits, "cifar10": _cifar, "cifar100": _cifar, "imagefolder": _image_folder}[data.name]
-    return opened(data, device)
+    splits = opened(data, device)
+    return splits if data.label_noise is None else _with_noise(splits, data.label_noise)
+
+
+def _with_noise(splits: Splits, noise: LabelNoise) -> Splits:
+    labels = labels_of(splits.train)
+    wrong = noisy_labels(labels, splits.num_classes, noise.rate, noise.pairs, noise.seed)
+    relabel(splits.train, wrong)
+    return replace(splits, wrong_labels=(wrong != labels).double().mean().item())
+
+
+def labels_of(split: Dataset[Any]) -> torch.Tensor:
+    """The labels of a split, int64 ``(N,)``, without opening an image."""
+    return split.labels.cpu() if isinstance(split, MemoryImages) else torch.as_tensor(split.targets)  # type: ignore[attr-defined]
 
 
 def training_loader(splits: Splits, data: Data, seed: int) -> DataLoader[Any]:

@@ -76,6 +76,16 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class LabelNoise(Section):
+    """Training labels that are wrong on purpose."""
+
+    rate: Number = Field(ge=0, le=1, description="probability that a label is changed")
+    pairs: dict[Integer, Integer] | None = Field(
+        None, description="from classes to those that they are mistaken for; null: any class for any other"
+    )
+    seed: Integer = Field(0, ge=0, description="of the choice, whatever the run's seed")
+
+
 class Data(Section):
     """Which images to train and test on."""
 
@@ -87,6 +97,7 @@ class Data(Section):
     augmentation: Literal["none", "crop_flip", "resized_crop"] = Field(
         "none", description="crop_flip: shifts of 4 pixels and mirroring (CIFAR); resized_crop: as for ImageNet"
     )
+    label_noise: LabelNoise | None = Field(None, description="change some training labels at random")
     in_memory: Literal["auto", True, False] = Field(
         "auto", description="decode all images once and make batches on the device; auto: if they take at most 2 GiB"
     )
@@ -134,6 +145,35 @@ class Checkpoints(Section):
     keep: Truth = Field(False, description="keep the last checkpoint when the run is finished")
 
 
+class MutualInformation(Section):
+    """Whether the logits still tell single training examples apart (Müller et al., 2019, section 4)."""
+
+    classes: list[Integer] = Field(
+        [0, 1], min_length=2, max_length=2, description="the two whose logits' difference is looked at"
+    )
+    examples: Integer = Field(600, ge=2, description="training examples, half of each class")
+    draws: Integer = Field(6, ge=2, description="augmentations of each: one draw, and the others for its mean")
+    shift: Integer | None = Field(None, ge=0, description="largest shift, pixels; null: an eighth of the height")
+    mirror: Truth | None = Field(None, description="whether to mirror at random; null: unless the images are digits")
+
+
+class Diagnostics(Section):
+    """What is watched while training, and kept for composer-ls diagnose."""
+
+    interval: WholeDuration | None = Field(None, description="how often; null: after each evaluation")
+    examples: Integer = Field(1000, ge=1, description="of the training images, and of the test images, at most")
+    classes: list[Integer] = Field(
+        [0, 1, 2],
+        min_length=3,
+        max_length=3,
+        description="the three that are projected; 100 examples of each are among those looked at",
+    )
+    layer: str | None = Field(
+        None, description="the name of the layer that makes the logits; null: the last linear one"
+    )
+    mutual_information: MutualInformation | None = Field(None, description="measure it too, where images are in memory")
+
+
 class Recipe(Section):
     """Everything that decides a run."""
 
@@ -155,16 +195,27 @@ class Recipe(Section):
     algorithms: dict[str, dict[str, Any] | None] = Field(
         {}, description="label_smoothing, mixup, cutmix and Composer's other algorithms, each with its arguments"
     )
+    diagnostics: Diagnostics | None = Field(None, description="{} watches training with the defaults; null does not")
     checkpoints: Checkpoints = Checkpoints()
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML, with every default written out."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
 
+    def identity(self) -> dict[str, Any]:
+        """What decides the run: every key that is not at its default. Two recipes with equal ones are the same run.
+
+        The words about it do not count, nor do algorithms that are switched off, which a bare smoothing of 0 is too.
+        """
+        content = self.model_dump(exclude={"description", "needs"}, exclude_defaults=True)
+        on = {name: arguments for name, arguments in self.algorithms.items() if arguments is not None}
+        if on.get("label_smoothing") == {"smoothing": 0}:
+            del on["label_smoothing"]
+        return content | {"algorithms": on}
+
     def fingerprint(self) -> str:
         """Eight characters that change when anything that decides the run changes."""
-        content = self.model_dump(exclude={"description", "needs"})
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
 
     @property
     def smoothing(self) -> float:

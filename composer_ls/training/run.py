@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import resource
@@ -34,14 +35,17 @@ from composer_ls.diagnostics.calibration import (
     expected_calibration_error,
     negative_log_likelihood,
 )
-from composer_ls.errors import RecipeError
+from composer_ls.errors import InputError, RecipeError
 from composer_ls.losses import cross_entropy
 from composer_ls.training.algorithms import build_algorithms
 from composer_ls.training.callbacks import MetricsFile, PredictionCollector, TrainingCurve
+from composer_ls.training.claim import claimed
 from composer_ls.training.data import evaluation_loader, load_splits, training_loader
+from composer_ls.training.distillation import Distillation
 from composer_ls.training.models import build_model
 from composer_ls.training.recipe import Optimizer, Recipe, Schedule
 from composer_ls.training.run_folder import RunFolder
+from composer_ls.training.watching import build_diagnostics, kept_features
 
 __all__ = ["train"]
 
@@ -62,8 +66,14 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
             anything else that Composer refuses. What the folder holds is left as it is.
         DataNotFoundError: The data is not there.
         RunFolderError: The folder cannot be written or holds another recipe's run.
+        RunFolderBusyError: Another process is doing this run.
 
     """
+    with claimed(folder.path) if dist.get_global_rank() == 0 else contextlib.nullcontext():
+        return _train(recipe, folder, overwrite, progress)
+
+
+def _train(recipe: Recipe, folder: RunFolder, overwrite: bool, progress: bool) -> dict[str, Any]:
     device = _device(recipe.device)
     if isinstance(device, DeviceCPU) and recipe.precision.startswith("amp"):
         raise RecipeError(
@@ -74,6 +84,8 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
     dist.initialize_dist(device)  # does nothing for one process
     if dist.get_global_rank() == 0:
         folder.check(overwrite=overwrite)
+        if not overwrite:
+            folder.mend_checkpoints()
     dist.barrier()
     if not overwrite and (finished := folder.result()) is not None:
         return finished
@@ -82,6 +94,11 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
     reproducibility.seed_all(recipe.seed)
     splits = load_splits(recipe.data, device.tensor_to_device(torch.empty(0)).device)
     algorithms = build_algorithms(recipe.algorithms, splits.num_classes)
+    for algorithm in algorithms:
+        if isinstance(algorithm, Distillation):
+            algorithm.check_data(splits.classes, splits.image_shape)
+    watcher = None if recipe.diagnostics is None else build_diagnostics(recipe.diagnostics, splits, recipe.data)
+    reproducibility.seed_all(recipe.seed)  # again: one seed gives the same weights, whatever data and algorithms drew
     model = ComposerClassifier(
         build_model(recipe.model.name, splits.image_shape, splits.num_classes),
         num_classes=splits.num_classes,
@@ -102,7 +119,7 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
             optimizers=_optimizer(recipe.optimizer, model),
             schedulers=_scheduler(recipe.schedule),
             algorithms=algorithms,
-            callbacks=[TrainingCurve(), metrics_file.line_an_epoch],
+            callbacks=[TrainingCurve(), *([watcher] if watcher else []), metrics_file.line_an_epoch],
             loggers=metrics_file,
             precision=precision,
             compile_config={} if recipe.model.compile else None,
@@ -116,6 +133,8 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
             save_num_checkpoints_to_keep=1,
             autoresume=not overwrite,  # what is to be overwritten is still there
         )
+    except InputError:
+        raise
     except (TypeError, ValueError) as error:
         raise RecipeError(f"Composer refuses the recipe {recipe.name}: {' '.join(str(error).split())}") from error
     try:
@@ -147,7 +166,9 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
             "units": {"accuracy": "fraction", "nll": "nats", "ece": "fraction, 15 bins", "brier": "0 to 2"},
             "seed": recipe.seed,
             "classes": list(splits.classes),
+            "image_shape": list(splits.image_shape),
             "examples": {"train": len(splits.train), "test": len(splits.test)},  # type: ignore[arg-type]
+            "wrong_labels": splits.wrong_labels,
             "epochs": int(trainer.state.timestamp.epoch),
             "steps": int(trainer.state.timestamp.batch),
             "precision": precision.value,
@@ -160,10 +181,18 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
             "hardware": _hardware(),
             "command": _command(),
         }
+        features = None
+        if watcher is not None:
+            if watcher.interval is not None:  # else it has just measured, after the evaluation
+                watcher.measure(trainer.state, trainer.logger)
+            result["diagnostics"] = {name.removeprefix("diagnostics/"): n for name, n in watcher.numbers.items()}
+            features = kept_features(watcher, trainer.state)
     finally:
         trainer.close()
     if dist.get_global_rank() == 0:
         folder.write_predictions(logits, labels)
+        if features is not None:
+            folder.write_features(features)
         folder.write_result(result)
     dist.barrier()
     return result

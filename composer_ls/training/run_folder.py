@@ -5,20 +5,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from composer_ls.errors import RunFolderError
 from composer_ls.training.recipe import Recipe
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "differing_keys", "read_recipe", "told_if_unwritable", "write_text"]
 
 
 class RunFolder:
@@ -33,6 +36,9 @@ class RunFolder:
         result_file: ``result.json``, which is there only when the run is finished.
         metrics_file: ``metrics.jsonl``, a line an epoch.
         predictions_file: ``predictions.safetensors``: test ``logits`` (N, K) and ``labels`` (N,).
+        features_file: ``features.safetensors``, if the recipe has ``diagnostics``: for the sets ``train`` and ``test``,
+            penultimate ``<set>.features`` (M, D) and ``<set>.labels`` (M,); the last layer's ``weight`` (K, D) and
+            ``bias`` (K,), if it has one; ``mutual_information`` (steps and nats, (S, 2)), if it was measured.
         checkpoint_folder: Composer's checkpoints, until the run is finished or for good if the recipe says so.
 
     """
@@ -44,6 +50,7 @@ class RunFolder:
         self.result_file = self.path / "result.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.predictions_file = self.path / "predictions.safetensors"
+        self.features_file = self.path / "features.safetensors"
         self.checkpoint_folder = self.path / "checkpoints"
 
     def result(self) -> dict[str, Any] | None:
@@ -62,15 +69,10 @@ class RunFolder:
 
         That is the run of another recipe, unless it is to be overwritten, and checkpoints that no run of ours left.
         """
-        try:
+        with told_if_unwritable(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
-        except OSError as error:
-            reason = error.strerror or error
-            raise RunFolderError(
-                f"the run folder {self.path.absolute()} cannot be written ({reason}): choose another with --out DIR"
-            ) from error
         there = self._recipe_there()
         if not _is_resolved(there) and _holds_something(self.checkpoint_folder):
             raise RunFolderError(
@@ -79,6 +81,13 @@ class RunFolder:
         left = self.result_file.exists() or self.metrics_file.exists() or _holds_something(self.checkpoint_folder)
         if overwrite or there is None or not left:
             return
+        try:
+            old = Recipe.model_validate(there)  # with the defaults of what keys it had none of in its day
+            if old.identity() == self.recipe.identity():
+                return
+            there = old.model_dump()
+        except ValidationError:
+            pass
         differing = differing_keys(there, self.recipe.model_dump())
         if differing:
             raise RunFolderError(
@@ -86,9 +95,28 @@ class RunFolder:
                 f"choose another with --out DIR, or add --overwrite to lose that run"
             )
 
+    def mend_checkpoints(self) -> None:
+        """Undo what being killed while saving leaves: the newest whole checkpoint becomes the latest, and the only one.
+
+        Composer refuses to go on beside a later checkpoint than the one that it goes on from, even if it is half of one.
+        """
+        found = [
+            (re.fullmatch(r"ep\d+-ba(\d+)-rank0\.pt", file.name), file) for file in self.checkpoint_folder.glob("*")
+        ]
+        newest_first = sorted(((int(name[1]), file) for name, file in found if name), reverse=True)
+        whole = next((file for _, file in newest_first if zipfile.is_zipfile(file)), None)
+        for _, file in newest_first:
+            if file != whole:
+                file.unlink()
+        if newest_first:
+            latest = self.checkpoint_folder / "latest-rank0.pt"
+            latest.unlink(missing_ok=True)
+            if whole is not None:
+                latest.symlink_to(whole.name)
+
     def clear(self) -> None:
         """Delete what a run left here, and nothing else; its recipe stays until the next one takes its place."""
-        for file in (self.result_file, self.metrics_file, self.predictions_file):
+        for file in (self.result_file, self.metrics_file, self.predictions_file, self.features_file):
             file.unlink(missing_ok=True)
         if _is_resolved(self._recipe_there()):
             shutil.rmtree(self.checkpoint_folder, ignore_errors=True)
@@ -98,7 +126,7 @@ class RunFolder:
         there = self._recipe_there()
         if there is not None and not _is_resolved(there):
             os.replace(self.recipe_file, self.recipe_file.with_name("recipe.yaml.orig"))
-        _write_text(self.recipe_file, self.recipe.to_yaml())
+        write_text(self.recipe_file, self.recipe.to_yaml())
 
     def _recipe_there(self) -> dict[str, Any] | None:
         """What ``recipe.yaml`` holds, empty if it cannot be read, ``None`` if it is not there."""
@@ -115,9 +143,14 @@ class RunFolder:
         with _replacing(self.predictions_file) as temporary:
             save_file({"logits": logits.float().contiguous(), "labels": labels.contiguous()}, temporary)
 
+    def write_features(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write ``features.safetensors``."""
+        with _replacing(self.features_file) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``, which makes the run finished, and drop the checkpoints that nobody asked to keep."""
-        _write_text(self.result_file, json.dumps(result, indent=2, allow_nan=True) + "\n")
+        write_text(self.result_file, json.dumps(result, indent=2, allow_nan=True) + "\n")
         if not self.recipe.checkpoints.keep:
             shutil.rmtree(self.checkpoint_folder, ignore_errors=True)
 
@@ -136,16 +169,73 @@ def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "")
     return keys
 
 
+def read_recipe(folder: Path) -> Recipe | None:
+    """The recipe of the run in this folder, ``None`` if no run of ours has begun there.
+
+    Raises:
+        RunFolderError: There is one, but it cannot be read.
+
+    """
+    file = folder / "recipe.yaml"
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RunFolderError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not _is_resolved(content):
+        return None
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        keys = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors())
+        raise RunFolderError(f"{file} is not a recipe of this version of composer_ls: see its {keys}") from error
+
+
+_ALWAYS_WRITTEN = frozenset(
+    [
+        "name",
+        "description",
+        "needs",
+        "seed",
+        "duration",
+        "precision",
+        "device",
+        "microbatch_size",
+        "eval_interval",
+        "data",
+        "model",
+        "optimizer",
+        "schedule",
+        "algorithms",
+        "checkpoints",
+    ]
+)
+
+
 def _is_resolved(recipe: Mapping[str, Any] | None) -> bool:
-    """Whether every default is written out, as a run does and a person does not."""
-    return recipe is not None and Recipe.model_fields.keys() <= recipe.keys()
+    """Whether every default is written out, as a run of any version does and a person does not."""
+    return recipe is not None and recipe.keys() >= _ALWAYS_WRITTEN
+
+
+@contextlib.contextmanager
+def told_if_unwritable(folder: Path) -> Iterator[None]:
+    """Turn what goes wrong in writing to a run folder into a RunFolderError."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunFolderError(
+            f"the run folder {folder.absolute()} cannot be written ({reason}): choose another with --out DIR"
+        ) from error
 
 
 def _holds_something(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
     with _replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

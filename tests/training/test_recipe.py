@@ -90,6 +90,14 @@ def test_the_fingerprint_follows_what_decides_the_run_and_not_the_words():
     assert load_recipe("digits-mlp", ["seed=18"]).fingerprint() != base.fingerprint()
 
 
+def test_the_fingerprint_does_not_change_when_a_default_is_written_out_or_an_algorithm_is_off():
+    base = load_recipe("digits-mlp").fingerprint()
+    for same in ("data.workers=0", "optimizer.momentum=0.9", "checkpoints.keep=false", "algorithms.mixup=null"):
+        assert load_recipe("digits-mlp", [same]).fingerprint() == base
+    off = load_recipe("digits-mlp", ["algorithms.label_smoothing=null"]).fingerprint()
+    assert load_recipe("digits-mlp", ["algorithms.label_smoothing.smoothing=0"]).fingerprint() == off != base
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

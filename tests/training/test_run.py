@@ -97,6 +97,41 @@ def test_smoothing_reaches_the_training(tmp_path, finished):
     assert hard["metrics"]["nll"] < result["metrics"]["nll"]  # digits are easy: the smoothed one is under-confident
 
 
+def test_smoothing_0_is_no_smoothing_but_for_rounding(tmp_path):
+    run(tmp_path / "zero", "algorithms.label_smoothing.smoothing=0", "duration=1ep")
+    run(tmp_path / "off", "algorithms.label_smoothing=null", "duration=1ep")
+    zero, off = (load_file(tmp_path / name / "predictions.safetensors") for name in ("zero", "off"))
+    torch.testing.assert_close(zero["logits"], off["logits"], rtol=1e-4, atol=1e-5)
+
+
+def initial_weights(tmp_path, monkeypatch, *overrides):
+    """What training would start from."""
+    kept = []
+
+    def trainer(model, **_):
+        kept.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+        raise ValueError("enough")
+
+    monkeypatch.setattr(run_module, "Trainer", trainer)
+    with pytest.raises(RecipeError, match="enough"):
+        run(tmp_path / str(hash(overrides)), *overrides)
+    return kept[0]
+
+
+def test_a_seed_gives_the_same_initial_weights_whatever_the_algorithms(tmp_path, monkeypatch):
+    base = initial_weights(tmp_path, monkeypatch)
+    for setting in ("algorithms.label_smoothing.smoothing=0", "algorithms.mixup={}", "algorithms.cutmix={alpha: 1.0}"):
+        assert torch.equal(initial_weights(tmp_path, monkeypatch, setting), base)
+    assert not torch.equal(initial_weights(tmp_path, monkeypatch, "seed=18"), base)
+
+
+def test_a_seed_gives_the_same_initial_weights_whatever_was_drawn_before(tmp_path, monkeypatch):
+    base = initial_weights(tmp_path, monkeypatch)
+    build = run_module.build_algorithms
+    monkeypatch.setattr(run_module, "build_algorithms", lambda *args: (torch.rand(3), build(*args))[1])
+    assert torch.equal(initial_weights(tmp_path, monkeypatch, "duration=2ep"), base)
+
+
 @pytest.fixture(scope="module")
 def image_tree(tmp_path_factory):
     root, noise = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
@@ -205,10 +240,10 @@ def test_what_pytorch_cannot_compile_is_told(tmp_path, monkeypatch):
         run(tmp_path, "model.compile=true")
 
 
-def test_the_precision_that_auto_means_follows_from_the_device():
+def test_the_precision_that_auto_means_follows_from_the_device(tmp_path):
     assert run_module._precision("auto", DeviceCPU()).value == "fp32"
     with pytest.raises(RecipeError, match="precision=amp_bf16 .*use precision=auto or fp32"):
-        run_module.train(load_recipe("digits-mlp", ["precision=amp_bf16", "device=cpu"]), None)
+        run(tmp_path, "precision=amp_bf16", "device=cpu")
 
 
 def test_kept_checkpoints_finish_a_run_that_was_stopped_before_its_result(tmp_path):

@@ -1,0 +1,249 @@
+"""SmoothingDiagnostics: what smoothing does to a network, watched while it trains."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from composer.core import Callback, Event, State, ensure_data_spec, get_precision_context
+from composer.loggers import Logger
+from composer.utils import batch_get, create_interval_scheduler
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, Subset
+
+from composer_ls.diagnostics.information import logit_mutual_information
+from composer_ls.diagnostics.inspection import Penultimate, evaluating, last_linear, penultimate_features
+from composer_ls.diagnostics.summary import summarise
+from composer_ls.errors import DiagnosticsError
+
+__all__ = ["SmoothingDiagnostics"]
+
+Draws = Callable[[Callable[[Tensor], Tensor]], Tensor]
+
+
+class SmoothingDiagnostics(Callback):
+    """Log calibration, the geometry of the penultimate layer and more, for a bounded number of examples.
+
+    Everything is measured by forward passes of its own, in evaluation mode, so that training with and without it gives
+    the same weights to the last bit: no gradient, no statistic of a normalisation layer and no random number is
+    touched. What is logged, to every Composer logger, is ``diagnostics/<set>/<name>`` with the names of
+    :func:`~composer_ls.diagnostics.summary.summarise`, and ``diagnostics/mutual_information``.
+
+    Args:
+        interval: How often, such as ``"1ep"`` or ``"500ba"``. ``None``: after each evaluation.
+        data: The sets to look at, by name: dataloaders, or lists of batches. ``None``: the Trainer's
+            ``eval_dataloader``, by its labels.
+        examples: At most how many of each set. They are spread evenly over a dataloader's data set, and are the first
+            ones of anything else.
+        layer: The name of the linear layer that makes the logits. ``None``: the network's last one.
+        target_key: Where the labels are in the batch: an index or a key.
+        output_key: Where the logits are in the model's output. ``None``: the output is the logits.
+        draws: From the network, as a function from images to logits, to draws of a difference of logits ``(N, L)``:
+            :func:`~composer_ls.diagnostics.information.draw_logit_differences` with its other arguments bound.
+            ``None``: no mutual information.
+
+    Attributes:
+        numbers: The latest numbers, by the names that they are logged under.
+        taken: The features, logits and labels of each set that they were computed from.
+        mutual_information: Steps and nats measured so far; it is kept in checkpoints.
+
+    Raises:
+        DiagnosticsError: ``examples`` is below 1. When the Trainer is made: the network has no linear layer. When
+            training starts: there are no sets to look at, or one is empty.
+
+    Note:
+        A diagnostic that cannot be computed, such as spread for examples of a single class, is left out, and a warning
+        says once why.
+
+    Example:
+        >>> from composer_ls import SmoothingDiagnostics
+        >>> callbacks = [SmoothingDiagnostics(examples=500)]  # for Trainer(callbacks=..., eval_dataloader=...)
+
+    References:
+        Müller et al., 2019, https://arxiv.org/abs/1906.02629.
+
+    """
+
+    def __init__(
+        self,
+        interval: str | None = None,
+        data: Mapping[str, Iterable[Any]] | None = None,
+        examples: int = 1000,
+        layer: str | None = None,
+        target_key: str | int = 1,
+        output_key: str | int | Callable[..., Any] | None = None,
+        draws: Draws | None = None,
+    ) -> None:
+        if examples < 1:
+            raise DiagnosticsError(f"examples must be at least 1, but is {examples}; 1000 is the default")
+        self.interval = interval
+        self.data = data
+        self.examples = examples
+        self.layer = layer
+        self.target_key = target_key
+        self.output_key = output_key
+        self.draws = draws
+        self.numbers: dict[str, float] = {}
+        self.taken: dict[str, Penultimate] = {}
+        self.mutual_information: list[tuple[int, float]] = []
+        self._is_due = None if interval is None else create_interval_scheduler(interval, False, checkpoint_events=False)
+        self._held: dict[str, _Held] = {}
+        self._told: set[tuple[str, str]] = set()
+
+    def run_event(self, event: Event, state: State, logger: Logger) -> None:
+        """Measure when it is due; look for what is missing when training starts."""
+        if event == Event.INIT:
+            last_linear(_unwrapped(state), self.layer)
+        elif event == Event.FIT_START:
+            self._hold(state)
+        elif self._is_due is None:
+            if event in (Event.EVAL_AFTER_ALL, Event.EVAL_STANDALONE_END):
+                self.measure(state, logger)
+        elif event in (Event.BATCH_END, Event.EPOCH_END) and self._is_due(state, event):
+            self.measure(state, logger)
+
+    def measure(self, state: State, logger: Logger) -> dict[str, float]:
+        """Measure now, log and return the numbers."""
+        weight, bias = self.head(state)
+        numbers: dict[str, float] = {}
+        self.taken = self.collect(state)
+        for name, taken in self.taken.items():
+            computed, reasons = summarise(taken, weight, bias)
+            numbers |= {f"diagnostics/{name}/{key}": value for key, value in computed.items()}
+            for key, reason in reasons.items():
+                self._tell(name, key, reason)
+        if self.draws is not None:
+            numbers |= self._inform(state, self.draws)
+        logger.log_metrics(numbers)
+        self.numbers = numbers
+        return numbers
+
+    def head(self, state: State) -> tuple[Tensor, Tensor | None]:
+        """Copies on the CPU of the last linear layer's weight ``(K, D)`` and bias ``(K,)``."""
+        layer = last_linear(_unwrapped(state), self.layer)
+        weight, bias = (None if part is None else part.detach().cpu().clone() for part in (layer.weight, layer.bias))
+        assert weight is not None
+        return weight, bias
+
+    def collect(self, state: State) -> dict[str, Penultimate]:
+        """The penultimate features, logits and labels of every set, as the network is now."""
+        self._hold(state)
+
+        def batches(held: _Held) -> Iterator[tuple[Any, Tensor]]:
+            for batch in held.batches:
+                placed = held.transform(state.device.batch_to_device(batch))
+                yield placed, batch_get(placed, self.target_key)
+
+        with _untouched_random_numbers(), torch.compiler.set_stance("force_eager"):  # hooks are not compiled
+            return {
+                name: penultimate_features(_unwrapped(state), batches(held), self.layer, self._forward(state))
+                for name, held in self._held.items()
+            }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know."""
+        return {"mutual_information": self.mutual_information}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what :meth:`state_dict` left."""
+        self.mutual_information = [(int(step), float(value)) for step, value in state["mutual_information"]]
+
+    def _hold(self, state: State) -> None:
+        """Take the examples of every set, once."""
+        if self._held:
+            return
+        sets = self.data
+        if sets is None:
+            sets = {str(evaluator.label): evaluator.dataloader for evaluator in state.evaluators}
+        if not sets:
+            raise DiagnosticsError(
+                "SmoothingDiagnostics has no examples to look at: give the Trainer an eval_dataloader, or give "
+                "SmoothingDiagnostics data={'train': DATALOADER}"
+            )
+        with _untouched_random_numbers():
+            self._held = {name: _taken(source, self.examples) for name, source in sets.items()}
+
+    def _forward(self, state: State) -> Callable[[Any], Tensor]:
+        model = _unwrapped(state)
+
+        def forward(batch: Any) -> Tensor:
+            with get_precision_context(state.precision, state.precision_config):
+                outputs = model(batch)
+            logits = outputs if self.output_key is None else batch_get(outputs, self.output_key)
+            if not isinstance(logits, Tensor):
+                raise DiagnosticsError(
+                    f"the model's output is {type(logits).__name__}, but must be the tensor of logits: give "
+                    f"SmoothingDiagnostics an output_key, such as output_key='logits'"
+                )
+            return logits
+
+        return forward
+
+    def _inform(self, state: State, draws: Draws) -> dict[str, float]:
+        forward, step = self._forward(state), int(state.timestamp.batch)
+        if self.mutual_information and self.mutual_information[-1][0] == step:
+            return {"diagnostics/mutual_information": self.mutual_information[-1][1]}
+        with _untouched_random_numbers(), evaluating(_unwrapped(state)), torch.compiler.set_stance("force_eager"):
+            drawn = draws(lambda images: forward((state.device.batch_to_device(images), None)))
+        try:
+            value = logit_mutual_information(drawn)
+        except DiagnosticsError as error:
+            self._tell("draws", "mutual_information", str(error))
+            return {}
+        self.mutual_information.append((step, value))
+        return {"diagnostics/mutual_information": value}
+
+    def _tell(self, name: str, key: str, reason: str) -> None:
+        if (name, key) not in self._told:
+            self._told.add((name, key))
+            warnings.warn(f"diagnostics/{name}/{key} is left out: {reason}", stacklevel=2)
+
+
+def _unwrapped(state: State) -> nn.Module:
+    model = state.model
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+class _Held(NamedTuple):
+    """The examples of a set, and what its DataSpec does to a batch on the device."""
+
+    batches: list[Any]
+    transform: Callable[[Any], Any]
+
+
+def _taken(source: Any, examples: int) -> _Held:
+    """About ``examples`` examples, as batches: spread over a map-style data set, else the first ones."""
+    spec = ensure_data_spec(source)
+    loader = spec.dataloader
+    if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
+        count = len(loader.dataset)  # type: ignore[arg-type]
+        wanted = min(examples, count)
+        spread = Subset(loader.dataset, [index * count // wanted for index in range(wanted)])
+        loader = DataLoader(spread, min(loader.batch_size or 128, wanted or 1), collate_fn=loader.collate_fn)
+    held: list[Any] = []
+    left = examples
+    for batch in loader:
+        held.append(spec.batch_transforms(batch))
+        left -= spec.get_num_samples_in_batch(batch)
+        if left <= 0:
+            break
+    if not held:
+        raise DiagnosticsError("a set that SmoothingDiagnostics should look at holds no examples: leave it out of data")
+    return _Held(held, spec.microbatch_transforms)
+
+
+@contextlib.contextmanager
+def _untouched_random_numbers() -> Iterator[None]:
+    """Python's, NumPy's and PyTorch's random numbers go on afterwards as if none had been drawn."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])

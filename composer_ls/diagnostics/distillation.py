@@ -1,0 +1,124 @@
+"""A teacher's targets: how much smoothing they amount to, and the loss of a student that learns from them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from composer_ls.diagnostics.checks import check_logits
+from composer_ls.errors import DiagnosticsError
+
+__all__ = ["distillation_loss", "equivalent_smoothing"]
+
+
+def equivalent_smoothing(teacher_logits: Tensor, labels: Tensor, temperature: float = 1.0) -> float:
+    r"""The smoothing γ that moves as much mass to the incorrect classes as a teacher's targets do on average.
+
+    .. math:: \gamma = \frac{K}{K-1}\, E\Big[\sum_{k\ne y} p^{\text{teacher}}_k(T)\Big]
+
+    A teacher whose probabilities are labels smoothed by α has γ = α, so that its students can be compared with
+    networks that were trained on labels smoothed by the same amount.
+
+    Args:
+        teacher_logits: ``(N, K)``, of the training examples.
+        labels: Integer ``(N,)``.
+        temperature: T, by which the logits are divided.
+
+    Raises:
+        DiagnosticsError: Shapes that do not fit, one class, a temperature that is not positive, or NaN.
+
+    Example:
+        >>> import torch
+        >>> from composer_ls.diagnostics.distillation import equivalent_smoothing
+        >>> smoothed = torch.tensor([[0.85, 0.05, 0.05, 0.05]])  # a label smoothed by 0.2
+        >>> round(equivalent_smoothing(smoothed.log(), torch.tensor([0])), 6)
+        0.2
+
+    References:
+        Müller et al., 2019, https://arxiv.org/abs/1906.02629, section 4.
+
+    """
+    check_logits(teacher_logits, labels)
+    _check_temperature(temperature)
+    classes = teacher_logits.shape[1]
+    if classes < 2:
+        raise DiagnosticsError("the teacher has one class, so that there are no incorrect ones to move mass to")
+    probabilities = (teacher_logits.double() / temperature).softmax(1)
+    # The incorrect classes are added up: 1 - p_y would lose a confident teacher's small numbers to rounding.
+    incorrect = probabilities.scatter(1, labels.unsqueeze(1), 0).sum(1)
+    return (incorrect.mean() * classes / (classes - 1)).item()
+
+
+def distillation_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    temperature: float = 1.0,
+    weight: float = 0.5,
+    student_temperature: float | None = None,
+) -> Tensor:
+    r"""Cross entropy of the labels and of a teacher's probabilities, mixed: :math:`(1-\beta)H(y,p) + \beta H(p^t, p^s)`.
+
+    No factor T² is added: with β below 1 and a high temperature, the teacher's part has small gradients.
+
+    Args:
+        student_logits: ``(N, K, *spatial)``.
+        teacher_logits: Of the same shape, for the same inputs; no gradient flows into them.
+        target: Labels, dense rows or SoftTargets: y. Not used where ``weight`` is 1.
+        temperature: T of the teacher.
+        weight: β in [0, 1], how much the teacher counts.
+        student_temperature: T of the student in the teacher's part. ``None``: as the teacher's.
+
+    Returns:
+        The mean over examples, in nats.
+
+    Raises:
+        DiagnosticsError: Shapes that differ (a teacher with other classes), a temperature that is not positive, or a
+            weight outside [0, 1].
+
+    Example:
+        >>> import torch
+        >>> from composer_ls.diagnostics.distillation import distillation_loss
+        >>> student, teacher, labels = torch.zeros(1, 4), torch.tensor([[9.0, 0, 0, 0]]), torch.tensor([0])
+        >>> distillation_loss(student, teacher, labels, temperature=2.0)  # a student that knows nothing: log 4
+        tensor(1.3863)
+
+    References:
+        Hinton, Vinyals, Dean, 2015, https://arxiv.org/abs/1503.02531; Müller et al., 2019,
+        https://arxiv.org/abs/1906.02629, section 4, where the student's temperature is 1.
+
+    """
+    check_distillation(weight, temperature, student_temperature)
+    soft = teacher_cross_entropy(student_logits, teacher_logits, temperature, student_temperature)
+    return soft if weight == 1 else (1 - weight) * F.cross_entropy(student_logits, target) + weight * soft
+
+
+def teacher_cross_entropy(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float, student_temperature: float | None = None
+) -> Tensor:
+    """The teacher's part of :func:`distillation_loss`, in float32 or wider."""
+    if student_logits.shape != teacher_logits.shape:
+        raise DiagnosticsError(
+            f"the teacher's logits have shape {tuple(teacher_logits.shape)}, the student's {tuple(student_logits.shape)}: "
+            f"a teacher must have its student's classes and see its inputs"
+        )
+    own = temperature if student_temperature is None else student_temperature
+    wide = student_logits.dtype if student_logits.dtype.itemsize > 2 else None
+    probabilities = (teacher_logits.detach().to(wide or student_logits.float().dtype) / temperature).softmax(1)
+    return F.cross_entropy(student_logits.to(probabilities.dtype) / own, probabilities)
+
+
+def check_distillation(weight: float, temperature: float, student_temperature: float | None) -> None:
+    """Refuse a weight outside [0, 1], and temperatures that are not positive."""
+    if not 0 <= weight <= 1:
+        raise DiagnosticsError(f"weight must be in [0, 1], but is {weight}: 1 learns from the teacher alone")
+    _check_temperature(temperature)
+    if student_temperature is not None:
+        _check_temperature(student_temperature)
+
+
+def _check_temperature(temperature: float) -> None:
+    if not 0 < temperature < float("inf"):
+        raise DiagnosticsError(
+            f"a temperature must be a positive number, but is {temperature}; 1 leaves logits as they are"
+        )

@@ -1,0 +1,324 @@
+"""The penultimate layer: its projection on the plane of three templates, and numbers for what that picture shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from composer_ls.diagnostics.checks import check_finite, check_pairs, require_classes
+from composer_ls.errors import DiagnosticsError
+
+__all__ = [
+    "TemplateDistances",
+    "TemplatePlane",
+    "class_means",
+    "neural_collapse",
+    "project",
+    "relative_spread",
+    "simplex_deviation",
+    "template_distances",
+    "template_plane",
+]
+
+
+@dataclass(frozen=True)
+class TemplatePlane:
+    """The plane through the templates of three classes.
+
+    Attributes:
+        classes: The three classes.
+        origin: The middle of their templates, float64 ``(D + 1,)``, or ``(D,)`` for a layer without bias.
+        basis: Two orthonormal directions of the plane, float64 ``(2, D + 1)``. The first leads from the first template
+            to the second; the third template lies on the positive side of the other.
+        corners: The three templates on the plane, float64 ``(3, 2)``.
+        width: D, the width of the features that the layer takes.
+
+    """
+
+    classes: tuple[int, int, int]
+    origin: Tensor
+    basis: Tensor
+    corners: Tensor
+    width: int
+
+
+def template_plane(weight: Tensor, bias: Tensor | None, classes: Sequence[int]) -> TemplatePlane:
+    """The plane through the templates of three classes, the rows of the last layer with their biases appended.
+
+    Args:
+        weight: The last linear layer's weight ``(K, D)``.
+        bias: Its bias ``(K,)``, or ``None``.
+        classes: Three different classes.
+
+    Raises:
+        DiagnosticsError: Not three different classes of the layer, or their templates lie on one line.
+
+    Example:
+        >>> import torch
+        >>> from composer_ls.diagnostics.geometry import template_plane
+        >>> plane = template_plane(torch.eye(3), torch.zeros(3), classes=(0, 1, 2))
+        >>> torch.pdist(plane.corners)  # three unit vectors: a regular triangle with sides of √2
+        tensor([1.4142, 1.4142, 1.4142], dtype=torch.float64)
+
+    References:
+        Müller et al., 2019, https://arxiv.org/abs/1906.02629, section 2.
+
+    """
+    rows = _templates(weight, bias)
+    a, b, c = _three_classes(classes, len(rows))
+    corners = rows[[a, b, c]]
+    first, second = corners[1] - corners[0], corners[2] - corners[0]
+    along = first / first.norm().clamp_min(torch.finfo(torch.float64).tiny)
+    across = second - (second @ along) * along
+    if across.norm() <= 1e-9 * corners.norm() or first.norm() <= 1e-9 * corners.norm():
+        raise DiagnosticsError(
+            f"the templates of the classes {a}, {b} and {c} lie on one line, so that there is no plane through them: "
+            f"choose other classes"
+        )
+    basis = torch.stack([along, across / across.norm()])
+    origin = corners.mean(0)
+    return TemplatePlane((a, b, c), origin, basis, (corners - origin) @ basis.T, weight.shape[1])
+
+
+def project(features: Tensor, plane: TemplatePlane) -> Tensor:
+    """Where penultimate features fall on a plane of templates, in the units of the features.
+
+    Args:
+        features: Inputs of the last linear layer ``(N, D)``; the 1 that belongs to the bias is appended here. Points
+            that have their last coordinate, such as templates with their biases, are ``(N, D + 1)``.
+        plane: What :func:`template_plane` made of the same layer.
+
+    Returns:
+        Float64 ``(N, 2)``; the middle of the three templates is at (0, 0).
+
+    Raises:
+        DiagnosticsError: The features are not as wide as the layer, or hold NaN.
+
+    Example:
+        >>> import torch
+        >>> from composer_ls.diagnostics.geometry import project, template_plane
+        >>> plane = template_plane(torch.eye(3), None, classes=(0, 1, 2))
+        >>> corners = project(torch.eye(3), plane)  # the templates themselves
+        >>> bool(torch.allclose(corners, plane.corners))
+        True
+
+    References:
+        Müller et al., 2019, https://arxiv.org/abs/1906.02629, section 2.
+
+    """
+    full = len(plane.origin)
+    if features.ndim != 2 or features.shape[1] not in (plane.width, full):
+        raise DiagnosticsError(
+            f"features have shape {tuple(features.shape)}, but the last layer takes (N, {plane.width}): give the inputs "
+            f"of the layer that the templates are from"
+        )
+    check_finite("features", features)
+    x = features.double()
+    x = x if x.shape[1] == full else torch.cat([x, x.new_ones(len(x), 1)], 1)
+    return (x - plane.origin) @ plane.basis.T
+
+
+def relative_spread(features: Tensor, labels: Tensor) -> float:
+    """How broad the clusters are: the distance of examples from their class's mean over the distance between means.
+
+    Both are averages: the root mean square over examples, and the mean over pairs of classes. 0 is collapse to a point
+    a class; clusters overlap from about 0.5 on. The scale of the features does not matter.
+
+    Args:
+        features: ``(N, D)``, such as penultimate features or their projections.
+        labels: Integer ``(N,)``.
+
+    Raises:
+        DiagnosticsError: Fewer than two classes, class means that coincide, or NaN.
+
+    Example:
+        >>> import torch
+        >>> from composer_ls.diagnostics.geometry import relative_spread
+        >>> relative_spread(torch.tensor([[-1.0], [1.0], [9.0], [11.0]]), torch.tensor([0, 0, 1, 1]))
+        0.1
+
+    """
+    means, within = _centred(features, labels, 2, "the relative spread")
+    between = torch.pdist(means).mean()
+    if between <= 1e-12 * means.norm():
+        raise DiagnosticsError("the means of all classes coincide, so that the features do not tell classes apart")
+    return (within.square().sum(1).mean().sqrt() / between).item()
+
+
+class TemplateDistances(NamedTuple):
+    """What :func:`template_distances` gives; distances in the units of the features.
+
+    Attributes:
+        own: Mean distance of examples from the template of their class.
+        others: Mean distance of examples from the templates of the other classes.
+        unevenness: How much an example's distances from the other templates differ: their standard deviation over
+            their mean, averaged over examples. 0: as far from each of them.
+
+    """
+
+    own: float
+    others: float
+    unevenness: float
+
+
+def template_distances(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None) -> TemplateDistances:
+    """How near examples are to the template of their class, and how evenly far from the others.
+
+    Args:
+        features: Inputs of the last linear layer ``(N, D)``.
+        labels: Integer ``(N,)``.
+        weight: The layer's weight ``(K, D)``.
+        bias: Its bias ``(K,)``, or ``None``.
+
+    Raises:
+        DiagnosticsError: Shapes that do not fit, fewer than three classes in the layer, a label outside of it, or NaN.
+
+    Example:
+        >>> import torch
+        >>> from composer_ls.diagnostics.geometry import template_distances
+        >>> template_distances(torch.eye(3), torch.arange(3), torch.eye(3), None)
+        TemplateDistances(own=0.0, others=1.4142135623730951, unevenness=0.0)
+
+    References:
+        Müller et al., 2019, https://arxiv.org/abs/1906.02629, section 2: ``||x - w||² = x'x - 2x'w + w'w``.
+
+    """
+    check_pairs("features", features, labels)
+    rows = _templates(weight, bias)
+    if len(rows) < 3:
+        raise DiagnosticsError(f"distances to templates need at least 3 classes, but the layer has {len(rows)}")
+    if int(labels.min()) < 0 or int(labels.max()) >= len(rows):
+        raise DiagnosticsError(f"labels lie outside of the layer's {len(rows)} classes: give those it was trained on")
+    x = features.double()
+    if bias is not None:
+        x = torch.cat([x, x.new_ones(len(x), 1)], 1)
+    if x.shape[1] != rows.shape[1]:
+        raise DiagnosticsError(
+            f"features have width {features.shape[1]}, but the layer's weight is {tuple(weight.shape)}: give the inputs "
+            f"of that layer"
+        )
+    distances = torch.cdist(x, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    is_own = torch.nn.functional.one_hot(labels, len(rows)).bool()
+    own, others = distances[is_own], distances[~is_own].view(len(x), -1)
+    unevenness = others.std(1, correction=0) / others.mean(1)
+    return TemplateDistances(own.mean().item(), others.mean().item(), unevenness.mean().item())
+
+
+def simplex_deviation(points: Tensor) -> float:
+    """How far points are from the corners of a regular triangle, or simplex: the variation of their distances.
+
+    Args:
+        points: ``(C, D)`` with C at least 3, such as class means.
+
+    Returns:
+        The standard deviation of all distances between two points over their mean: 0 for a regular simplex.
+
+    Raises:
+        DiagnosticsError: Fewer than three points, points that all coincide, or NaN.
+
+    Example:
+        >>> import torch
+        >>> from composer_ls.diagnostics.geometry import simplex_deviation
+        >>> simplex_deviation(torch.eye(3)) < 1e-6
+        True
+        >>> round(simplex_deviation(torch.tensor([[0.0], [1.0], [2.0]])), 4)  # sides 1, 1 and 2
+        0.3536
+
+    """
+    if points.ndim != 2 or len(points) < 3:
+        raise DiagnosticsError(
+            f"a triangle takes points (C, D) with C of at least 3, but these are {tuple(points.shape)}"
+        )
+    check_finite("points", points)
+    sides = torch.pdist(points.double())
+    if sides.max() == 0:
+        raise DiagnosticsError("all points coincide, so that they make no triangle")
+    return (sides.std(correction=0) / sides.mean()).item()
+
+
+def neural_collapse(features: Tensor, labels: Tensor) -> float:
+    """NC1, the collapse of within-class variation: ``trace(Σ_W Σ_B⁺) / C``, 0 when every class is one point.
+
+    ``Σ_W`` is the covariance of examples about their class's mean, ``Σ_B`` that of the class means about their mean,
+    ``⁺`` the pseudo-inverse and C the number of classes among the labels.
+
+    Args:
+        features: Penultimate features ``(N, D)``.
+        labels: Integer ``(N,)``.
+
+    Raises:
+        DiagnosticsError: Fewer than two classes, class means that coincide, or NaN.
+
+    Example:
+        >>> import torch
+        >>> from composer_ls.diagnostics.geometry import neural_collapse
+        >>> features = torch.tensor([[-1.0], [1.0], [9.0], [11.0]])
+        >>> round(neural_collapse(features, torch.tensor([0, 0, 1, 1])), 6)  # 1/25, over 2
+        0.02
+
+    References:
+        Papyan, Han, Donoho, 2020, https://arxiv.org/abs/2008.08186.
+
+    """
+    means, within = _centred(features, labels, 2, "NC1")
+    centred = means - means.mean(0)
+    _, scales, directions = torch.linalg.svd(centred, full_matrices=False)
+    kept = scales > 1e-9 * means.norm()
+    if not kept.any():
+        raise DiagnosticsError("the means of all classes coincide, so that the features do not tell classes apart")
+    variances = (within @ directions[kept].T).square().mean(0)
+    # The eigenvalues of Σ_B are scales² / C: the C of the trace's denominator cancels.
+    return (variances / scales[kept].square()).sum().item()
+
+
+def class_means(features: Tensor, labels: Tensor) -> Tensor:
+    """The mean feature of every class that stands among the labels, in their order: float64 ``(C, D)``.
+
+    Example:
+        >>> import torch
+        >>> from composer_ls.diagnostics.geometry import class_means
+        >>> class_means(torch.tensor([[0.0], [2.0], [5.0]]), torch.tensor([3, 3, 7]))
+        tensor([[1.],
+                [5.]], dtype=torch.float64)
+
+    """
+    check_pairs("features", features, labels)
+    _, index = labels.unique(return_inverse=True)
+    count = int(index.max()) + 1
+    sums = features.new_zeros(count, features.shape[1], dtype=torch.float64).index_add_(0, index, features.double())
+    return sums / torch.bincount(index, minlength=count).unsqueeze(1)
+
+
+def _centred(features: Tensor, labels: Tensor, least: int, what: str) -> tuple[Tensor, Tensor]:
+    """The class means ``(C, D)``, and each example's difference from its own."""
+    means = class_means(features, labels)
+    require_classes(labels, least, what)
+    _, index = labels.unique(return_inverse=True)
+    return means, features.double() - means[index]
+
+
+def _templates(weight: Tensor, bias: Tensor | None) -> Tensor:
+    if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+        shape = None if bias is None else tuple(bias.shape)
+        raise DiagnosticsError(
+            f"the last layer's weight has shape {tuple(weight.shape)} and its bias {shape}, but must be (K, D) and (K,)"
+        )
+    rows = weight.detach().double()
+    rows = rows if bias is None else torch.cat([rows, bias.detach().double().unsqueeze(1)], 1)
+    check_finite("entries of the last layer's weight and bias", rows)
+    return rows
+
+
+def _three_classes(classes: Sequence[int], num_classes: int) -> tuple[int, int, int]:
+    chosen = [int(value) for value in classes]
+    if num_classes < 3:
+        raise DiagnosticsError(f"a plane takes the templates of 3 classes, but the last layer has {num_classes}")
+    if len(chosen) != 3 or len(set(chosen)) != 3 or not all(0 <= value < num_classes for value in chosen):
+        raise DiagnosticsError(
+            f"classes must be three different ones from 0 to {num_classes - 1}, but are {chosen}: as in classes=(0, 1, 2)"
+        )
+    return chosen[0], chosen[1], chosen[2]

@@ -1,0 +1,144 @@
+"""Looking into a network without changing it: its last linear layer, and what reaches that layer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from composer_ls.errors import DiagnosticsError
+
+__all__ = ["Penultimate", "check_head", "evaluating", "last_linear", "penultimate_features", "seeded"]
+
+
+def last_linear(model: nn.Module, name: str | None = None) -> nn.Linear:
+    """The linear layer that makes a network's logits.
+
+    Args:
+        model: The network.
+        name: The layer's name, as ``model.named_modules()`` gives it. ``None``: the last ``nn.Linear`` there is.
+
+    Raises:
+        DiagnosticsError: No such layer; the message names those that there are.
+
+    Example:
+        >>> import torch
+        >>> from composer_ls.diagnostics.inspection import last_linear
+        >>> last_linear(torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3)))
+        Linear(in_features=4, out_features=3, bias=True)
+
+    """
+    layers = {key: module for key, module in model.named_modules() if isinstance(module, nn.Linear)}
+    if not layers:
+        raise DiagnosticsError(
+            f"{type(model).__name__} has no linear layer, so that it has no templates to measure distances from: these "
+            f"diagnostics are for classifiers that end in nn.Linear"
+        )
+    if name is None:
+        return list(layers.values())[-1]
+    if name not in layers:
+        raise DiagnosticsError(f"there is no linear layer {name!r}: there are {', '.join(map(repr, layers))}")
+    return layers[name]
+
+
+class Penultimate(NamedTuple):
+    """What :func:`penultimate_features` gives, on the CPU.
+
+    Attributes:
+        features: Inputs of the last linear layer, float32 ``(N, D)``.
+        logits: Its outputs, float32 ``(N, K)``.
+        labels: ``(N,)``.
+
+    """
+
+    features: Tensor
+    logits: Tensor
+    labels: Tensor
+
+
+def penultimate_features(
+    model: nn.Module,
+    batches: Iterable[tuple[Any, Tensor]],
+    layer: str | None = None,
+    forward: Callable[[Any], Tensor] | None = None,
+) -> Penultimate:
+    """What reaches the last linear layer for some examples, with the network in evaluation mode.
+
+    The network's modes, statistics and gradients are afterwards what they were before.
+
+    Args:
+        model: From inputs to logits ``(N, K)``.
+        batches: Pairs of inputs, on the model's device, and integer labels ``(N,)``.
+        layer: The name of the last linear layer. ``None``: found as :func:`last_linear` does.
+        forward: From inputs to logits, through the model. ``None``: the model itself.
+
+    Raises:
+        DiagnosticsError: No linear layer, no examples, or a layer that does not make the logits.
+
+    Example:
+        >>> import torch
+        >>> from composer_ls.diagnostics.inspection import penultimate_features
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3))
+        >>> penultimate_features(model, [(torch.zeros(5, 8), torch.arange(5) % 3)]).features.shape
+        torch.Size([5, 4])
+
+    """
+    head = last_linear(model, layer)
+    forward = forward or model
+    inputs: list[Tensor] = []
+    features, outputs, labels = [], [], []
+    handle = head.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
+    try:
+        with evaluating(model):
+            for images, some_labels in batches:
+                inputs.clear()
+                logits = forward(images)
+                if not inputs:
+                    raise DiagnosticsError("the network does not use its last linear layer: name the one that it uses")
+                check_head(head, inputs[-1], logits)
+                features.append(inputs[-1].float().cpu())
+                outputs.append(logits.float().cpu())
+                labels.append(some_labels.cpu())
+    finally:
+        handle.remove()
+    if not labels:
+        raise DiagnosticsError("there are no examples to take features of: give at least one batch")
+    return Penultimate(torch.cat(features), torch.cat(outputs), torch.cat(labels))
+
+
+def check_head(head: nn.Linear, features: Tensor, logits: Tensor) -> None:
+    """Refuse a layer whose output is not the logits."""
+    if features.ndim != 2 or logits.shape != (len(features), head.out_features):
+        raise DiagnosticsError(
+            f"the layer {head} was given {tuple(features.shape)}, and the logits are {tuple(logits.shape)}: they must be "
+            f"(N, {head.in_features}) and (N, {head.out_features}), so that the layer is not what makes the logits; name "
+            f"the one that does"
+        )
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards every module's mode is what it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """PyTorch's random numbers from a seed; afterwards they go on as if none had been drawn."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU too
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

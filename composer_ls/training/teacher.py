@@ -1,0 +1,123 @@
+"""A finished run's network, to learn from."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from composer_ls.errors import TeacherError
+from composer_ls.training.models import build_model
+from composer_ls.training.recipe import load_recipe
+
+__all__ = ["Teacher", "load_teacher"]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A network with the weights that training left.
+
+    Attributes:
+        module: From images to logits, in evaluation mode.
+        smoothing: What it was trained with; ``None`` if nobody knows.
+        classes: The names of its classes; ``None`` if nobody knows.
+        image_shape: (C, H, W) of its images; ``None`` if nobody knows.
+
+    """
+
+    module: nn.Module
+    smoothing: float | None = None
+    classes: tuple[str, ...] | None = None
+    image_shape: tuple[int, ...] | None = None
+
+
+def load_teacher(source: str | Path, architecture: nn.Module | None = None) -> Teacher:
+    """The network of a run folder or of a Composer checkpoint.
+
+    A checkpoint is a pickle, which can run code when it is read: use your own, or those of people you trust.
+
+    Args:
+        source: A run folder, or a checkpoint's file.
+        architecture: A network into which a checkpoint's weights fit. A run folder's recipe tells its own, and so does
+            one around a checkpoint.
+
+    Raises:
+        TeacherError: There is no such folder or file; the run is not finished or did not keep its checkpoint; the
+            weights do not fit the network. The message says what to do.
+
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise TeacherError(f"there is no teacher at {path.absolute()}: give a run folder or a checkpoint's file")
+    run, checkpoint = path, path / "checkpoints" / "latest-rank0.pt"
+    if path.is_file():
+        run, checkpoint = path.parent.parent, path
+        if architecture is not None or not (run / "result.json").is_file():
+            return Teacher(_with_weights(_given(architecture, path), checkpoint))
+    result = _result(run)
+    recipe = load_recipe(run / "recipe.yaml")
+    if not checkpoint.is_file():
+        raise TeacherError(
+            f"the run in {run} did not keep its checkpoint, so that there are no weights to teach with: train it again, "
+            f"with composer-ls train {run / 'recipe.yaml'} checkpoints.keep=true --out {run} --overwrite"
+        )
+    image_shape, classes = tuple(result["image_shape"]), tuple(result["classes"])
+    with torch.random.fork_rng([]):  # the student's first weights are those that it would have without a teacher
+        module = build_model(recipe.model.name, image_shape, len(classes))
+    return Teacher(_with_weights(module, checkpoint), float(result["smoothing"]), classes, image_shape)
+
+
+def _given(architecture: nn.Module | None, path: Path) -> nn.Module:
+    if architecture is None:
+        raise TeacherError(
+            f"{path} lies in no run folder, so that nobody knows which network its weights belong to: give "
+            f"Distillation architecture=MODULE, or a run folder as its teacher"
+        )
+    return architecture
+
+
+def _result(run: Path) -> dict[str, Any]:
+    file = run / "result.json"
+    if not file.is_file():
+        raise TeacherError(
+            f"{run} holds no finished run (there is no result.json): finish it with composer-ls train "
+            f"{run / 'recipe.yaml'} --out {run}, or give another run folder"
+        )
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        return {key: result[key] for key in ("smoothing", "classes", "image_shape")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TeacherError(
+            f"{file} does not tell what the teacher is ({error!r}): it is damaged, or an older version wrote it; train "
+            f"the teacher again"
+        ) from error
+
+
+def _with_weights(module: nn.Module, checkpoint: Path) -> nn.Module:
+    try:
+        weights = torch.load(checkpoint, map_location="cpu", weights_only=False)["state"]["model"]
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, IndexError) as error:
+        raise TeacherError(
+            f"{checkpoint} is not a checkpoint of Composer's Trainer ({error!r}): give another"
+        ) from error
+    try:
+        module.load_state_dict(_matching(weights, module))
+    except RuntimeError as error:
+        raise TeacherError(
+            f"the weights in {checkpoint} do not fit the network {type(module).__name__} "
+            f"({' '.join(str(error).split())[:300]}): algorithms that rebuild a network, such as blurpool, must not be in "
+            f"a teacher's recipe; give Distillation the network itself instead"
+        ) from error
+    return module.eval()
+
+
+def _matching(weights: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """Weights by the module's own names: a ComposerClassifier puts ``module.`` before those of its network."""
+    own = module.state_dict().keys()
+    stripped = {name.removeprefix("module."): value for name, value in weights.items()}
+    return stripped if stripped.keys() == own else weights

@@ -1,0 +1,88 @@
+"""The run folder's bookkeeping: which recipe it holds, and checkpoints after a kill."""
+
+import zipfile
+
+import pytest
+import yaml
+
+from composer_ls.errors import RunFolderError
+from composer_ls.training.recipe import load_recipe
+from composer_ls.training.run_folder import RunFolder, read_recipe
+
+
+def begun(path, change=lambda content: None):
+    """A folder in which a run has begun; its recipe is as an older version wrote it."""
+    recipe = load_recipe("digits-mlp")
+    content = recipe.model_dump()
+    change(content)
+    path.mkdir(exist_ok=True)
+    (path / "recipe.yaml").write_text(yaml.safe_dump(content))
+    (path / "metrics.jsonl").write_text("")
+    return RunFolder(path, recipe)
+
+
+def test_a_recipe_from_before_a_key_existed_is_the_same_run(tmp_path):
+    begun(tmp_path, lambda content: content["data"].pop("workers")).check()
+    assert read_recipe(tmp_path) == load_recipe("digits-mlp")
+
+
+def test_a_recipe_from_before_a_key_existed_differs_if_the_key_is_set_now(tmp_path):
+    folder = begun(tmp_path, lambda content: content["data"].pop("workers"))
+    folder.recipe = load_recipe("digits-mlp", ["data.workers=2"])
+    with pytest.raises(RunFolderError, match=r"another recipe \(they differ in data.workers\)"):
+        folder.check()
+
+
+def test_smoothing_0_is_the_same_run_as_no_smoothing(tmp_path):
+    folder = begun(tmp_path, lambda content: content.update(algorithms={"mixup": None}))
+    folder.recipe = load_recipe("digits-mlp", ["algorithms.label_smoothing.smoothing=0"])
+    folder.check()
+
+
+def test_reading_a_recipe_tells_a_run_from_a_recipe_of_ones_own(tmp_path):
+    assert read_recipe(tmp_path) is None
+    (tmp_path / "recipe.yaml").write_text("name: own\nduration: 1ep\n")
+    assert read_recipe(tmp_path) is None
+    (tmp_path / "recipe.yaml").write_text("name: [")
+    with pytest.raises(RunFolderError, match="recipe.yaml cannot be read: "):
+        read_recipe(tmp_path)
+    begun(tmp_path, lambda content: content["data"].update(newer=1))
+    with pytest.raises(RunFolderError, match="not a recipe of this version of composer_ls: see its data.newer"):
+        read_recipe(tmp_path)
+
+
+def checkpoints(path, *, latest=None, whole=(), half=()):
+    folder = path / "checkpoints"
+    folder.mkdir(parents=True)
+    for name in whole:
+        with zipfile.ZipFile(folder / name, "w") as file:
+            file.writestr("archive", name)
+    for name in half:
+        (folder / name).write_bytes(b"PK\x03\x04 and no end")
+    if latest:
+        (folder / "latest-rank0.pt").symlink_to(latest)
+    RunFolder(path, load_recipe("digits-mlp")).mend_checkpoints()
+    files = sorted(file.name for file in folder.iterdir())
+    link = folder / "latest-rank0.pt"
+    return files, link.resolve().name if link.exists() else None
+
+
+NINE, TEN, LATEST = "ep9-ba900-rank0.pt", "ep10-ba1000-rank0.pt", "latest-rank0.pt"
+
+
+def test_half_a_checkpoint_goes_and_the_one_before_it_stays(tmp_path):
+    assert checkpoints(tmp_path, latest=NINE, whole=[NINE], half=[TEN]) == ([NINE, LATEST], NINE)
+
+
+def test_a_whole_checkpoint_that_nothing_points_to_becomes_the_latest(tmp_path):
+    assert checkpoints(tmp_path, whole=[NINE, TEN]) == ([TEN, LATEST], TEN)
+    assert checkpoints(tmp_path / "old", latest=NINE, whole=[NINE, TEN]) == ([TEN, LATEST], TEN)
+
+
+def test_half_a_checkpoint_alone_means_to_begin_again(tmp_path):
+    assert checkpoints(tmp_path, half=[TEN]) == ([], None)
+    assert checkpoints(tmp_path / "linked", latest=TEN, half=[TEN]) == ([], None)
+
+
+def test_what_is_no_checkpoint_of_a_run_stays(tmp_path):
+    assert checkpoints(tmp_path, whole=["mine.pt"]) == (["mine.pt"], None)
