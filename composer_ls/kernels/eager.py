@@ -78,10 +78,14 @@ def _losses(x: Tensor, target: RowTargets, work: Tensor) -> tuple[Tensor, Callab
     """The loss of each row, ``softmax(x)`` in ``work``, and a look whether a row of that is not finite."""
     torch.sub(x, x.amax(1, keepdim=True), out=work)
     losses = _taken(work, target)  # of the logits less their maximum, so that the loss keeps its digits at any maximum
-    torch.softmax(work, 1, out=work)  # one pass for what exp(), sum() and a division take three for
-    likeliest = work.amax(1, keepdim=True)  # 1 / Σ exp(x - maximum)
-    losses = losses.add_(_times(target.mass, likeliest.log())).neg_()
-    return losses, lambda: not bool(likeliest.isfinite().all())
+    if work.ndim == 2:
+        torch.softmax(work, 1, out=work)  # one pass for what exp(), sum() and a division take three for
+        total = work.amax(1, keepdim=True).reciprocal_()
+    else:  # across strides it is slower than they are
+        total = work.exp_().sum(1, keepdim=True)
+        work.mul_(total.reciprocal())
+    losses = losses.neg_().add_(_times(target.mass, total.log()))
+    return losses, lambda: not bool(total.isfinite().all())
 
 
 def _few_losses(x: Tensor, target: RowTargets, work: Tensor) -> tuple[Tensor, Callable[[], bool]]:
