@@ -1,4 +1,4 @@
-"""The command line: composer-ls train | bench | recipes."""
+"""The command line: composer-ls train | compare | report | bench | recipes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.text import Text
 import composer_ls
 from composer_ls.bench.command import add_to as add_bench
 from composer_ls.errors import InputError
+from composer_ls.report.command import add_to as add_compare
 
 __all__ = ["app", "main"]
 
@@ -26,9 +27,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-
-
-add_bench(app)
 
 
 def _print_version(wanted: bool) -> None:
@@ -94,6 +92,10 @@ def train(
     if was_finished:
         note = f"This run was finished at {result['finished']} and was not run again; --overwrite does that."
         console.print(note, soft_wrap=True)
+
+
+add_compare(app)
+add_bench(app)
 
 
 @app.command()

@@ -34,6 +34,8 @@ _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid"} | {
 _MARKERS, _DASHES = "osD^vPX", ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)))
 _STYLE: dict[Any, Any] = {
     "font.size": 11,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
     "axes.titlesize": 12,
     "axes.labelsize": 11,
     "xtick.labelsize": 10.5,
@@ -115,10 +117,10 @@ def svg(draw: Callable[[Figure], None], label: str, *, width: int = 340, height:
     """
     with rc_context(_STYLE):
         figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
-        FigureCanvasSVG(figure)
+        canvas = FigureCanvasSVG(figure)
         draw(figure)
         file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        canvas.print_svg(file, metadata={"Date": None})  # half the time of savefig, which draws twice
     return _for_a_page(file.getvalue(), label)
 
 

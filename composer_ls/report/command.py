@@ -1,0 +1,155 @@
+"""``composer-ls compare`` and ``composer-ls report``: their arguments, checked."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from composer_ls.errors import InputError
+
+__all__ = ["add_to"]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add ``compare`` and ``report`` to the command line."""
+    app.command(epilog=EXAMPLES)(compare)
+    app.command()(report)
+
+
+EXAMPLES = """
+**Examples**
+
+`composer-ls compare digits-mlp`
+
+`composer-ls compare cifar10-resnet20 --smoothing 0,0.05,0.1,0.2 --seeds 5 --vary 'algorithms.cutmix=[null, {alpha: 1.0}]'`
+
+`composer-ls compare digits-mlp duration=10ep --jobs 2 --out runs/mine`
+
+`composer-ls compare digits-mlp --out runs/mine --list | parallel -j 2` and then `composer-ls report runs/mine`
+"""
+
+
+def compare(
+    recipe: Annotated[
+        str, typer.Argument(help="A shipped recipe's name (see `composer-ls recipes`) or a path to one.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes to the recipe, as `key.path=value`; values are YAML.")
+    ] = None,
+    smoothing: Annotated[
+        str, typer.Option(help="Factors of smoothing, with commas between; 0 is the baseline.")
+    ] = "0,0.1",
+    seeds: Annotated[int, typer.Option(help="How many seeds: the recipe's own and those after it.")] = 5,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=[V1, V2]", help="A further axis: a key and a YAML list. May be repeated."),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Runs at once. Default: one a GPU, or one a core, up to 8.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder for all runs. Default: runs/compare-RECIPE-FINGERPRINT.")
+    ] = None,
+    list_only: Annotated[bool, typer.Option("--list", help="Print one command a run, and do nothing.")] = False,
+) -> None:
+    """Find out whether smoothing helps: train with several factors over several seeds, and make one page of it.
+
+    Seeds are paired: whatever the smoothing, a seed means the same initial weights, order and augmentation. What is finished in the
+    folder is not run again, and what was stopped goes on, so the same command resumes, and several machines that share the folder
+    may give it. A run that fails leaves its log, and the others go on; the exit status is then 1.
+    """
+    from composer_ls.report.plan import make_plan
+
+    if jobs is not None and jobs < 1:
+        raise InputError(f"--jobs is {jobs}, but must be at least 1")
+    plan = make_plan(recipe, overrides or [], smoothing, seeds, vary or [], out)
+    console, errors = Console(), Console(stderr=True)
+    for note in plan.notes:
+        errors.print(Text(f"composer-ls: {note}"), soft_wrap=True)
+    if list_only:
+        from composer_ls.training.algorithms import build_algorithms  # imports Composer, which takes seconds
+
+        for run in plan.runs:
+            build_algorithms(run.recipe.algorithms)
+        for run in plan.runs:
+            print(run.command)
+        return
+    words = [recipe, *(overrides or []), "--smoothing", smoothing, "--seeds", str(seeds)]
+    words += [word for axis in vary or [] for word in ("--vary", axis)]
+    words += [] if jobs is None else ["--jobs", str(jobs)]
+    words += [] if out is None else ["--out", str(out)]
+    failures = _do(plan, jobs, shlex.join(["composer-ls", "compare", *words]), errors)
+    if len(failures) < len(plan.runs):
+        _report(plan.out, console)
+    if failures:
+        reasons: dict[str, list[Any]] = {}
+        for failure in failures:
+            reasons.setdefault(failure.reason, []).append(failure)
+        for reason, some in reasons.items():
+            logs = ", ".join(str(failure.log) for failure in some[:3]) + (", ..." if len(some) > 3 else "")
+            errors.print(
+                Text(f"\n{len(some)} of {len(plan.runs)} runs failed: {reason}\nsee {logs}", style="red"),
+                soft_wrap=True,
+            )
+        raise typer.Exit(1)
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder with run folders in it, at any depth.")],
+) -> None:
+    """Make summary.csv and report.html of the finished runs in a folder, and print the verdicts.
+
+    Everything is computed again from the predictions that the runs left.
+    """
+    if not folder.is_dir():
+        raise InputError(
+            f"there is no folder {folder.absolute()}: give the one that `composer-ls compare` made, or ran in"
+        )
+    _report(folder, Console())
+
+
+def _do(plan: Any, jobs: int | None, command: str, errors: Console) -> list[Any]:
+    """Do what is not finished; the failures."""
+    todo = [run for run in plan.runs if not run.finished]
+    if not todo:
+        errors.print("all runs were found finished")
+        return []
+    from composer_ls.report.build import COMMANDS
+    from composer_ls.report.execute import check, default_jobs, execute
+    from composer_ls.report.page import write
+    from composer_ls.report.progress import LiveDisplay, PlainDisplay
+
+    device = plan.recipe.device
+    jobs = jobs or default_jobs(device, len(plan.runs))
+    try:
+        with errors.status("looking for the data and starting"):
+            check(todo)
+        commands = plan.out / COMMANDS
+        known = commands.read_text(encoding="utf-8").splitlines() if commands.is_file() else []
+        if command not in known:
+            write(commands, "\n".join([*known, command]) + "\n")
+        if not errors.is_terminal:
+            return execute(todo, jobs, device, PlainDisplay(errors, len(todo), len(plan.runs) - len(todo)))
+        with LiveDisplay(errors, len(todo), len(plan.runs) - len(todo)) as display:
+            return execute(todo, jobs, device, display)
+    except KeyboardInterrupt:
+        errors.print("stopped; the same command goes on from here")
+        raise typer.Exit(130) from None
+
+
+def _report(folder: Path, console: Console) -> None:
+    from composer_ls.report.build import build_report
+    from composer_ls.report.terminal import show
+
+    comparison = build_report(folder)
+    show(comparison, console)
+    console.print()
+    for one in comparison.left_out:
+        console.print(Text(f"left out: {one.folder}: {one.reason}", style="yellow"), soft_wrap=True)
+    for name in ("summary.csv", "report.html"):
+        console.print(Text(str(folder / name)), soft_wrap=True)

@@ -1,0 +1,316 @@
+"""Doing many runs at once, each in a process of its own that is forked from one that has imported everything."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Protocol
+
+from composer_ls.errors import InputError, RunFolderBusyError
+from composer_ls.report.plan import PlannedRun
+from composer_ls.training.claim import claimant
+
+__all__ = ["Display", "Failure", "check", "default_jobs", "execute"]
+
+LOG = "log.txt"
+BUSY, UNWRITABLE = 3, 4  # exit statuses of a run's process
+POLL_SECONDS = 0.5
+PATIENCE_SECONDS = 10.0
+"""How long a process may take to end after it was asked to."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that failed: why, in a sentence, and where its log is."""
+
+    run: PlannedRun
+    reason: str
+
+    @property
+    def log(self) -> Path:
+        """Where all that it printed is."""
+        return self.run.folder / LOG
+
+
+class Display(Protocol):
+    """Who is told how it goes."""
+
+    def started(self, run: PlannedRun) -> None:
+        """A run began."""
+
+    def finished(self, run: PlannedRun) -> None:
+        """A run is done."""
+
+    def failed(self, failure: Failure) -> None:
+        """A run failed."""
+
+    def waiting(self, run: PlannedRun, whom: str) -> None:
+        """Another process is doing a run."""
+
+    def tick(self) -> None:
+        """Time has passed."""
+
+
+def default_jobs(device: str, runs: int) -> int:
+    """As many runs at once as there are GPUs, or on the CPU as there are cores, up to 8."""
+    return min(_gpus(device) or min(_cores(), 8), runs)
+
+
+def execute(runs: Sequence[PlannedRun], jobs: int, device: str, display: Display) -> list[Failure]:
+    """Do runs that are not finished, and wait for those that another process is doing.
+
+    Args:
+        runs: In which order.
+        jobs: How many at once. They share the cores, and the GPUs if there are several.
+        device: The recipes' ``device``.
+        display: Is told of every event.
+
+    Returns:
+        What failed. The rest is finished.
+
+    """
+    work = _Work(list(runs), max(1, _cores() // jobs), _gpus(device), display)
+    try:
+        while work.todo or work.active or work.elsewhere:
+            while work.todo and len(work.active) < jobs:
+                work.start(work.todo.pop(0))
+            wait([process.sentinel for process, _ in work.active.values()], POLL_SECONDS)
+            work.reap()
+            work.look_elsewhere()
+            display.tick()
+    finally:
+        _stop([process for process, _ in work.active.values()])
+    return work.failures
+
+
+def check(runs: Sequence[PlannedRun]) -> None:
+    """Raise the InputError that runs would fail with for want of data or for wrong algorithms, before any of them begins.
+
+    What the data need to be made ready (decoding, downloading) is done here, once.
+    """
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = _context().Process(target=_check, args=([run.recipe.model_dump() for run in runs], sender))
+    with _started(process):
+        sender.close()
+        with contextlib.suppress(EOFError):  # it crashed: the runs will too, and leave logs
+            problem = receiver.recv()
+            if problem is not None:
+                raise InputError(problem)
+
+
+@dataclass
+class _Work:
+    """The state of :func:`execute`: each run is in one of the four lists, or finished."""
+
+    todo: list[PlannedRun]
+    threads: int
+    gpus: int
+    display: Display
+    active: dict[int, tuple[BaseProcess, PlannedRun]] = field(default_factory=dict)  # by slot
+    elsewhere: list[PlannedRun] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    _looked: float = 0.0
+
+    def start(self, run: PlannedRun) -> None:
+        if run.finished:  # by another process, since the plan was made
+            self.display.finished(run)
+            return
+        slot = next(number for number in range(len(self.active) + 1) if number not in self.active)
+        gpu = str(slot % self.gpus) if self.gpus > 1 else None
+        process = _context().Process(
+            target=_run, args=(run.recipe.model_dump(), str(run.folder), run.arguments, self.threads, gpu)
+        )
+        _start(process)
+        self.active[slot] = process, run
+        self.display.started(run)
+
+    def reap(self) -> None:
+        for slot, (process, run) in list(self.active.items()):
+            if process.is_alive():
+                continue
+            process.join()
+            del self.active[slot]
+            if process.exitcode == 0:
+                self.display.finished(run)
+            elif process.exitcode == BUSY:
+                self.elsewhere.append(run)
+                self.display.waiting(run, claimant(run.folder) or "another process")
+            else:
+                failure = Failure(run, _reason(run.folder, process.exitcode or 0))
+                self.failures.append(failure)
+                self.display.failed(failure)
+
+    def look_elsewhere(self) -> None:
+        """Take back what another process has finished or given up."""
+        if not self.elsewhere or time.monotonic() - self._looked < 2:
+            return
+        self._looked = time.monotonic()
+        for run in [run for run in self.elsewhere if claimant(run.folder) is None]:
+            self.elsewhere.remove(run)
+            self.todo.append(run)
+
+
+def _reason(folder: Path, status: int) -> str:
+    if status < 0:
+        return f"it was killed by {signal.Signals(-status).name}" + (
+            ", perhaps for want of memory: try fewer --jobs" if -status == signal.SIGKILL else ""
+        )
+    if status == UNWRITABLE:
+        return f"{folder.absolute()} cannot be written"
+    try:
+        lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        lines = []
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return last.removeprefix("composer-ls: ") or f"it ended with status {status}"
+
+
+def _context() -> multiprocessing.context.ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["composer_ls.report.execute", "composer_ls.training.run"])
+    return context
+
+
+def _start(process: BaseProcess) -> None:
+    """Start a process, and with the first one the server that all are forked from, whose own words nobody reads."""
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # else looking for a GPU spoils it for forked processes
+    saved = [os.dup(stream) for stream in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for stream in (1, 2):
+            os.dup2(nowhere, stream)
+        forkserver.ensure_running()
+    finally:
+        for stream, copy in zip((1, 2), saved, strict=True):
+            os.dup2(copy, stream)
+            os.close(copy)
+        os.close(nowhere)
+    process.start()
+
+
+@contextlib.contextmanager
+def _started(process: BaseProcess) -> Iterator[None]:
+    _start(process)
+    try:
+        yield
+    finally:
+        _stop([process])
+
+
+def _stop(processes: Sequence[BaseProcess]) -> None:
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def _gpus(device: str) -> int:
+    if device == "cpu":
+        return 0
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# What follows happens in the processes.
+
+
+def _run(recipe: dict[str, Any], folder: str, arguments: Sequence[str], threads: int, gpu: str | None) -> None:
+    _end_with_the_parent()
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        log = os.open(Path(folder) / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError:
+        sys.exit(UNWRITABLE)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.argv = ["composer-ls", *arguments]  # which result.json keeps
+    print(f"--- {datetime.now(timezone.utc):%Y-%m-%d %H:%M:%S} UTC: composer-ls {' '.join(arguments)}", flush=True)
+    if gpu is not None:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[int(gpu)] if visible else gpu
+    _guarded(lambda: _train(recipe, folder, threads))
+
+
+def _train(recipe: dict[str, Any], folder: str, threads: int) -> None:
+    import torch
+
+    from composer_ls.training.recipe import Recipe
+    from composer_ls.training.run import train
+    from composer_ls.training.run_folder import RunFolder
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # importing Composer has set it
+    torch.set_num_threads(threads)
+    resolved = Recipe.model_validate(recipe)
+    train(resolved, RunFolder(folder, resolved), progress=False)
+
+
+def _guarded(action: Callable[[], None]) -> None:
+    """Do it, and end the process with a status that says how it went."""
+    try:
+        action()
+    except RunFolderBusyError:
+        sys.exit(BUSY)
+    except InputError as error:
+        print(f"composer-ls: {error}", flush=True)
+        sys.exit(2)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+def _check(recipes: Sequence[dict[str, Any]], answer: Connection) -> None:
+    _end_with_the_parent()
+    from composer_ls.training.algorithms import build_algorithms
+    from composer_ls.training.data import load_splits
+    from composer_ls.training.recipe import Recipe
+
+    problem = None
+    try:
+        classes: dict[str, int] = {}
+        seen = set()
+        for recipe in map(Recipe.model_validate, recipes):
+            data = recipe.data.model_dump_json()
+            if data not in classes:
+                classes[data] = load_splits(recipe.data).num_classes
+            if (key := data + repr(recipe.algorithms)) not in seen:
+                seen.add(key)
+                build_algorithms(recipe.algorithms, classes[data])
+    except InputError as error:
+        problem = str(error)
+    answer.send(problem)
+
+
+def _end_with_the_parent() -> None:
+    """Leave Ctrl-C to the parent, and do not outlive it, even if it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,284 @@
+"""The runs of a comparison: every setting, factor and seed, each with its recipe and its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from composer_ls.errors import InputError
+from composer_ls.report.runs import LeftOut, find_runs
+from composer_ls.report.settings import SMOOTHING, names_of_settings
+from composer_ls.training.recipe import Recipe, load_recipe
+from composer_ls.training.run_folder import RunFolder, differing_keys
+
+__all__ = ["Axis", "Plan", "PlannedRun", "make_plan", "parse_axis", "parse_smoothing"]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A key of the recipe besides smoothing, and the values that it takes."""
+
+    key: str
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a comparison.
+
+    Attributes:
+        name: What sets it apart, for people.
+        recipe: How it trains.
+        arguments: What ``composer-ls`` must be given to do it.
+        folder: Where it goes, or is.
+
+    """
+
+    name: str
+    recipe: Recipe
+    arguments: tuple[str, ...]
+    folder: Path
+
+    @property
+    def command(self) -> str:
+        """The command that does it."""
+        return shlex.join(["composer-ls", *self.arguments])
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is done."""
+        return RunFolder(self.folder, self.recipe).result_file.is_file()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs of a comparison, so ordered that one stopped half way has pairs.
+
+    Attributes:
+        recipe: Before anything is varied.
+        out: The folder of all.
+        runs: Seed by seed.
+        notes: What people should be told of how their words were taken.
+
+    """
+
+    recipe: Recipe
+    out: Path
+    runs: tuple[PlannedRun, ...]
+    notes: tuple[str, ...]
+
+
+def parse_smoothing(text: str) -> tuple[tuple[float, ...], tuple[str, ...]]:
+    """Factors of smoothing from ``0,0.05,0.1``, ascending and once each, and a note if that changed them.
+
+    Raises:
+        InputError: One is no number in [0, 1].
+
+    Example:
+        >>> from composer_ls.report.plan import parse_smoothing
+        >>> parse_smoothing("0.1,0,0.1")
+        ((0.0, 0.1), ('--smoothing 0.1,0,0.1 is taken as 0,0.1, sorted and each once',))
+
+    """
+    given = []
+    for part in text.split(","):
+        try:
+            factor = float(part)
+        except ValueError:
+            factor = math.nan
+        if not 0 <= factor <= 1:
+            raise InputError(
+                f"--smoothing has {part.strip()!r}, but a factor is a number in [0, 1], with commas between, such as 0,0.05,0.1"
+            )
+        given.append(abs(factor))
+    factors = tuple(sorted(set(given)))
+    if list(factors) == given:
+        return factors, ()
+    return factors, (f"--smoothing {text} is taken as {','.join(map(decimal, factors))}, sorted and each once",)
+
+
+def parse_axis(text: str) -> tuple[Axis, tuple[str, ...]]:
+    """A key and its values from ``KEY=[V1, V2]``, and a note if a value stood there twice.
+
+    Raises:
+        InputError: It is not of this form, or the key is one that compare varies anyway.
+
+    Example:
+        >>> from composer_ls.report.plan import parse_axis
+        >>> parse_axis("algorithms.cutmix=[null, {alpha: 1.0}]")[0]
+        Axis(key='algorithms.cutmix', values=(None, {'alpha': 1.0}))
+
+    """
+    key, equals, values = text.partition("=")
+    key = key.strip()
+    try:
+        parsed = yaml.safe_load(values)
+    except yaml.YAMLError:
+        parsed = None
+    if not equals or not key or not isinstance(parsed, list) or not parsed:
+        raise InputError(
+            f"--vary {text!r} is not KEY=[V1, V2], a key of the recipe with a YAML list of values, such as "
+            f"'algorithms.cutmix=[null, {{alpha: 1.0}}]'"
+        )
+    if key in {SMOOTHING, "seed"}:
+        option = "--smoothing" if key == SMOOTHING else "--seeds"
+        raise InputError(f"--vary {key}: compare varies this key anyway, with {option}")
+    if key in {"name", "description", "needs"}:
+        raise InputError(f"--vary {key}: this key is only words, so there is nothing to compare")
+    once = list({json.dumps(value, sort_keys=True, default=str): value for value in parsed}.values())
+    notes = () if len(once) == len(parsed) else (f"--vary {key} has a value twice, which is taken once",)
+    return Axis(key, tuple(once)), notes
+
+
+def make_plan(
+    recipe: str, overrides: Sequence[str], smoothing: str, seeds: int, vary: Sequence[str], out: Path | None
+) -> Plan:
+    """Lay out a comparison, and find what of it is in its folder already.
+
+    Args:
+        recipe: A shipped recipe's name or a path.
+        overrides: Changes to it, ``key.path=value``.
+        smoothing: Factors, with commas between.
+        seeds: How many: the recipe's own seed and those after it.
+        vary: Further axes, each ``KEY=[V1, V2]``.
+        out: The folder; ``None`` for one below ``runs`` that follows from the recipe and the axes.
+
+    Raises:
+        InputError: Wrong factors or axes, or a folder with runs of another recipe.
+        RecipeError: A recipe, an override or a value that cannot be used.
+
+    """
+    factors, notes = parse_smoothing(smoothing)
+    if seeds < 1:
+        raise InputError(f"--seeds is {seeds}, but must be at least 1")
+    axes = []
+    for text in vary:
+        axis, more = parse_axis(text)
+        axes.append(axis)
+        notes += more
+    _refuse_clashes([axis.key for axis in axes], overrides)
+    base = load_recipe(recipe, overrides)
+    if out is None:
+        key = json.dumps(
+            [load_recipe(recipe, [*overrides, f"{SMOOTHING}=0", "seed=0"]).identity(), sorted(a.key for a in axes)]
+        )
+        out = Path("runs") / f"compare-{base.name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    changes = [
+        [
+            *(f"{axis.key}={json.dumps(value)}" for axis, value in zip(axes, values, strict=True)),
+            f"{SMOOTHING}={decimal(factor)}",
+            f"seed={seed}",
+        ]
+        for seed in range(base.seed, base.seed + seeds)
+        for values in product(*(axis.values for axis in axes))
+        for factor in factors
+    ]
+    recipes = [load_recipe(recipe, [*overrides, *some]) for some in changes]
+    there = _found(out, base, [axis.key for axis in axes])
+    taken = set(there.values())
+    runs = []
+    for one, some, setting, slug in zip(recipes, changes, *_names(recipes), strict=True):
+        name = ", ".join(filter(None, [setting, f"smoothing {decimal(one.smoothing)}", f"seed {one.seed}"]))
+        folder = there.get(_identity(one)) or _free(
+            out / slug / f"smoothing-{decimal(one.smoothing)}" / f"seed-{one.seed}", taken
+        )
+        taken.add(folder)
+        runs.append(PlannedRun(name, one, ("train", recipe, *overrides, *some, "--out", str(folder)), folder))
+    return Plan(base, out, tuple(runs), notes)
+
+
+def decimal(value: float) -> str:
+    """A number as YAML reads it back: without an exponent."""
+    return f"{value:.12f}".rstrip("0").rstrip(".")
+
+
+def _refuse_clashes(keys: Sequence[str], overrides: Sequence[str]) -> None:
+    for index, key in enumerate(keys):
+        for other in keys[:index]:
+            if key == other or key.startswith(f"{other}.") or other.startswith(f"{key}."):
+                raise InputError(f"--vary {other} and --vary {key} set the same key: give one list with all values")
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if key in {SMOOTHING, *keys}:
+            option = "--smoothing" if key == SMOOTHING else f"--vary {key}"
+            raise InputError(f"the override {override!r} and {option} set the same key: leave one of them out")
+
+
+def _names(recipes: Sequence[Recipe]) -> tuple[list[str], list[str]]:
+    """The name of each recipe's setting, and one that is fit for a folder."""
+    names = names_of_settings(recipes)
+    slugs: dict[str, str] = {}
+    for name in names:
+        if name not in slugs:
+            slug = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")[:80]
+            number = sum(other == slug or other.startswith(f"{slug}~") for other in slugs.values())
+            slugs[name] = f"{slug}~{number + 1}" if number else slug
+    return names, [slugs[name] for name in names]
+
+
+def _free(folder: Path, taken: set[Path]) -> Path:
+    number, free = 1, folder
+    while free in taken:
+        number += 1
+        free = folder.with_name(f"{folder.name}~{number}")
+    return free
+
+
+def _found(out: Path, base: Recipe, keys: Sequence[str]) -> dict[str, Path]:
+    """The folders of the runs in ``out`` by what decides them; finished ones before others.
+
+    Raises:
+        InputError: There are runs of another recipe.
+
+    """
+    found: dict[str, Path] = {}
+    for folder, recipe in find_runs(out):
+        if isinstance(recipe, LeftOut):
+            continue  # the report names it
+        differing = [key for key in _differing(base, recipe) if not any(_covers(own, key) for own in keys)]
+        if differing:
+            raise InputError(
+                f"{out.absolute()} holds runs of another recipe ({folder.name} differs in {', '.join(differing)}): choose "
+                f"another folder with --out DIR"
+            )
+        identity = _identity(recipe)
+        if identity not in found or RunFolder(folder, recipe).result_file.is_file():
+            found[identity] = folder
+    return found
+
+
+def _differing(base: Recipe, other: Recipe) -> list[str]:
+    def content(recipe: Recipe) -> dict[str, Any]:
+        content = recipe.model_dump(exclude={"seed"})
+        algorithms = {
+            name: dict(arguments) for name, arguments in content["algorithms"].items() if arguments is not None
+        }
+        algorithms.setdefault("label_smoothing", {})["smoothing"] = 0
+        return content | {"algorithms": algorithms}
+
+    return differing_keys(content(base), content(other))
+
+
+def _covers(axis: str, key: str) -> bool:
+    return key == axis or key.startswith(f"{axis}.") or axis.startswith(f"{key}.")
+
+
+def _identity(recipe: Recipe) -> str:
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(inner) for inner in value]
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    return json.dumps(plain(recipe.identity()), sort_keys=True)

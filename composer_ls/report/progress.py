@@ -1,0 +1,168 @@
+"""How a comparison goes, while it goes: a live display on a terminal, a line an event elsewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.text import Text
+
+from composer_ls.report.execute import Display, Failure
+from composer_ls.report.plan import PlannedRun
+from composer_ls.training.recipe import Recipe
+from composer_ls.training.run_folder import RunFolder
+
+__all__ = ["LiveDisplay", "PlainDisplay", "progress_of", "time_left"]
+
+
+def progress_of(run: PlannedRun) -> float:
+    """Which part of a run is done, from the last line of its ``metrics.jsonl``."""
+    try:
+        lines = RunFolder(run.folder, run.recipe).metrics_file.read_text(encoding="utf-8").splitlines()
+        return min(1.0, _part(run.recipe, json.loads(lines[-1])))
+    except (OSError, ValueError, LookupError):
+        return 0.0
+
+
+def _part(recipe: Recipe, line: Mapping[str, float]) -> float:
+    match = re.fullmatch(r"(\d+)(ep|ba)", recipe.duration)
+    if match is None:
+        return 0.0
+    return line["epoch" if match[2] == "ep" else "batch"] / int(match[1])
+
+
+def time_left(done: float, total: float, seconds: float) -> str:
+    """In words, from how much was done in how many seconds; "" while nothing is known.
+
+    Example:
+        >>> from composer_ls.report.progress import time_left
+        >>> time_left(2.5, 10, 100), time_left(0, 10, 100), time_left(1, 100, 3600)
+        ('about 5 min left', '', 'about 99 h left')
+
+    """
+    if done <= 0:
+        return ""
+    left = (total - done) * seconds / done
+    if left < 100:
+        return f"about {max(1, round(left))} s left"
+    if left < 100 * 60:
+        return f"about {round(left / 60)} min left"
+    return f"about {round(left / 3600)} h left"
+
+
+class _Tally:
+    """What is done of what there was to do when it began."""
+
+    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total, self.done, self.failed = total, 0, 0
+        self.clock, self.began = clock, clock()
+
+    @property
+    def over(self) -> int:
+        """How many are over, well or not."""
+        return self.done + self.failed
+
+    def left(self, active: float = 0.0) -> str:
+        """The time left, given what the active runs sum to."""
+        return time_left(self.over + active, self.total, self.clock() - self.began)
+
+
+class PlainDisplay(Display):
+    """A line an event, for files and for terminals that are none."""
+
+    def __init__(self, console: Console, total: int, found: int) -> None:
+        self.console, self.tally = console, _Tally(total)
+        self._say(f"{total} runs to do" + (f", {found} found finished" if found else ""))
+
+    def started(self, run: PlannedRun) -> None:
+        """Say nothing: its end will be told."""
+
+    def finished(self, run: PlannedRun) -> None:
+        """Say so, with the time left."""
+        self.tally.done += 1
+        self._count(f"finished: {run.name}")
+
+    def failed(self, failure: Failure) -> None:
+        """Say so, and why."""
+        self.tally.failed += 1
+        self._count(f"failed: {failure.run.name}: {failure.reason} ({failure.log})")
+
+    def waiting(self, run: PlannedRun, whom: str) -> None:
+        """Say for whom."""
+        self._say(f"{run.name} is being done by {whom}")
+
+    def tick(self) -> None:
+        """Nothing happened."""
+
+    def _count(self, words: str) -> None:
+        left = self.tally.left() if self.tally.over < self.tally.total else ""
+        self._say(f"[{self.tally.over}/{self.tally.total}] {words}" + (f"; {left}" if left else ""))
+
+    def _say(self, words: str) -> None:
+        self.console.print(Text(words), soft_wrap=True)
+
+
+class LiveDisplay(Display):
+    """A bar over all runs and one for each that is active. A context manager, which leaves the terminal as it was."""
+
+    def __init__(self, console: Console, total: int, found: int) -> None:
+        self.console, self.tally = console, _Tally(total)
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[words]}"),
+            console=console,
+            transient=True,
+        )
+        if found:
+            console.print(Text(f"{found} of {total + found} runs were found finished"))
+        self.all = self.bars.add_task("all runs", total=total, words="starting")
+        self.tasks: dict[str, tuple[TaskID, PlannedRun]] = {}
+
+    def __enter__(self) -> LiveDisplay:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def started(self, run: PlannedRun) -> None:
+        """Give it a bar."""
+        self.tasks[run.name] = self.bars.add_task(f"  {run.name}", total=1.0, words=""), run
+
+    def finished(self, run: PlannedRun) -> None:
+        """Take its bar away."""
+        self.tally.done += 1
+        self._remove(run)
+
+    def failed(self, failure: Failure) -> None:
+        """Say so above the bars."""
+        self.tally.failed += 1
+        self._remove(failure.run)
+        words = Text(f"failed: {failure.run.name}: {failure.reason}", style="red")
+        self.console.print(words, Text(f"  {failure.log}"), sep="\n", soft_wrap=True)
+
+    def waiting(self, run: PlannedRun, whom: str) -> None:
+        """Say for whom above the bars."""
+        self._remove(run)
+        self.console.print(Text(f"{run.name} is being done by {whom}"), soft_wrap=True)
+
+    def tick(self) -> None:
+        """Move the bars."""
+        active = 0.0
+        for task, run in self.tasks.values():
+            part = progress_of(run)
+            active += part
+            self.bars.update(task, completed=part, words=f"{part:.0%}")
+        failed = f", {self.tally.failed} failed" if self.tally.failed else ""
+        words = ", ".join(filter(None, [f"{self.tally.over} of {self.tally.total}{failed}", self.tally.left(active)]))
+        self.bars.update(self.all, completed=self.tally.over + active, words=words)
+
+    def _remove(self, run: PlannedRun) -> None:
+        if run.name in self.tasks:
+            task, _ = self.tasks.pop(run.name)
+            self.bars.remove_task(task)

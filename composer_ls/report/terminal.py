@@ -1,0 +1,58 @@
+"""A comparison for the terminal: a table, and the verdicts."""
+
+from __future__ import annotations
+
+from rich.console import Console, Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from composer_ls.report.build import cell, heading, nothing_to_compare
+from composer_ls.report.comparison import Comparison
+
+__all__ = ["show"]
+
+_STYLES = {"good": "green", "bad": "red", "mixed": "yellow", "none": ""}
+
+
+def show(comparison: Comparison, console: Console) -> None:
+    """Print the table of means, and for each setting what follows."""
+    console.print(_table(comparison))
+    for setting in comparison.runs:
+        verdicts = comparison.verdicts(setting)
+        lines = [Text(heading(comparison, setting), style="bold")]
+        lines += [Text(f"Warning: {warning}", style="bold red") for warning in comparison.warnings(setting)]
+        lines += [Text(verdict.sentence, style=_STYLES[verdict.tone]) for verdict in verdicts]
+        if not verdicts:
+            lines = [Text(nothing_to_compare(comparison, setting))]
+        console.print(Padding(Group(*lines), (1, 0, 0, 0)))
+    if comparison.tests:
+        console.print(
+            Padding(
+                Text(
+                    f"Differences by seed from no smoothing, with 95 % intervals: {comparison.tests} of them, of which about "
+                    f"{comparison.tests / 20:g} would exclude 0 by chance; correction is Holm's.",
+                    style="dim",
+                ),
+                (1, 0, 0, 0),
+            )
+        )
+
+
+def _table(comparison: Comparison) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("smoothing", no_wrap=True)
+    table.add_column("seeds", justify="right", no_wrap=True)
+    for metric in comparison.columns:
+        words = metric.heading.replace("Brier score", "Brier").replace(", ", "\n").replace(" (", "\n(")
+        table.add_column(words, justify="right", no_wrap=True)
+    before = ""
+    for setting, smoothing, runs in comparison:
+        if setting != before:
+            table.add_row(Text(setting, style="bold"))
+            before = setting
+        cells = [cell(comparison, metric, setting, smoothing) for metric in comparison.columns]
+        table.add_row(f"{smoothing:g}", str(len(runs)), *(mean for mean, _ in cells))
+        if any(half for _, half in cells):
+            table.add_row("", "", *(Text(f"±{half}" if half else "", style="dim") for _, half in cells))
+    return table

@@ -1,0 +1,193 @@
+"""compare and report on the command line, whole."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from comparison_support import make_comparison, make_run
+
+from composer_ls.cli import main
+from composer_ls.report import execute as execute_module
+from composer_ls.report.execute import default_jobs
+from composer_ls.report.plan import make_plan
+from composer_ls.training.claim import claimant
+
+QUICK = ["duration=8ep", "checkpoints.interval=1ep"]
+
+
+def run(*arguments):
+    """The exit status of a command."""
+    try:
+        main(list(arguments))
+    except SystemExit as stop:
+        return stop.code or 0
+    return 0
+
+
+def test_report_prints_the_table_the_verdicts_and_what_was_left_out(tmp_path, capsys):
+    make_comparison(tmp_path, (0.0, 0.1), 3)
+    (make_run(tmp_path / "broken", 0.2) / "result.json").unlink()
+    assert run("report", str(tmp_path)) == 0
+    printed = capsys.readouterr().out
+    assert "Smoothing 0.1 against none" in printed
+    assert "accuracy +5.83 points [4.80, 6.87], 3 seeds: helps" in printed
+    assert "Warning: ECE gets worse at 0.1" in printed
+    assert f"left out: {tmp_path / 'broken'}: it has begun, but not finished" in printed
+    assert (tmp_path / "report.html").is_file()
+    assert (tmp_path / "summary.csv").is_file()
+
+
+def test_compare_of_what_is_finished_runs_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(execute_module, "_start", lambda _: pytest.fail("something was run"))
+    for planned in make_plan("digits-mlp", [], "0,0.1", 2, [], tmp_path).runs:
+        make_run(planned.folder, planned.recipe.smoothing, planned.recipe.seed)
+    assert run("compare", "digits-mlp", "--smoothing", "0.1,0", "--seeds", "2", "--out", str(tmp_path)) == 0
+    printed = capsys.readouterr()
+    assert "--smoothing 0.1,0 is taken as 0,0.1, sorted and each once" in printed.err
+    assert "all runs were found finished" in printed.err
+    assert "2 seeds" in printed.out
+
+
+def test_list_prints_a_command_a_run_and_does_nothing(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("compare", "digits-mlp", "duration=1ep", "--seeds", "2", "--out", str(out), "--list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = "composer-ls train digits-mlp duration=1ep algorithms.label_smoothing.smoothing"
+    assert lines == [
+        f"{start}={factor} seed={seed} --out {out}/smoothing-{factor}/seed-{seed}"
+        for seed in (17, 18)
+        for factor in ("0", "0.1")
+    ]
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "digits-mpl"], "did you mean digits-mlp"),
+        (["compare", "digits-mlp", "--smoothing", "0,2"], "--smoothing has '2'"),
+        (["compare", "digits-mlp", "--jobs", "0"], "--jobs is 0"),
+        (["compare", "digits-mlp", "--vary", "algorithms.cutmixx=[{}]", "--list"], "unknown key algorithms.cutmixx"),
+        (["report", "no/such/folder"], "there is no folder"),
+        (["report", "."], "there are no finished runs in"),
+    ],
+)
+def test_a_mistake_is_one_paragraph_and_status_2(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("composer-ls: ")
+    assert message in text
+    assert text.strip().count("\n") == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_that_cannot_be_written_is_told(tmp_path, capsys):
+    make_comparison(tmp_path, (0.0, 0.1), 1)
+    (tmp_path / "summary.csv").mkdir()
+    assert run("report", str(tmp_path)) == 2
+    assert "summary.csv cannot be written" in capsys.readouterr().err
+
+
+def test_as_many_jobs_as_cores_or_gpus_but_not_more_than_runs(monkeypatch):
+    monkeypatch.setattr(execute_module, "_cores", lambda: 32)
+    assert default_jobs("cpu", 100) == 8
+    assert default_jobs("cpu", 3) == 3
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert default_jobs("auto", 100) == 2
+    assert default_jobs("cpu", 100) == 8
+
+
+def comparison(folder, *options):
+    """A compare command as a process of its own."""
+    command = [sys.executable, "-m", "composer_ls", "compare", "digits-mlp", *QUICK, "--out", str(folder), *options]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+
+
+def until(condition, seconds=150):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def half_way(folder):
+    """Whether a run is finished and another has a checkpoint."""
+    return list(folder.rglob("result.json")) and list(folder.rglob("latest-rank0.pt"))
+
+
+@pytest.mark.slow
+def test_a_comparison_killed_half_way_ends_with_the_summary_of_an_undisturbed_one(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    first = comparison(killed, "--seeds", "2", "--jobs", "2")
+    until(lambda: half_way(killed))
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    begun = [path.parent for path in killed.rglob("recipe.yaml") if not (path.parent / "result.json").exists()]
+    until(lambda: not any(map(claimant, begun)), 20)  # its processes have not outlived it
+    finished = {path: path.stat().st_mtime_ns for path in killed.rglob("result.json")}
+    assert begun
+    assert 1 <= len(finished) < 4
+    second, undisturbed = (
+        comparison(killed, "--seeds", "2", "--jobs", "2"),
+        comparison(whole, "--seeds", "2", "--jobs", "2"),
+    )
+    printed = second.communicate(timeout=200)[0]
+    undisturbed.communicate(timeout=200)
+    assert (second.returncode, undisturbed.returncode) == (0, 0)
+    assert f"{4 - len(finished)} runs to do, {len(finished)} found finished" in printed
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert (killed / "summary.csv").read_bytes() == (whole / "summary.csv").read_bytes()
+    assert (killed / "commands.txt").read_text().count("\n") == 1
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_every_run_and_leaves_them_to_go_on(tmp_path):
+    process = comparison(tmp_path, "--seeds", "2", "--jobs", "2")
+    until(lambda: list(tmp_path.rglob("latest-rank0.pt")))
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped; the same command goes on from here" in printed
+    assert "Traceback" not in printed
+    folders = [path.parent for path in tmp_path.rglob("recipe.yaml")]
+    assert folders
+    assert not any(map(claimant, folders))
+    assert list(tmp_path.rglob("latest-rank0.pt"))
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_keeps_its_log_and_does_not_stop_the_rest(tmp_path, capfd):
+    bad = tmp_path / "smoothing-0" / "seed-17"
+    bad.mkdir(parents=True)
+    (bad / "checkpoints").mkdir()
+    (bad / "checkpoints" / "mine.pt").write_text("")
+    options = ["duration=1ep", "--seeds", "1", "--out", str(tmp_path), "--jobs", "1"]
+    assert run("compare", "digits-mlp", *options) == 1
+    printed = capfd.readouterr()
+    assert "[1/2] failed: smoothing 0, seed 17:" in printed.err
+    assert "[2/2] finished: smoothing 0.1, seed 17" in printed.err
+    assert "1 of 2 runs failed: " in printed.err
+    assert "checkpoints was not left by a run of composer-ls" in printed.err
+    assert str(bad / "log.txt") in printed.err
+    assert "checkpoints was not left" in (bad / "log.txt").read_text()
+    assert "There is nothing to compare with: no run without smoothing is finished" in " ".join(printed.out.split())
+    assert (tmp_path / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_two_comparisons_in_one_folder_share_the_work(tmp_path):
+    both = [comparison(tmp_path, "--seeds", "2", "--jobs", "1") for _ in range(2)]
+    printed = [process.communicate(timeout=250)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert any("is being done by process" in text for text in printed)
+    for log in tmp_path.rglob("log.txt"):
+        text = log.read_text()
+        assert "Traceback" not in text
+    assert len(list(tmp_path.rglob("result.json"))) == 4

@@ -1,0 +1,190 @@
+"""Laying out a comparison: arguments, folders, and what is found in them."""
+
+import shlex
+
+import pytest
+from comparison_support import make_run
+
+from composer_ls.errors import InputError, RecipeError
+from composer_ls.report.plan import Axis, decimal, make_plan, parse_axis, parse_smoothing
+from composer_ls.training.recipe import load_recipe
+
+
+def plan(out, *overrides, smoothing="0,0.1", seeds=2, vary=()):
+    return make_plan("digits-mlp", overrides, smoothing, seeds, vary, out)
+
+
+def folders(made):
+    return [run.folder.relative_to(made.out).as_posix() for run in made.runs]
+
+
+def test_a_plan_has_a_run_for_each_setting_factor_and_seed_and_goes_seed_by_seed(tmp_path):
+    made = plan(tmp_path, smoothing="0,0.05", vary=["algorithms.cutmix=[null, {alpha: 1.0}]"])
+    assert folders(made) == [
+        f"{setting}/smoothing-{factor}/seed-{seed}"
+        for seed in (17, 18)
+        for setting in ("plain", "cutmix-alpha-1")
+        for factor in ("0", "0.05")
+    ]
+    assert [run.name for run in made.runs[2:4]] == [
+        "cutmix(alpha 1), smoothing 0, seed 17",
+        "cutmix(alpha 1), smoothing 0.05, seed 17",
+    ]
+    assert [(run.recipe.smoothing, run.recipe.seed) for run in made.runs[:2]] == [(0, 17), (0.05, 17)]
+
+
+def test_seeds_begin_with_the_recipes_own(tmp_path):
+    assert [run.recipe.seed for run in plan(tmp_path, "seed=40", smoothing="0", seeds=3).runs] == [40, 41, 42]
+
+
+def test_the_command_of_a_run_gives_its_recipe(tmp_path):
+    for run in plan(
+        tmp_path, "duration=2ep", smoothing="0,0.00001", vary=["algorithms.mixup=[null, {alpha: 0.2}]"]
+    ).runs:
+        program, command, recipe, *overrides, option, out = shlex.split(run.command)
+        assert (program, command, recipe, option, out) == (
+            "composer-ls",
+            "train",
+            "digits-mlp",
+            "--out",
+            str(run.folder),
+        )
+        assert load_recipe(recipe, overrides) == run.recipe
+
+
+def test_several_mixers_are_one_axis_of_whole_lists(tmp_path):
+    made = plan(tmp_path, smoothing="0.1", seeds=1, vary=["algorithms=[{}, {mixup: {alpha: 0.2}}, {cutmix: {}}]"])
+    assert folders(made) == [f"{setting}/smoothing-0.1/seed-17" for setting in ("plain", "mixup-alpha-0.2", "cutmix")]
+    assert all(run.recipe.smoothing == 0.1 for run in made.runs)
+
+
+def test_settings_that_would_share_a_folder_name_do_not(tmp_path):
+    made = plan(tmp_path, smoothing="0", seeds=1, vary=["optimizer.weight_decay=[1.0e-6, 1.0000001e-6]"])
+    assert len(set(folders(made))) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "factors", "note"),
+    [
+        ("0,0.1", (0, 0.1), ""),
+        ("0.2, 0,0.2", (0, 0.2), "--smoothing 0.2, 0,0.2 is taken as 0,0.2, sorted and each once"),
+        ("1", (1,), ""),
+        ("-0", (0,), ""),
+        ("1e-5", (1e-5,), ""),
+    ],
+)
+def test_factors_are_sorted_and_that_is_told(text, factors, note):
+    assert parse_smoothing(text) == (factors, (note,) if note else ())
+
+
+@pytest.mark.parametrize("text", ["", "0,", "0,1.1", "-0.1", "nan", "0;0.1", "a"])
+def test_factors_outside_0_to_1_are_refused(text):
+    with pytest.raises(InputError, match=r"--smoothing has .*, but a factor is a number in \[0, 1\]"):
+        parse_smoothing(text)
+
+
+def test_an_axis_keeps_each_value_once():
+    axis, notes = parse_axis("model.name=[mlp, cnn, mlp]")
+    assert axis == Axis("model.name", ("mlp", "cnn"))
+    assert notes == ("--vary model.name has a value twice, which is taken once",)
+    assert parse_axis("data.batch_size=[1, true, 1.0]")[0].values == (1, True, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model.name", "is not KEY="),
+        ("model.name=mlp", "is not KEY="),
+        ("model.name=[]", "is not KEY="),
+        ("model.name=[mlp", "is not KEY="),
+        ("=[1]", "is not KEY="),
+        ("seed=[1, 2]", "--vary seed: compare varies this key anyway, with --seeds"),
+        ("algorithms.label_smoothing.smoothing=[0]", "varies this key anyway, with --smoothing"),
+        ("name=[a, b]", "this key is only words"),
+    ],
+)
+def test_what_is_no_axis_is_refused(text, message):
+    with pytest.raises(InputError, match=message):
+        parse_axis(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seeds": 0}, "--seeds is 0, but must be at least 1"),
+        ({"vary": ["data.batch_size=[1]", "data.batch_size=[2]"]}, "set the same key: give one list"),
+        (
+            {"vary": ["algorithms=[{}]", "algorithms.mixup=[{}]"]},
+            "--vary algorithms and --vary algorithms.mixup set the same",
+        ),
+    ],
+)
+def test_wrong_options_are_refused(tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        plan(tmp_path, **options)
+
+
+def test_an_override_of_what_is_varied_is_refused(tmp_path):
+    with pytest.raises(InputError, match="smoothing=0.3' and --smoothing set the same key"):
+        plan(tmp_path, "algorithms.label_smoothing.smoothing=0.3")
+    with pytest.raises(InputError, match="'model.name=cnn' and --vary model.name set the same key"):
+        plan(tmp_path, "model.name=cnn", vary=["model.name=[mlp]"])
+
+
+def test_a_key_that_the_recipe_does_not_have_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="unknown key data.batchsize: did you mean batch_size"):
+        plan(tmp_path, vary=["data.batchsize=[1, 2]"])
+
+
+def test_finished_runs_are_found_wherever_in_the_folder_they_are(tmp_path):
+    folder = make_run(tmp_path / "some" / "where", 0.1, 17)
+    made = plan(tmp_path)
+    assert [run.folder for run in made.runs if run.finished] == [folder]
+    assert next(run for run in made.runs if run.finished).name == "smoothing 0.1, seed 17"
+
+
+def test_a_comparison_can_be_widened_without_losing_what_is_there(tmp_path):
+    for run in plan(tmp_path).runs:
+        make_run(run.folder, run.recipe.smoothing, run.recipe.seed)
+    wider = plan(tmp_path, smoothing="0,0.1,0.2", seeds=3, vary=["algorithms.mixup=[null, {}]"])
+    assert sum(run.finished for run in wider.runs) == 4
+    assert len({run.folder for run in wider.runs}) == len(wider.runs) == 18
+
+
+def test_a_finished_run_goes_before_an_unfinished_one_of_the_same_recipe(tmp_path):
+    finished = make_run(tmp_path / "b", 0.1, 17)
+    for name in "ac":
+        (make_run(tmp_path / name, 0.1, 17) / "result.json").unlink()
+    assert finished in [run.folder for run in plan(tmp_path).runs]
+
+
+def test_runs_of_another_recipe_are_refused_with_the_keys(tmp_path):
+    make_run(tmp_path / "other", 0.1, 17, "optimizer.learning_rate=0.5", "data.batch_size=32")
+    with pytest.raises(
+        InputError, match=r"another recipe \(other differs in data.batch_size, optimizer.learning_rate\): .* --out DIR"
+    ):
+        plan(tmp_path)
+    assert plan(tmp_path, vary=["data.batch_size=[32, 64]", "optimizer.learning_rate=[0.5]"]).runs
+
+
+def test_a_folder_whose_recipe_cannot_be_read_is_left_to_the_report(tmp_path):
+    (make_run(tmp_path / "torn") / "recipe.yaml").write_text("name: [")
+    assert len(plan(tmp_path).runs) == 4
+
+
+def test_the_folder_follows_from_the_recipe_and_the_axes_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base = plan(None).out
+    assert base.parent.name == "runs"
+    assert base.name.startswith("compare-digits-mlp-")
+    assert plan(None, "seed=3", smoothing="0,0.5", seeds=7).out == base
+    assert plan(None, "duration=2ep").out != base
+    assert plan(None, vary=["model.name=[mlp]"]).out != base
+    assert plan(None, vary=["model.name=[cnn]"]).out == plan(None, vary=["model.name=[mlp, cnn]"]).out
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0"), (0.1, "0.1"), (1.0, "1"), (1e-5, "0.00001"), (0.30000001, "0.30000001")]
+)
+def test_a_factor_is_written_without_an_exponent(value, text):
+    assert decimal(value) == text
