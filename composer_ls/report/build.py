@@ -1,0 +1,207 @@
+"""From a folder of runs to ``summary.csv`` and ``report.html``."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from composer_ls.report.comparison import Comparison, Difference, compare_runs, listed
+from composer_ls.report.figures import FEW, confidence_panels, curve_panels, metric_panels, reliability_panels
+from composer_ls.report.metrics import METRICS, Metric
+from composer_ls.report.page import render, write
+from composer_ls.report.runs import Run, read_runs
+from composer_ls.report.settings import SMOOTHING, other_keys
+
+__all__ = ["COMMANDS", "build_report", "html", "summary"]
+
+COMMANDS = "commands.txt"
+"""The file in which a comparison's commands are, one a line."""
+
+
+def build_report(folder: Path) -> Comparison:
+    """Read every run in a folder, write ``summary.csv`` and ``report.html`` there, and return the comparison.
+
+    Args:
+        folder: Where the run folders are, at any depth.
+
+    Raises:
+        InputError: There are no finished runs, they are of several recipes, or the files cannot be written.
+
+    """
+    comparison = compare_runs(folder, *read_runs(folder))
+    write(folder / "summary.csv", summary(comparison))
+    write(folder / "report.html", html(comparison))
+    return comparison
+
+
+def summary(comparison: Comparison) -> str:
+    """CSV: a line for each setting, smoothing and metric, in the metric's own units (accuracy as a fraction).
+
+    It holds nothing that differs between two runs of the same recipe, such as times.
+    """
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(
+        [
+            "setting",
+            "smoothing",
+            "metric",
+            "better",
+            "seeds",
+            "mean",
+            "low",
+            "high",
+            "paired_seeds",
+            "difference",
+            "difference_low",
+            "difference_high",
+            "corrected_p",
+            "outcome",
+        ]
+    )
+    for setting, smoothing, runs in comparison:
+        for metric in METRICS:
+            mean = comparison.mean(metric, setting, smoothing).scaled(1 / metric.scale)
+            row: list[Any] = [setting, f"{smoothing:g}", metric.key, "higher" if metric.higher_is_better else "lower"]
+            row += [len(runs), *map(_number, mean[:3])]
+            found = comparison.differences.get((setting, smoothing, metric.key))
+            if found is None or found.interval is None:
+                row += ["", "", "", "", "", "" if found is None else found.outcome]
+            else:
+                interval = found.interval.scaled(1 / metric.scale)
+                row += [interval.size, *map(_number, interval[:3]), _number(found.corrected_p), found.outcome]
+            writer.writerow(row)
+    return file.getvalue()
+
+
+def _number(value: float) -> str:
+    return "" if value != value else f"{value:.8g}"
+
+
+def html(comparison: Comparison) -> str:
+    """The page."""
+    runs = [run for _, _, by_seed in comparison for run in by_seed.values()]
+    recipe = runs[0].recipe
+    return render(
+        "report.html",
+        title=f"Does label smoothing help? {recipe.name}",
+        recipe=recipe,
+        recipe_yaml=recipe.to_yaml(),
+        varied=[SMOOTHING, "seed", *other_keys([run.recipe for run in runs])],
+        summary=_what_it_is(comparison, runs),
+        glance=len(comparison.differences) > len(METRICS),
+        verdicts=[
+            {
+                "heading": heading(comparison, setting),
+                "warnings": comparison.warnings(setting),
+                "verdicts": comparison.verdicts(setting),
+                "nothing": nothing_to_compare(comparison, setting),
+            }
+            for setting in comparison.runs
+        ],
+        tests=comparison.tests,
+        by_chance=f"{comparison.tests / 20:g}",
+        columns=comparison.columns,
+        rows=list(_rows(comparison)),
+        metric_figures=metric_panels(comparison),
+        reliability_figures=reliability_panels(comparison),
+        confidence_figures=confidence_panels(comparison),
+        curve_figures=curve_panels(comparison),
+        few=FEW,
+        left_out=[
+            {"folder": _below(comparison.folder, one.folder), "reason": one.reason} for one in comparison.left_out
+        ],
+        machines=_machines(runs),
+        commands=_commands(comparison.folder),
+        run_commands=[run.result.get("command", "") for run in runs],
+    )
+
+
+def heading(comparison: Comparison, setting: str) -> str:
+    """What the verdicts of a setting are about."""
+    factors = [f"{smoothing:g}" for smoothing in comparison.runs[setting] if smoothing != 0]
+    return f"Smoothing {listed(factors) or 0} against none" + (f", {setting}" if setting else "")
+
+
+def nothing_to_compare(comparison: Comparison, setting: str) -> str:
+    """Why a setting has no verdicts."""
+    if 0.0 not in comparison.runs[setting]:
+        return "There is nothing to compare with: no run without smoothing is finished. Add 0 to --smoothing."
+    return "There is nothing to compare: no run with smoothing is finished."
+
+
+def cell(comparison: Comparison, metric: Metric, setting: str, smoothing: float) -> tuple[str, str]:
+    """A mean in words, and half the width of its interval, "" for one seed."""
+    mean = comparison.mean(metric, setting, smoothing)
+    return metric.shown(mean.mean), "" if mean.size == 1 else metric.shown(mean.half)
+
+
+def _rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    before = ""
+    for setting, smoothing, runs in comparison:
+        cells = []
+        for metric in comparison.columns:
+            mean, half = cell(comparison, metric, setting, smoothing)
+            found = comparison.differences.get((setting, smoothing, metric.key))
+            outcome = found.outcome if found else ""
+            reserved = found is not None and outcome in {"helps", "hurts"} and not found.survives
+            cells.append(
+                {
+                    "mean": f"{mean} ± {half}" if half else mean,
+                    "difference": _two_lines(found) if found and found.interval else (),
+                    "outcome": f"({outcome})" if reserved else outcome,
+                    "tone": {"helps": "good", "hurts": "bad"}.get(outcome, ""),
+                }
+            )
+        yield {
+            "heading": setting if setting != before else "",
+            "smoothing": f"{smoothing:g}",
+            "seeds": len(runs),
+            "cells": cells,
+        }
+        before = setting
+
+
+def _two_lines(difference: Difference) -> tuple[str, str]:
+    """The difference with what it does, and its interval."""
+    number, bracket, interval = difference.numbers.replace(difference.metric.unit, "").partition("[")
+    word = difference.outcome if difference.outcome in {"helps", "hurts"} else ""
+    return f"{number.strip()} {word}", bracket + interval
+
+
+def _what_it_is(comparison: Comparison, runs: list[Run]) -> str:
+    factors = sorted({smoothing for _, smoothing, _ in comparison})
+    seeds = sorted({len(by_seed) for _, _, by_seed in comparison})
+    number = f"{seeds[0]} seed{'' if seeds == [1] else 's'}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    settings = f", {len(comparison.runs)} settings" if len(comparison.runs) > 1 else ""
+    last = max(str(run.result.get("finished", "")) for run in runs)[:10]
+    factor_words = ", ".join(f"{factor:g}" for factor in factors)
+    return f"{len(runs)} runs: smoothing {factor_words}{settings}, {number} each; the last was finished on {last}."
+
+
+def _machines(runs: list[Run]) -> list[str]:
+    """Each combination of versions and hardware, with how many runs it did."""
+    lines: Counter[str] = Counter()
+    for run in runs:
+        hardware = dict(run.result.get("hardware", {}))
+        where = [hardware.get("gpu") or f"{hardware.get('processor', '?')}, {hardware.get('cores', '?')} cores"]
+        if hardware.get("processes", 1) != 1:
+            where.append(f"{hardware['processes']} processes")
+        versions = [f"{name} {version}" for name, version in run.result.get("versions", {}).items()]
+        lines["; ".join([*where, ", ".join(versions)])] += 1
+    return [f"{count} run{'' if count == 1 else 's'}: {line}" for line, count in lines.items()]
+
+
+def _commands(folder: Path) -> list[str]:
+    try:
+        return (folder / COMMANDS).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
+def _below(folder: Path, path: Path) -> str:
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)

@@ -1,0 +1,271 @@
+"""Runs by setting, smoothing and seed, and what follows from them: means, paired differences, verdicts."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from composer_ls.errors import InputError
+from composer_ls.report.metrics import METRICS, STEP_TIME, Metric
+from composer_ls.report.runs import LeftOut, Run
+from composer_ls.report.settings import names_of_settings
+from composer_ls.report.statistics import Interval, holm, interval_of_mean, paired_p_value, seeds_needed
+
+__all__ = ["Comparison", "Difference", "Verdict", "compare_runs", "listed"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A metric's paired difference from no smoothing.
+
+    Attributes:
+        setting: The setting's name.
+        smoothing: Of the runs that are compared with those at 0.
+        metric: Which.
+        interval: Of the differences by seed, in shown units; ``None`` if no seed was run both ways.
+        corrected_p: Holm's p-value over all differences of the comparison, NaN if there is none.
+
+    """
+
+    setting: str
+    smoothing: float
+    metric: Metric
+    interval: Interval | None
+    corrected_p: float = math.nan
+
+    @property
+    def outcome(self) -> str:
+        """``helps``, ``hurts``, ``small``, ``unclear``, ``constant``, ``equal``, ``one seed`` or ``no pair``."""
+        if self.interval is None:
+            return "no pair"
+        mean, low, high, deviation, size = self.interval
+        if size == 1:
+            return "one seed"
+        if deviation == 0:
+            return "constant" if abs(mean) > 1e-9 else "equal"
+        if low > 0 or high < 0:
+            return "helps" if (mean > 0) == self.metric.higher_is_better else "hurts"
+        return "small" if max(-low, high) < self.metric.worth else "unclear"
+
+    @property
+    def survives(self) -> bool:
+        """Whether Holm's correction for the number of differences leaves it different from 0."""
+        return self.corrected_p < 0.05
+
+    @property
+    def numbers(self) -> str:
+        """``+0.31 points [0.05, 0.57]``."""
+        if self.interval is None:
+            return ""
+        mean = " ".join(filter(None, [self.metric.shown(self.interval.mean, sign=True), self.metric.unit]))
+        if self.outcome in {"one seed", "constant", "equal"}:
+            return mean
+        return f"{mean} [{self.metric.shown(self.interval.low)}, {self.metric.shown(self.interval.high)}]"
+
+    @property
+    def conclusion(self) -> str:
+        """What follows from the interval, in words that can stand behind the numbers."""
+        worth = " ".join(filter(None, [f"{self.metric.worth:g}", self.metric.unit]))
+        return {
+            "helps": "helps",
+            "hurts": "hurts",
+            "small": f"no difference as large as {worth}",
+            "unclear": "no evidence either way",
+            "constant": "no verdict",
+            "equal": "no difference at any seed",
+            "one seed": "nothing can be said from one seed",
+            "no pair": "no seed was run both with and without smoothing",
+        }[self.outcome]
+
+    @property
+    def reservation(self) -> str:
+        """What must be added to the conclusion, if anything."""
+        if self.outcome in {"helps", "hurts"}:
+            return "" if self.survives else "not after correction"
+        if self.outcome == "constant":
+            return "the same at every seed: no spread to judge by"
+        if self.outcome == "unclear":
+            assert self.interval is not None
+            needed = seeds_needed(self.interval.deviation, self.metric.worth)
+            worth = " ".join(filter(None, [f"{self.metric.worth:g}", self.metric.unit]))
+            return f"about {needed:,} seeds would show {worth}" if needed else f"over 10,000 seeds would show {worth}"
+        return ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is known about one metric in one setting: a sentence over all factors of smoothing.
+
+    Attributes:
+        setting: The setting's name.
+        metric: Which.
+        differences: One a factor, ascending.
+
+    """
+
+    setting: str
+    metric: Metric
+    differences: tuple[Difference, ...]
+
+    @property
+    def sentence(self) -> str:
+        """The sentence, such as ``accuracy +0.31 points [0.05, 0.57], 5 seeds: helps``."""
+        if len(self.differences) == 1:
+            (only,) = self.differences
+            numbers = f" {only.numbers}, {_seeds(only)}" if only.interval else ""
+            reservation = f" ({only.reservation})" if only.reservation else ""
+            return f"{self.metric.name}{numbers}: {only.conclusion}{reservation}"
+        seeds = {_seeds(difference) for difference in self.differences}
+        head = f"{self.metric.name}, {seeds.pop()}" if len(seeds) == 1 else self.metric.name
+        by_conclusion: dict[str, list[str]] = {}
+        for one in self.differences:
+            remarks = "; ".join(filter(None, [one.numbers, _seeds(one) if seeds else "", one.reservation]))
+            by_conclusion.setdefault(one.conclusion, []).append(f"{one.smoothing:g} ({remarks})")
+        clauses = [f"{conclusion} at {listed(factors)}" for conclusion, factors in by_conclusion.items()]
+        return f"{head}: {'; '.join(clauses)}"
+
+    @property
+    def tone(self) -> str:
+        """``good`` if some factor helps and none hurts, ``bad`` the other way round, ``mixed``, or ``none``."""
+        outcomes = {difference.outcome for difference in self.differences}
+        if {"helps", "hurts"} <= outcomes:
+            return "mixed"
+        return "good" if "helps" in outcomes else "bad" if "hurts" in outcomes else "none"
+
+
+def listed(words: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def _seeds(difference: Difference) -> str:
+    size = difference.interval.size if difference.interval else 0
+    return f"{size} seed{'' if size == 1 else 's'}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Finished runs of one recipe.
+
+    Attributes:
+        folder: Where they are.
+        runs: By the setting's name, smoothing and seed.
+        left_out: Folders that could not be used.
+
+    """
+
+    folder: Path
+    runs: Mapping[str, Mapping[float, Mapping[int, Run]]]
+    left_out: Sequence[LeftOut]
+
+    def __iter__(self) -> Iterator[tuple[str, float, Mapping[int, Run]]]:
+        """Each setting and smoothing with its runs by seed."""
+        for setting, factors in self.runs.items():
+            for smoothing, seeds in factors.items():
+                yield setting, smoothing, seeds
+
+    def mean(self, metric: Metric, setting: str, smoothing: float) -> Interval:
+        """A metric's mean over seeds, in shown units."""
+        runs = self.runs[setting][smoothing].values()
+        return interval_of_mean([run.values[metric.key] for run in runs]).scaled(metric.scale)
+
+    def difference(self, metric: Metric, setting: str, smoothing: float) -> Interval | None:
+        """A metric's mean difference from no smoothing over the seeds that were run both ways, in shown units."""
+        runs, baseline = self.runs[setting][smoothing], self.runs[setting].get(0.0, {})
+        common = [seed for seed in runs if seed in baseline]
+        if not common or smoothing == 0:
+            return None
+        return interval_of_mean(
+            [runs[seed].values[metric.key] - baseline[seed].values[metric.key] for seed in common]
+        ).scaled(metric.scale)
+
+    @cached_property
+    def differences(self) -> dict[tuple[str, float, str], Difference]:
+        """Every paired difference by setting, smoothing and the metric's key."""
+        found = [
+            Difference(setting, smoothing, metric, self.difference(metric, setting, smoothing))
+            for setting, smoothing, _ in self
+            for metric in METRICS
+            if smoothing != 0
+        ]
+        p_values = holm([math.nan if one.interval is None else paired_p_value(one.interval) for one in found])
+        return {
+            (one.setting, one.smoothing, one.metric.key): Difference(
+                one.setting, one.smoothing, one.metric, one.interval, corrected_p=p
+            )
+            for one, p in zip(found, p_values, strict=True)
+        }
+
+    @property
+    def tests(self) -> int:
+        """How many differences have an interval that could exclude 0."""
+        return sum(not math.isnan(one.corrected_p) for one in self.differences.values())
+
+    def verdicts(self, setting: str) -> list[Verdict]:
+        """One a metric; none if only one factor was run, or none without smoothing."""
+        factors = [smoothing for smoothing in self.runs[setting] if smoothing != 0]
+        if not factors or 0.0 not in self.runs[setting]:
+            return []
+        return [
+            Verdict(setting, metric, tuple(self.differences[setting, smoothing, metric.key] for smoothing in factors))
+            for metric in METRICS
+        ]
+
+    def warnings(self, setting: str) -> list[str]:
+        """What gets worse, such as ``NLL gets worse at 0.1 and 0.2``."""
+        texts = []
+        for verdict in self.verdicts(setting):
+            worse = [f"{one.smoothing:g}" for one in verdict.differences if one.outcome == "hurts"]
+            if worse:
+                texts.append(f"{verdict.metric.name} gets worse at {listed(worse)}")
+        return texts
+
+    @property
+    def columns(self) -> tuple[Metric, ...]:
+        """What a table shows."""
+        return (*METRICS, STEP_TIME)
+
+
+def compare_runs(folder: Path, runs: Sequence[Run], left_out: Sequence[LeftOut]) -> Comparison:
+    """Sort runs by setting, smoothing and seed.
+
+    Raises:
+        InputError: There are none, or they are of several recipes.
+
+    """
+    if not runs:
+        unusable = "".join(f"; {one.folder}: {one.reason}" for one in left_out[:3])
+        raise InputError(
+            f"there are no finished runs in {folder.absolute()}{unusable}: `composer-ls compare` makes some, as does "
+            f"`composer-ls train RECIPE --out {folder}/NAME`"
+        )
+    names = sorted({run.recipe.name for run in runs})
+    if len(names) > 1:
+        raise InputError(
+            f"{folder.absolute()} holds runs of several recipes ({', '.join(names)}), which cannot be compared by seed: "
+            f"give the folder of one"
+        )
+    left_out = list(left_out)
+    sorted_runs: dict[str, dict[float, dict[int, Run]]] = {}
+    for setting, run in sorted(
+        zip(names_of_settings([run.recipe for run in runs]), runs, strict=True),
+        key=lambda pair: (_natural(pair[0]), pair[1].recipe.smoothing, pair[1].recipe.seed, pair[1].folder),
+    ):
+        seeds = sorted_runs.setdefault(setting, {}).setdefault(run.recipe.smoothing, {})
+        if run.recipe.seed in seeds:
+            left_out.append(LeftOut(run.folder, f"it is the same run as {seeds[run.recipe.seed].folder}"))
+        else:
+            seeds[run.recipe.seed] = run
+    return Comparison(folder, sorted_runs, left_out)
+
+
+def _natural(name: str) -> tuple[bool, list[tuple[bool, float, str]]]:
+    """A key that sorts plain first, and numbers within names by size."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)", name)
+    return name != "plain", [
+        (bool(index % 2), float(part) if index % 2 else 0.0, part) for index, part in enumerate(parts)
+    ]

@@ -1,0 +1,217 @@
+"""The figures of a comparison's page."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
+
+from composer_ls.report.comparison import Comparison
+from composer_ls.report.metrics import Metric
+from composer_ls.report.page import BASELINE, MUTED, SERIES, Look, Panel, look, svg
+from composer_ls.report.runs import Run
+
+__all__ = ["confidence_panels", "curve_panels", "metric_panels", "reliability_panels"]
+
+Array = NDArray[np.float64]
+WIDTH, HEIGHT = 340, 240
+FEW = 20
+"""Examples in a bin whose accuracy says little."""
+
+
+def metric_panels(comparison: Comparison) -> list[Panel]:
+    """Each metric against smoothing, a series a setting."""
+    return [_metric_panel(comparison, metric) for metric in comparison.columns]
+
+
+def _metric_panel(comparison: Comparison, metric: Metric) -> Panel:
+    settings = list(comparison.runs)
+    factors = sorted({smoothing for _, smoothing, _ in comparison})
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        step = 0.012 * (max(factors) - min(factors))
+        for index, setting in enumerate(settings):
+            style = look(index)
+            shift = step * (index - (len(settings) - 1) / 2)
+            mine = list(comparison.runs[setting])
+            means = [comparison.mean(metric, setting, smoothing) for smoothing in mine]
+            for smoothing, runs in comparison.runs[setting].items():
+                values = [metric.scale * run.values[metric.key] for run in runs.values()]
+                axes.plot([smoothing + shift] * len(values), values, ".", color=style.color, alpha=0.35, markersize=4)
+            axes.errorbar(
+                [smoothing + shift for smoothing in mine],
+                [mean.mean for mean in means],
+                yerr=[0 if math.isnan(mean.half) else mean.half for mean in means],
+                color=style.color,
+                marker=style.marker,
+                linestyle=style.linestyle,
+                capsize=3,
+                label=setting,
+            )
+        axes.set_xlabel("smoothing")
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        if len(factors) <= 7:
+            axes.set_xticks(factors, [f"{factor:g}" for factor in factors])
+        if len(settings) > 1:
+            _legend_below(figure, axes, columns=1 if max(map(len, settings)) > 18 else 2)
+
+    rows = 0 if len(settings) == 1 else math.ceil(len(settings) / (1 if max(map(len, settings)) > 18 else 2))
+    return Panel(
+        metric.heading,
+        svg(draw, f"{metric.name} against smoothing", width=WIDTH, height=HEIGHT + 17 * rows),
+        "higher is better" if metric.higher_is_better else "lower is better",
+    )
+
+
+def reliability_panels(comparison: Comparison) -> list[Panel]:
+    """A reliability diagram with counts for each setting and smoothing, over all seeds together."""
+    panels = []
+    for setting, smoothing, runs in comparison:
+        title = f"smoothing {smoothing:g}" + (f", {setting}" if setting else "")
+        temperature = math.exp(np.mean([math.log(run.temperature) for run in runs.values()]))
+        ece = comparison.mean(next(metric for metric in comparison.columns if metric.key == "ece"), setting, smoothing)
+        picture = svg(partial(_reliability, runs=runs.values()), f"reliability diagram, {title}", height=290)
+        panels.append(Panel(title, picture, f"ECE {ece.mean:.4f}; best temperature {temperature:.3g}"))
+    return panels
+
+
+def _reliability(figure: Figure, runs: Iterable[Run]) -> None:
+    counts, confidence, right = _pooled(runs)
+    with np.errstate(invalid="ignore"):
+        confidence, accuracy = confidence / counts, right / counts
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    above.plot([0, 1], [0, 1], color=MUTED, linewidth=1)
+    many = counts >= FEW
+    above.plot(confidence[many], accuracy[many], color=SERIES[0], linewidth=1.2, zorder=2)
+    for chosen, face in ((many, SERIES[0]), ((counts > 0) & ~many, "none")):
+        above.plot(
+            confidence[chosen], accuracy[chosen], "o", color=SERIES[0], markerfacecolor=face, markersize=5.5, zorder=3
+        )
+    above.vlines(confidence, confidence, accuracy, color=SERIES[1], linewidth=2.2, zorder=1)
+    above.set(ylim=(-0.03, 1.03), ylabel="accuracy")
+    edges = np.linspace(0, 1, len(counts) + 1)
+    below.bar(edges[:-1], counts, width=np.diff(edges) * 0.92, align="edge", color=SERIES[0])
+    below.set(xlim=(0, 1.02), yscale="log", ylim=(0.7, 2 * counts.max()), xlabel="confidence", ylabel="examples")
+    below.yaxis.set_major_locator(FixedLocator([1, 100, 10_000, 1_000_000]))
+    below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    below.minorticks_off()
+
+
+def _pooled(runs: Iterable[Run]) -> tuple[Array, Array, Array]:
+    """Over all runs and by bin: how many examples, their summed confidence, and how many are right."""
+    counts, confidence, right = (np.zeros(1) for _ in range(3))
+    for run in runs:
+        count = run.bins.counts.numpy()
+        counts = counts + count
+        confidence = confidence + np.nan_to_num(run.bins.confidence.numpy()) * count
+        right = right + np.nan_to_num(run.bins.accuracy.numpy()) * count
+    return counts, confidence, right
+
+
+def confidence_panels(comparison: Comparison) -> list[Panel]:
+    """Histograms of the confidence of right and of wrong answers, a panel each a setting, a line a smoothing."""
+    panels = []
+    for setting, factors in comparison.runs.items():
+        pooled = {smoothing: _pooled(runs.values()) for smoothing, runs in factors.items()}
+        for answers in ("right", "wrong"):
+
+            def draw(figure: Figure, pooled: Mapping[float, tuple[Array, ...]] = pooled, kind: str = answers) -> None:
+                axes = figure.subplots()
+                for smoothing, style in _looks(pooled).items():
+                    counts, _, right = pooled[smoothing]
+                    number = right if kind == "right" else counts - right
+                    edges = np.linspace(0, 1, len(counts) + 1)
+                    axes.stairs(
+                        number / max(number.sum(), 1), edges, color=style.color, linestyle=style.linestyle,
+                        linewidth=1.8, label=f"{smoothing:g}",
+                    )  # fmt: skip
+                axes.set(xlim=(0, 1.02), xlabel="confidence", ylim=(0, None))
+                axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+                axes.legend(title="smoothing", loc="upper left")
+
+            title = f"confidence of {answers} answers" + (f", {setting}" if setting else "")
+            panels.append(Panel(title, svg(draw, title), f"part of the {answers} answers in each bin"))
+    return panels
+
+
+_CURVES = (
+    ("metrics/train/CrossEntropy", "training loss (nats)", True),
+    ("metrics/test/CrossEntropy", "test NLL (nats)", False),
+    ("metrics/test/MulticlassAccuracy", "test accuracy", False),
+)
+
+
+def curve_panels(comparison: Comparison) -> list[Panel]:
+    """Training curves, a line a smoothing: the mean over seeds with their range. Losses are those of the hard labels."""
+    panels = []
+    for setting, factors in comparison.runs.items():
+        for key, name, logarithmic in _CURVES:
+            title = name + (f", {setting}" if setting else "")
+            curves = {smoothing: _curve(runs.values(), key) for smoothing, runs in factors.items()}
+            curves = {smoothing: curve for smoothing, curve in curves.items() if curve}
+            if not curves:
+                panels.append(Panel(title, None, f"no run's metrics.jsonl holds {key}"))
+                continue
+
+            def draw(
+                figure: Figure,
+                curves: Mapping[float, Mapping[float, Sequence[float]]] = curves,
+                log: bool = logarithmic,
+            ) -> None:
+                axes = figure.subplots()
+                for smoothing, style in _looks(curves).items():
+                    _draw_curve(axes, curves[smoothing], style, f"{smoothing:g}")
+                axes.set_xlabel("epoch")
+                axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+                if log:
+                    axes.set_yscale("log")
+                    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+                    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                    axes.minorticks_off()
+                axes.legend(title="smoothing")
+
+            panels.append(Panel(title, svg(draw, title), "mean over seeds, and their range"))
+    return panels
+
+
+def _curve(runs: Iterable[Run], key: str) -> dict[float, list[float]]:
+    """The values of all runs at each epoch that any of them has."""
+    points: dict[float, list[float]] = defaultdict(list)
+    for run in runs:
+        batches = run.result["examples"]["train"] // run.recipe.data.batch_size
+        for line in run.lines:
+            if math.isfinite(line.get(key, math.nan)):
+                points[round(line["batch"] / batches, 2)].append(line[key])
+    return dict(sorted(points.items()))
+
+
+def _draw_curve(axes: Axes, curve: Mapping[float, Sequence[float]], style: Look, label: str) -> None:
+    every = max(1, len(curve) // 200)
+    epochs = list(curve)[::-1][::every][::-1]  # always with the last
+    values = [curve[epoch] for epoch in epochs]
+    axes.plot(
+        epochs, [np.mean(some) for some in values], color=style.color, marker=style.marker, linestyle=style.linestyle,
+        markevery=max(1, len(epochs) // 6), markersize=4.5, label=label,
+    )  # fmt: skip
+    axes.fill_between(
+        epochs, list(map(min, values)), list(map(max, values)), color=style.color, alpha=0.15, linewidth=0
+    )
+
+
+def _looks(factors: Iterable[float]) -> dict[float, Look]:
+    """The look of each factor of smoothing; none is the baseline."""
+    smoothed = [smoothing for smoothing in factors if smoothing != 0]
+    return {smoothing: BASELINE if smoothing == 0 else look(smoothed.index(smoothing)) for smoothing in factors}
+
+
+def _legend_below(figure: Figure, axes: Axes, columns: int) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)

@@ -1,0 +1,94 @@
+"""What differs between the recipes of a comparison besides smoothing and the seed, and what that is called."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from composer_ls.training.recipe import Recipe
+from composer_ls.training.run_folder import differing_keys
+
+__all__ = ["SMOOTHING", "names_of_settings", "other_keys"]
+
+SMOOTHING = "algorithms.label_smoothing.smoothing"
+
+# What may differ between machines without being another experiment.
+_PLACES = ("seed", "description", "needs", "data.root", "data.download", "data.workers", "device", "checkpoints")
+
+
+def other_keys(recipes: Sequence[Recipe]) -> list[str]:
+    """The dotted keys in which recipes differ, besides smoothing, the seed, and where and how fast they run.
+
+    Example:
+        >>> from composer_ls.report.settings import other_keys
+        >>> from composer_ls.training.recipe import load_recipe
+        >>> plain = load_recipe("digits-mlp", ["algorithms.label_smoothing.smoothing=0"])
+        >>> mixed = load_recipe("digits-mlp", ["algorithms.mixup={alpha: 0.2}", "seed=3"])
+        >>> other_keys([plain, mixed])
+        ['algorithms.mixup']
+
+    """
+    contents = [_comparable(recipe) for recipe in recipes]
+    differing = {key for content in contents[1:] for key in differing_keys(contents[0], content)}
+    shortest: list[str] = []
+    for key in sorted(differing):  # a.b stands before a.b.c
+        if not any(key.startswith(f"{prefix}.") for prefix in (*shortest, *_PLACES)) and key not in _PLACES:
+            shortest.append(key)
+    return shortest
+
+
+def names_of_settings(recipes: Sequence[Recipe]) -> list[str]:
+    """What sets each recipe apart, besides smoothing and the seed, in words; "" if nothing does.
+
+    Equal names are equal settings.
+
+    Example:
+        >>> from composer_ls.report.settings import names_of_settings
+        >>> from composer_ls.training.recipe import load_recipe
+        >>> overrides = ["seed=3"], ["algorithms.mixup={alpha: 0.2}"], ["optimizer.learning_rate=0.1"]
+        >>> names_of_settings([load_recipe("digits-mlp", some) for some in overrides])
+        ['learning_rate 0.002', 'mixup(alpha 0.2), learning_rate 0.002', 'learning_rate 0.1']
+
+    """
+    keys = other_keys(recipes)
+    last = [key.removesuffix(".name").split(".")[-1] for key in keys]
+    short = [name if last.count(name) == 1 else key for name, key in zip(last, keys, strict=True)]
+    names = []
+    for recipe in recipes:
+        content = _comparable(recipe)
+        values = [_value(content, key) for key in keys]
+        parts = [_part(key, name, value) for key, name, value in zip(keys, short, values, strict=True)]
+        names.append(", ".join(filter(None, parts)) or ("plain" if keys else ""))
+    return names
+
+
+def _comparable(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without its smoothing and without what is switched off."""
+    content = recipe.model_dump()
+    algorithms = {name: arguments for name, arguments in content["algorithms"].items() if arguments is not None}
+    smoothing = {key: value for key, value in algorithms.pop("label_smoothing", {}).items() if key != "smoothing"}
+    return content | {"algorithms": algorithms | ({"label_smoothing": smoothing} if smoothing else {})}
+
+
+def _value(content: Mapping[str, Any], key: str) -> Any:
+    value: Any = content
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _part(key: str, name: str, value: Any) -> str:
+    if key.startswith("algorithms.") and key.count(".") == 1:
+        if value is None:
+            return ""
+        return f"{name}({', '.join(f'{k} {_text(v)}' for k, v in value.items())})" if value else name
+    return f"{name} {_text(value)}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, str):
+        return value
+    return "none" if value is None else json.dumps(value)

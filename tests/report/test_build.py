@@ -1,0 +1,163 @@
+"""The files of a report: the summary, and the page as text and as headless Chromium sees it."""
+
+import csv
+import io
+import re
+from html.parser import HTMLParser
+
+import pytest
+from browser_support import complaints, measured, needs_chromium, screenshot
+from comparison_support import make_comparison, make_run
+
+from composer_ls.report.build import build_report
+from composer_ls.report.metrics import METRICS
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """A folder with its comparison: two settings of three factors, and a run that is not finished."""
+    root = make_comparison(
+        tmp_path_factory.mktemp("runs"), (0.0, 0.1, 0.2), 2, ((), ("algorithms.mixup={alpha: 0.2}",))
+    )
+    (make_run(root / "broken", 0.3) / "result.json").unlink()
+    (root / "commands.txt").write_text("composer-ls compare digits-mlp --smoothing 0,0.1,0.2 --seeds 2\n")
+    return root, build_report(root)
+
+
+def text_of(page):
+    """What a reader reads."""
+    parts = []
+    parser = HTMLParser()
+    parser.handle_data = parts.append
+    parser.feed(re.sub("<(style|svg).*?</\\1>", "", page.read_text(encoding="utf-8"), flags=re.S))
+    return " ".join(" ".join(parts).split())
+
+
+def test_the_summary_has_a_line_for_each_setting_factor_and_metric(report):
+    root, comparison = report
+    rows = list(csv.DictReader(io.StringIO((root / "summary.csv").read_text())))
+    assert len(rows) == 2 * 3 * len(METRICS)
+    assert {row["metric"] for row in rows} == {"accuracy", "nll", "brier", "ece", "ece_scaled", "aurc"}
+    (row,) = [r for r in rows if (r["setting"], r["smoothing"], r["metric"]) == ("plain", "0.1", "accuracy")]
+    runs = comparison.runs["plain"]
+    assert float(row["mean"]) == pytest.approx(sum(run.values["accuracy"] for run in runs[0.1].values()) / 2)
+    assert float(row["difference"]) == pytest.approx(
+        sum(runs[0.1][seed].values["accuracy"] - runs[0.0][seed].values["accuracy"] for seed in (0, 1)) / 2
+    )
+    assert float(row["difference_low"]) < float(row["difference"]) < float(row["difference_high"])
+    assert (row["seeds"], row["paired_seeds"]) == ("2", "2")
+    (baseline,) = [r for r in rows if (r["setting"], r["smoothing"], r["metric"]) == ("plain", "0", "nll")]
+    assert baseline["difference"] == baseline["outcome"] == ""
+
+
+def test_the_same_runs_give_the_same_files_whatever_they_took(report, tmp_path):
+    root, _ = report
+    texts = [(root / name).read_bytes() for name in ("summary.csv", "report.html")]
+    build_report(root)
+    assert [(root / name).read_bytes() for name in ("summary.csv", "report.html")] == texts
+
+
+def test_the_page_says_everything_that_it_should(report):
+    text = text_of(report[0] / "report.html")
+    for words in (
+        "Does label smoothing help? digits-mlp",
+        "12 runs: smoothing 0, 0.1, 0.2, 2 settings, 2 seeds each",
+        "Smoothing 0.1 and 0.2 against none, mixup(alpha 0.2)",
+        "would exclude 0 by chance",
+        "Holm's correction",
+        "composer-ls compare digits-mlp --smoothing 0,0.1,0.2 --seeds 2",
+        "composer-ls train digits-mlp seed=1",
+        "12 runs: x86_64, 2 cores; composer_ls 0.1.0, torch 2.7.0",
+        "broken : it has begun, but not finished",
+        "algorithms.label_smoothing.smoothing, seed, algorithms.mixup",
+        "learning_rate: 0.002",
+        "each half gets the temperature with the least NLL on the other",
+    ):
+        assert words in text
+
+
+def test_the_page_holds_every_figure(report):
+    page = (report[0] / "report.html").read_text()
+    metrics, reliability, confidence, curves = len(METRICS) + 1, 6, 4, 6
+    assert page.count("<svg") == metrics + reliability + confidence + curves
+    assert 'aria-label="reliability diagram, smoothing 0.1, mixup(alpha 0.2)"' in page
+
+
+def test_one_seed_says_that_nothing_can_be_said(tmp_path):
+    build_report(make_comparison(tmp_path, (0.0, 0.1), 1))
+    text = text_of(tmp_path / "report.html")
+    assert text.count("1 seed: nothing can be said from one seed") == len(METRICS)
+    assert "nan" not in text.lower()
+    assert "by chance" not in text
+
+
+def test_what_is_missing_is_said_where_it_would_be(tmp_path):
+    make_comparison(tmp_path, (0.1, 0.2), 2)
+    for file in tmp_path.rglob("metrics.jsonl"):
+        file.unlink()
+    build_report(tmp_path)
+    text = text_of(tmp_path / "report.html")
+    assert "nothing to compare with: no run without smoothing is finished" in text
+    assert "no run's metrics.jsonl holds metrics/train/CrossEntropy" in text
+
+
+def test_names_are_escaped(tmp_path):
+    attack = "<script>alert(1)</script>"
+    for smoothing in (0.0, 0.1):
+        folder = make_run(tmp_path / str(smoothing), smoothing, 0, f"description={attack}", f"data.root='{attack}'")
+        result = (folder / "result.json").read_text().replace("composer-ls train", attack)
+        (folder / "result.json").write_text(result)
+    (tmp_path / "commands.txt").write_text(attack)
+    build_report(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 4
+
+
+def test_a_page_of_60_runs_stays_small(tmp_path):
+    mixers = ((), ("algorithms.mixup={}",), ("algorithms.cutmix={}",))
+    build_report(make_comparison(tmp_path, (0.0, 0.05, 0.1, 0.2), 1, mixers))  # seeds are pooled in the figures
+    assert (tmp_path / "report.html").stat().st_size < 1_000_000
+
+
+def test_the_page_names_no_address_outside_it(report):
+    page = (report[0] / "report.html").read_text()
+    assert not re.findall(r"""(?:src|href)=["'](?!#|data:)[^"']*""", page)
+    assert not re.findall(r"url\((?!#)", page)
+    assert "default-src 'none'" in page
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_chromium_shows_the_page_without_complaint_or_request(report):
+    page = report[0] / "report.html"
+    assert complaints(page) == []
+    for width in (500, 1280):
+        found = measured(page, width=width)
+        assert found["requests"] == []
+        assert found["duplicates"] == 0
+        assert len(found["pictures"]) == 23
+        assert all(200 < wide <= width and high > 150 for wide, high in found["pictures"])
+        assert found["width"] <= found["viewport"]  # nothing sticks out
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_chromium_shows_light_and_dark(report, tmp_path):
+    page = report[0] / "report.html"
+    light, dark = measured(page), measured(page, dark=True)
+    assert light["ink"] != dark["ink"]
+    assert not set(light["strokes"]) & set(dark["strokes"]) - {"none"}
+    for name, width in (("phone", 390), ("desktop", 1280)):
+        for scheme in (False, True):
+            picture = tmp_path / f"{name}-{'dark' if scheme else 'light'}.png"
+            screenshot(page, picture, width=width, height=2000, dark=scheme)
+            assert picture.stat().st_size > 20_000
+
+
+@needs_chromium
+def test_chromium_would_complain_of_a_request_and_of_a_fault(report, tmp_path):
+    page = tmp_path / "page.html"
+    text = (report[0] / "report.html").read_text()
+    page.write_text(text.replace("</main>", '<img src="http://127.0.0.1:9/x.png"></main>'))
+    assert any("Content Security Policy" in message for message in complaints(page))

@@ -1,0 +1,90 @@
+"""Reading run folders: what is found and measured, and what is left out with which reason."""
+
+import json
+
+import pytest
+import torch
+from comparison_support import make_run
+from safetensors.torch import load_file, save_file
+
+from composer_ls.diagnostics.calibration import accuracy, expected_calibration_error, fit_temperature
+from composer_ls.report.runs import read_runs
+
+
+def reasons(root):
+    return {one.folder.relative_to(root).as_posix(): one.reason for one in read_runs(root)[1]}
+
+
+def test_a_run_is_measured_from_its_predictions_and_its_result(tmp_path):
+    make_run(tmp_path / "deep" / "down", 0.1, seed=3)
+    (run,), left_out = read_runs(tmp_path)
+    assert left_out == []
+    assert (run.recipe.smoothing, run.recipe.seed) == (0.1, 3)
+    predictions = load_file(tmp_path / "deep" / "down" / "predictions.safetensors")
+    logits, labels = predictions["logits"], predictions["labels"]
+    assert run.values["accuracy"] == accuracy(logits, labels)
+    assert run.values["ece"] == expected_calibration_error(logits, labels)
+    assert run.values["step_time"] == pytest.approx(10.2 / 660)
+    halves = [fit_temperature(logits[half::2], labels[half::2]) for half in (0, 1)]
+    assert run.temperature == pytest.approx((halves[0] * halves[1]) ** 0.5)
+    assert run.bins.counts.sum() == len(labels)
+    assert len(run.lines) == 30
+
+
+def test_what_is_damaged_or_not_finished_is_named_and_left_out(tmp_path):
+    for name in ["good", "begun", "torn", "empty", "unreadable", "diverged", "other_labels", "newer"]:
+        make_run(tmp_path / name)
+    (tmp_path / "begun" / "result.json").unlink()
+    (tmp_path / "torn" / "result.json").write_text('{"name": "digi')
+    (tmp_path / "empty" / "predictions.safetensors").unlink()
+    (tmp_path / "unreadable" / "predictions.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{not")
+    logits = torch.full((4, 5), torch.nan)
+    save_file(
+        {"logits": logits, "labels": torch.zeros(4, dtype=torch.int64)},
+        tmp_path / "diverged" / "predictions.safetensors",
+    )
+    wrong = {"logits": torch.zeros(4, 5), "labels": torch.full((4,), 7)}
+    save_file(wrong, tmp_path / "other_labels" / "predictions.safetensors")
+    recipe = tmp_path / "newer" / "recipe.yaml"
+    recipe.write_text(recipe.read_text() + "telepathy: true\n")
+    runs, _ = read_runs(tmp_path)
+    assert [run.folder.name for run in runs] == ["good"]
+    told = reasons(tmp_path)
+    assert set(told) == {"begun", "torn", "empty", "unreadable", "diverged", "other_labels", "newer"}
+    assert told["begun"] == "it has begun, but not finished"
+    assert told["torn"].startswith("its result.json is damaged (Unterminated string")
+    assert told["empty"] == "its predictions.safetensors is missing"
+    assert "cannot be used" in told["unreadable"]
+    assert "logits of 4 of 4 examples are not finite: the run diverged" in told["diverged"]
+    assert "cannot be used" in told["other_labels"]
+    assert "see its telepathy" in told["newer"]
+
+
+def test_a_result_without_what_is_needed_is_left_out(tmp_path):
+    folder = make_run(tmp_path / "run")
+    result = json.loads((folder / "result.json").read_text())
+    del result["train_seconds"]
+    (folder / "result.json").write_text(json.dumps(result))
+    assert reasons(tmp_path) == {"run": "'train_seconds' is missing from what it left"}
+
+
+def test_a_log_is_pointed_to_where_a_run_did_not_finish(tmp_path):
+    folder = make_run(tmp_path / "run")
+    (folder / "result.json").unlink()
+    (folder / "log.txt").write_text("Killed")
+    assert reasons(tmp_path) == {"run": "it has begun, but not finished (see its log.txt)"}
+
+
+def test_metrics_that_are_cut_off_or_missing_lose_no_run(tmp_path):
+    cut = make_run(tmp_path / "cut") / "metrics.jsonl"
+    cut.write_text(cut.read_text()[:-40])
+    (make_run(tmp_path / "gone", seed=1) / "metrics.jsonl").unlink()
+    runs, _ = read_runs(tmp_path)
+    assert [len(run.lines) for run in runs] == [29, 0]
+
+
+def test_a_recipe_of_ones_own_is_no_run(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("name: mine\n")
+    make_run(tmp_path / "run")
+    assert len(read_runs(tmp_path)[0]) == 1
+    assert reasons(tmp_path) == {}

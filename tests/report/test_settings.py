@@ -1,0 +1,62 @@
+"""What sets recipes apart, and what it is called."""
+
+import pytest
+
+from composer_ls.report.settings import names_of_settings, other_keys
+from composer_ls.training.recipe import load_recipe
+
+
+def recipes(*overrides):
+    return [load_recipe("digits-mlp", some) for some in overrides]
+
+
+def test_smoothing_seed_and_places_are_no_settings():
+    same = recipes(
+        [], ["algorithms.label_smoothing.smoothing=0"], ["algorithms.label_smoothing=null"], ["seed=5"],
+        ["data.root=elsewhere"], ["data.workers=3"], ["device=cpu"], ["checkpoints.keep=true"], ["description=other"],
+    )  # fmt: skip
+    assert other_keys(same) == []
+    assert names_of_settings(same) == [""] * 9
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        ([[], ["algorithms.mixup={alpha: 0.2}"]], ["plain", "mixup(alpha 0.2)"]),
+        ([["algorithms.mixup=null"], ["algorithms.mixup={}"]], ["plain", "mixup"]),
+        (
+            [["algorithms.mixup={}"], ["algorithms.cutmix={alpha: 1.0}"], ["algorithms={}"]],
+            ["mixup", "cutmix(alpha 1)", "plain"],
+        ),
+        (
+            [["algorithms.mixup={alpha: 0.2}"], ["algorithms.mixup={alpha: 0.4}"]],
+            ["alpha 0.2", "alpha 0.4"],
+        ),
+        ([["model.name=mlp"], ["model.name=cnn"]], ["model mlp", "model cnn"]),
+        ([["data.batch_size=32"], ["data.batch_size=64"]], ["batch_size 32", "batch_size 64"]),
+        (
+            [["algorithms.label_smoothing.spread=others"], ["algorithms.label_smoothing.smoothing=0"]],
+            ["label_smoothing(spread others)", "plain"],
+        ),
+        (
+            [["optimizer.name=sgd", "schedule.name=constant"], ["optimizer.name=adamw", "schedule.name=constant"], []],
+            [
+                "optimizer sgd, schedule constant",
+                "optimizer adamw, schedule constant",
+                "optimizer adamw, schedule cosine",
+            ],
+        ),
+    ],
+)
+def test_a_setting_is_called_by_what_differs(overrides, names):
+    assert names_of_settings(recipes(*overrides)) == names
+
+
+def test_keys_of_the_same_name_are_told_apart():
+    pair = recipes(
+        ["algorithms.mixup={alpha: 0.2}", "algorithms.cutmix={alpha: 1}"],
+        ["algorithms.mixup={alpha: 0.3}", "algorithms.cutmix={alpha: 2}"],
+    )
+    first, second = names_of_settings(pair)
+    assert first == "algorithms.cutmix.alpha 1, algorithms.mixup.alpha 0.2"
+    assert second != first
