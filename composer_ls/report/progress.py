@@ -99,7 +99,7 @@ class PlainDisplay(Display):
         """Nothing happened."""
 
     def _count(self, words: str) -> None:
-        left = self.tally.left() if self.tally.over < self.tally.total else ""
+        left = "" if self.tally.over == self.tally.total else self.tally.left()
         self._say(f"[{self.tally.over}/{self.tally.total}] {words}" + (f"; {left}" if left else ""))
 
     def _say(self, words: str) -> None:
