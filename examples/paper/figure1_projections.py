@@ -89,7 +89,7 @@ def draw(opts, runs, triples, projections, numbers):
     """A row a triple; training and test examples without smoothing, then with it."""
     figure, rows = plt.subplots(2, 4, figsize=(12, 6.8), layout="constrained")
     seed = opts.seeds[0]
-    for row, (words, triple) in zip(rows, triples.items(), strict=True):
+    for row, (words, triple) in zip(rows.tolist(), triples.items(), strict=True):
         for column, (smoothing, split) in enumerate((s, p) for s in SMOOTHING for p in SPLITS):
             axes = row[column]
             both = [projections[words, (smoothing, seed), part][0] for part in SPLITS]
@@ -106,10 +106,10 @@ def draw(opts, runs, triples, projections, numbers):
             axes.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
             axes.locator_params(nbins=5)
             spread = numbers["projections"][f"{words}, smoothing {smoothing:g}, {split}"]["spread"]
-            heading = f"{'smoothing ' + format(smoothing, 'g') if smoothing else 'hard labels'}, {SPLITS[split]}\n"
-            axes.set_title(f"{heading if row is rows[0] else ''}spread / distance: {shown(spread, 2)}", fontsize=10.5)
+            heading = f"smoothing {smoothing:g}" if smoothing else "hard labels"
+            axes.set_title(f"{heading}, {SPLITS[split]}\nspread over distance {shown(spread)}", fontsize=10.5)
         row[0].set_ylabel(words)
-        row[0].legend(loc="upper left", ncols=3, fontsize=9, handletextpad=0.1, columnspacing=0.8, markerscale=1.4)
+        row[0].legend(loc="lower right", ncols=3, fontsize=9, handletextpad=0.1, columnspacing=0.8, markerscale=1.4)
     figure.suptitle("Projections of the penultimate layer: smoothing makes clusters tight", fontweight="bold")
     return figure
 
