@@ -14,7 +14,17 @@ __all__ = ["SMOOTHING", "names_of_settings", "other_keys"]
 SMOOTHING = "algorithms.label_smoothing.smoothing"
 
 # What may differ between machines without being another experiment.
-_PLACES = ("seed", "description", "needs", "data.root", "data.download", "data.workers", "device", "checkpoints")
+_PLACES = (
+    "seed",
+    "description",
+    "needs",
+    "data.root",
+    "data.download",
+    "data.workers",
+    "device",
+    "checkpoints",
+    "diagnostics",
+)
 
 
 def other_keys(recipes: Sequence[Recipe]) -> list[str]:

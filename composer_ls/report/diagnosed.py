@@ -1,0 +1,132 @@
+"""Reading run folders for a page of diagnostics: predictions, and the features that a run may have kept."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from composer_ls.diagnostics.inspection import Penultimate
+from composer_ls.errors import DiagnosticsError, InputError, RunFolderError
+from composer_ls.report.settings import names_of_settings
+from composer_ls.training.recipe import Recipe
+from composer_ls.training.run_folder import RunFolder, read_recipe
+
+__all__ = ["Diagnosed", "read_all"]
+
+
+@dataclass(frozen=True)
+class Diagnosed:
+    """What a finished run left.
+
+    Attributes:
+        folder: Where it is.
+        recipe: How it was trained.
+        result: Its ``result.json``.
+        logits: Of the test examples, ``(N, K)``.
+        labels: Likewise, ``(N,)``.
+        features: Its ``features.safetensors``, empty if it kept none.
+        name: What sets it apart from the others on the page.
+
+    """
+
+    folder: Path
+    recipe: Recipe
+    result: Mapping[str, Any]
+    logits: Tensor
+    labels: Tensor
+    features: Mapping[str, Tensor]
+    name: str = ""
+
+    @property
+    def head(self) -> tuple[Tensor, Tensor | None]:
+        """The last layer's weight ``(K, D)`` and bias ``(K,)``.
+
+        Raises:
+            DiagnosticsError: The run kept no features.
+
+        """
+        if "weight" not in self.features:
+            raise DiagnosticsError(
+                f"{self.folder} holds no features.safetensors; to keep features, train it again with diagnostics={{}}"
+            )
+        return self.features["weight"], self.features.get("bias")
+
+    def taken(self, split: str) -> Penultimate:
+        """The features, logits and labels of ``train`` or ``test``.
+
+        Raises:
+            DiagnosticsError: The run kept none, or they do not fit its last layer.
+
+        """
+        weight, bias = self.head
+        try:
+            features, labels = self.features[f"{split}.features"], self.features[f"{split}.labels"]
+            return Penultimate(features, F.linear(features, weight, bias), labels)
+        except (KeyError, RuntimeError) as error:
+            raise DiagnosticsError(
+                f"features.safetensors in {self.folder} is not what a run leaves ({' '.join(str(error).split())}): train "
+                f"it again with --overwrite"
+            ) from error
+
+    def class_name(self, label: int) -> str:
+        """What a class is called."""
+        names = self.result.get("classes") or []
+        return str(names[label]) if label < len(names) else str(label)
+
+
+def read_all(folders: Sequence[Path]) -> list[Diagnosed]:
+    """What finished runs left, with names that set them apart. A folder that is given twice counts once.
+
+    Raises:
+        RunFolderError: A folder holds no run, or one that is not finished or damaged.
+        InputError: The runs are of different classes.
+
+    """
+    runs = [_read(folder) for folder in dict.fromkeys(folders)]
+    first = runs[0]
+    for run in runs:
+        if run.result.get("classes") != first.result.get("classes"):
+            raise InputError(
+                f"{run.folder} and {first.folder} were trained on different classes, which cannot stand side by side: "
+                f"diagnose them apart"
+            )
+    return [replace(run, name=name) for run, name in zip(runs, _names(runs), strict=True)]
+
+
+def _read(folder: Path) -> Diagnosed:
+    recipe = read_recipe(folder)
+    if recipe is None:
+        raise RunFolderError(f"{folder.absolute()} is not a run folder: it holds no recipe.yaml that a run left")
+    files = RunFolder(folder, recipe)
+    result = files.result()
+    if result is None:
+        raise RunFolderError(
+            f"the run in {folder} is not finished: composer-ls train {files.recipe_file} --out {folder} goes on with it"
+        )
+    try:
+        predictions = load_file(files.predictions_file)
+        features = load_file(files.features_file) if files.features_file.is_file() else {}
+        return Diagnosed(folder, recipe, result, predictions["logits"], predictions["labels"], features)
+    except (OSError, SafetensorError, KeyError) as error:
+        raise RunFolderError(
+            f"what the run in {folder} left cannot be read ({' '.join(str(error).split())}): run it again with --overwrite"
+        ) from error
+
+
+def _names(runs: Sequence[Diagnosed]) -> list[str]:
+    """Smoothing, with what else differs as far as it is needed."""
+    others = names_of_settings([run.recipe for run in runs])
+    names = [f"smoothing {run.recipe.smoothing:g}" for run in runs]
+    names = [f"{name}, {other}" if other else name for name, other in zip(names, others, strict=True)]
+    for suffixes in ([f"seed {run.recipe.seed}" for run in runs], [str(run.folder) for run in runs]):
+        counts = Counter(names)
+        names = [f"{name}, {more}" if counts[name] > 1 else name for name, more in zip(names, suffixes, strict=True)]
+    return names

@@ -1,0 +1,137 @@
+"""What the scripts share: their options, runs of recipes side by side, means with intervals, and the figures' style."""
+
+import argparse
+import json
+import logging
+import multiprocessing
+import os
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from safetensors.torch import load_file
+
+from composer_ls.report.statistics import interval_of_mean
+
+BLACK, BLUE, ORANGE, GREEN, PURPLE, GREY = "#000000", "#0072b2", "#d55e00", "#009e73", "#a64d86", "#777777"
+
+plt.rcParams.update(
+    {
+        "figure.dpi": 110,
+        "savefig.dpi": 110,
+        "savefig.bbox": "tight",
+        "font.size": 10.5,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": "#e3e6ea",
+        "legend.frameon": False,
+        "lines.linewidth": 1.8,
+        "lines.markersize": 6,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a script was asked for."""
+
+    name: str
+    quick: bool
+    out: Path
+    seeds: list
+    jobs: int
+    overrides: list
+
+
+def options(script, description):
+    """Read the command line of a script."""
+    name = Path(script).stem
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="scikit-learn's digits, in a minute or two on 2 cores")
+    parser.add_argument("--out", type=Path, help=f"folder of the figure, the numbers and the runs; default: {name}")
+    parser.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
+    parser.add_argument("--jobs", type=int, help="runs at once; default: 1, or a core each with --quick")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="for every recipe, as in data.download=true or data.root=DIR"
+    )
+    given = parser.parse_args()
+    jobs = given.jobs or (min(4, os.cpu_count() or 1) if given.quick else 1)
+    seeds = list(range(1, given.seeds + 1))
+    return Options(name, given.quick, given.out or Path(name), seeds, jobs, given.overrides)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a finished run left."""
+
+    folder: Path
+    result: dict
+
+    @property
+    def predictions(self):
+        """Logits and labels of the test set."""
+        tensors = load_file(self.folder / "predictions.safetensors")
+        return tensors["logits"], tensors["labels"]
+
+    @property
+    def features(self):
+        """The tensors of features.safetensors."""
+        return load_file(self.folder / "features.safetensors")
+
+
+def run_all(opts, settings):
+    """Train every setting, a dict from a key to a recipe's name and overrides, and return a dict from the key to its run.
+
+    Runs that are finished already are not run again.
+    """
+    tasks = []
+    for key, (recipe, *overrides) in settings.items():
+        folder = opts.out / "runs" / "-".join(map(str, key))
+        tasks.append((recipe, [*overrides, *opts.overrides], folder, opts.jobs > 1))
+    print(f"{opts.name}: {len(tasks)} runs, {opts.jobs} at once", flush=True)
+    if opts.jobs == 1:
+        results = [_train(*task) for task in tasks]
+    else:
+        with ProcessPoolExecutor(opts.jobs, multiprocessing.get_context("spawn")) as pool:
+            results = list(pool.map(_train, *zip(*tasks, strict=True)))
+    return {key: Run(task[2], result) for key, task, result in zip(settings, tasks, results, strict=True)}
+
+
+def _train(recipe, overrides, folder, shared):
+    import torch
+
+    from composer_ls.training.recipe import load_recipe
+    from composer_ls.training.run import train
+    from composer_ls.training.run_folder import RunFolder
+
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    if shared:
+        torch.set_num_threads(1)  # a core a process
+    loaded = load_recipe(recipe, overrides)
+    return train(loaded, RunFolder(folder, loaded), progress=False)
+
+
+def mean(values):
+    """A mean with its 95 % interval over seeds, as JSON."""
+    found = interval_of_mean(values)
+    return {"mean": found.mean, "low": found.low, "high": found.high, "values": list(values)}
+
+
+def shown(summary, digits=3):
+    """A mean and half its interval as text."""
+    return f"{summary['mean']:.{digits}f} ± {(summary['high'] - summary['low']) / 2:.{digits}f}"
+
+
+def save(opts, figure, numbers):
+    """Write NAME.png and NAME.json (NAME-full for the full mode)."""
+    opts.out.mkdir(parents=True, exist_ok=True)
+    stem = opts.name if opts.quick else f"{opts.name}-full"
+    figure.savefig(opts.out / f"{stem}.png")
+    text = json.dumps({"seeds": opts.seeds, **numbers}, indent=1)
+    (opts.out / f"{stem}.json").write_text(text + "\n", encoding="utf-8")
+    print(f"wrote {opts.out / stem}.png and .json")

@@ -1,0 +1,94 @@
+"""Table 3 and figure 2 of Müller et al. (2019): smoothing calibrates, about as temperature scaling does.
+
+    python examples/paper/table3_calibration.py --quick
+    python examples/paper/table3_calibration.py data.download=true
+
+Temperatures are fitted on one half of the test set and used on the other.
+"""
+
+import math
+
+import torch
+from matplotlib import pyplot as plt
+from support import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, mean, options, run_all, save, shown
+
+from composer_ls.diagnostics.calibration import cross_fit_temperature, expected_calibration_error, reliability_bins
+
+FEW = 20
+
+
+def main():
+    """Train, scale, measure, draw."""
+    opts = options(__file__, __doc__)
+    if opts.quick:
+        recipe = (
+            "digits-mlp",
+            "duration=40ep",
+            "eval_interval=40ep",
+            "checkpoints.interval=40ep",
+            "data.batch_size=128",
+        )
+        factors = (0.0, 0.01, 0.05, 0.1)
+    else:
+        recipe = ("cifar100-resnet56",)
+        factors = (0.0, 0.05, 0.1)
+    runs = run_all(
+        opts,
+        {
+            (smoothing, seed): (*recipe, f"seed={seed}", f"algorithms.label_smoothing.smoothing={smoothing}")
+            for smoothing in factors
+            for seed in opts.seeds
+        },
+    )
+    table, pooled = {}, {}
+    for smoothing in factors:
+        predictions = [runs[smoothing, seed].predictions for seed in opts.seeds]
+        scaled = [cross_fit_temperature(*one) for one in predictions]
+        metrics = [runs[smoothing, seed].result["metrics"] for seed in opts.seeds]
+        afterwards = [(new.logits, labels) for new, (_, labels) in zip(scaled, predictions, strict=True)]
+        name = f"smoothing {smoothing:g}" if smoothing else "hard"
+        table[name] = {key: mean([one[key] for one in metrics]) for key in ("accuracy", "ece", "nll")}
+        table[f"{name}, scaled"] = {
+            "ece": mean([expected_calibration_error(*one) for one in afterwards]),
+            "temperature": mean([math.sqrt(new.temperatures[0] * new.temperatures[1]) for new in scaled]),
+        }
+        pooled[name], pooled[f"{name}, scaled"] = joined(predictions), joined(afterwards)
+    save(opts, draw(table, pooled, factors), {"table": table})
+    for name, values in table.items():
+        print(f"{name}: {', '.join(f'{key} {shown(value, 4)}' for key, value in values.items())}")
+
+
+def joined(parts):
+    """The logits and the labels of all seeds."""
+    return torch.cat([logits for logits, _ in parts]), torch.cat([labels for _, labels in parts])
+
+
+def draw(table, pooled, factors):
+    """Reliability on the left, the calibration errors on the right."""
+    names = [f"smoothing {smoothing:g}" for smoothing in factors[1:]]
+    styles = {"hard": (BLACK, "o"), "hard, scaled": (GREY, "s")}
+    styles |= dict(zip(names, ((BLUE, "D"), (ORANGE, "^"), (GREEN, "v"), (PURPLE, "P")), strict=False))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained", width_ratios=(1, 1.25))
+    left.plot([0, 1], [0, 1], color="#999999", linewidth=1)
+    for name, (color, marker) in styles.items():
+        bins = reliability_bins(*pooled[name])
+        many = bins.counts >= FEW
+        left.plot(bins.confidence[many], bins.accuracy[many], color=color, marker=marker, label=name)
+    left.set(xlabel="confidence", ylabel="accuracy", title="Reliability: above the line is under-confident")
+    left.legend(loc="lower right")
+    for place, (name, (color, _)) in enumerate(styles.items()):
+        error = table[name]["ece"]
+        right.barh(place, error["mean"], color=color, height=0.6, alpha=0.85)
+        right.plot([error["low"], error["high"]], [place, place], color="#444444", linewidth=1.2)
+        right.plot([place for _ in error["values"]], alpha=0)
+        right.text(max(error["high"], error["mean"]), place, f"  {error['mean']:.3f}", va="center")
+    right.set_yticks(range(len(styles)), styles)
+    right.invert_yaxis()
+    right.grid(axis="y", visible=False)
+    right.set(xlabel="expected calibration error, 15 bins (mean and 95 % interval)", xlim=(0, None))
+    right.set_title("Calibration error: lower is better")
+    return figure
+
+
+if __name__ == "__main__":
+    main()
