@@ -89,6 +89,10 @@ class LabelSmoothing(Algorithm):
         CutMix give the same loss and gradient. With them, PyTorch's mean divides each of the two losses by the weight
         of its own labels, and the two modes differ by that.
 
+        The mean is over the labels that count of one microbatch, and Composer weighs microbatches by their examples, or by
+        their tokens with ``accumulate_train_batch_on_tokens=True``, just as without smoothing. (Composer does not give
+        Hugging Face models ``num_items_in_batch``, by which transformers' own Trainer divides.)
+
     Example:
         >>> from composer.algorithms import MixUp
         >>> from composer_ls import LabelSmoothing
