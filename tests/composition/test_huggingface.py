@@ -183,7 +183,7 @@ class SecondStep(Callback):
 @pytest.mark.parametrize("task", ["causal LM", "masked LM", "sequence to sequence"])
 @pytest.mark.parametrize("bf16", [False, True])
 def test_nothing_of_tokens_times_vocabulary_beside_logits_and_gradient(task, bf16):
-    vocabulary = 40_000
+    vocabulary = 24_000
     cls, config, _ = TASKS[task]
     config = config()
     config.vocab_size = vocabulary
@@ -193,7 +193,7 @@ def test_nothing_of_tokens_times_vocabulary_beside_logits_and_gradient(task, bf1
         model = HuggingFaceModel(cls(config))
         if bf16:
             model.model.forward = torch.autocast("cpu", torch.bfloat16)(model.model.forward)
-        # All weights, 40,000 by 16, are smaller, and so are the few rows that the kernel works on at once.
+        # All weights, 24,000 by 16, are smaller, and so are the few rows that the kernel works on at once.
         allocations = step[smoothing] = Allocations(4 * T * vocabulary * itemsize - 1)
         algorithms = [] if smoothing is None else [LabelSmoothing(smoothing)]
         train(task, algorithms, model, callbacks=[SecondStep(allocations)])
