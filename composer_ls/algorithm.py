@@ -186,10 +186,10 @@ class LabelSmoothing(Algorithm):
 
     def _withhold(self, state: State, logger: Logger) -> None:
         """Take the labels from a model that would make its loss of them."""
-        self._restore_all(state, logger)
         model = unwrapped(state)
         if not makes_its_loss(model):
             return
+        self._give_back(state, logger)  # of a step that did not come to its end
         if self.head is None:
             with get_precision_context(state.precision, state.precision_config):
                 self.head = ask(model, state.batch, self.kind, self.ignore_index)
