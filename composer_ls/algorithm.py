@@ -89,6 +89,10 @@ class LabelSmoothing(Algorithm):
         CutMix give the same loss and gradient. With them, PyTorch's mean divides each of the two losses by the weight
         of its own labels, and the two modes differ by that.
 
+        The mean is over the labels that count of one microbatch, and Composer weighs microbatches by their examples, or by
+        their tokens with ``accumulate_train_batch_on_tokens=True``, just as without smoothing. (Composer does not give
+        Hugging Face models ``num_items_in_batch``, by which transformers' own Trainer divides.)
+
     Example:
         >>> from composer.algorithms import MixUp
         >>> from composer_ls import LabelSmoothing
@@ -182,10 +186,10 @@ class LabelSmoothing(Algorithm):
 
     def _withhold(self, state: State, logger: Logger) -> None:
         """Take the labels from a model that would make its loss of them."""
-        self._restore_all(state, logger)
         model = unwrapped(state)
         if not makes_its_loss(model):
             return
+        self._give_back(state, logger)  # of a step that did not come to its end
         if self.head is None:
             with get_precision_context(state.precision, state.precision_config):
                 self.head = ask(model, state.batch, self.kind, self.ignore_index)

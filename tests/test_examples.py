@@ -1,25 +1,51 @@
-"""The examples run."""
+"""The examples run from beginning to end."""
 
+import gzip
+import random
 import runpy
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def run(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["hand_written_loop.py", *arguments])
-    runpy.run_path(str(EXAMPLES / "hand_written_loop.py"), run_name="__main__")
-    return capsys.readouterr().out
+def run(name, *arguments, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
 
 
 def test_the_hand_written_loop_learns(monkeypatch, capsys):
-    lines = run(monkeypatch, capsys, "--model", "mlp", "--epochs", "3").splitlines()
+    run("hand_written_loop.py", "--model", "mlp", "--epochs", "3", monkeypatch=monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     assert float(lines[-1].split()[4]) > 0.8
 
 
 def test_the_hand_written_loop_compares_itself_with_the_trainer(monkeypatch, capsys):
-    lines = run(monkeypatch, capsys, "--model", "mlp", "--compare", "--batch-size", "16").splitlines()
+    run("hand_written_loop.py", "--model", "mlp", "--compare", "--batch-size", "16", monkeypatch=monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("mlp, batch 16, ")
     assert float(lines[1].split("ratio ")[1]) > 0
+
+
+@pytest.mark.slow
+def test_the_causal_language_model_compares_smoothing_0_and_01(tmp_path, capsys, monkeypatch):
+    words = ["a", "man", "dog", "child", "runs", "jumps", "sits", "near", "the", "red", "big", "tree", "bench", "water"]
+    draw = random.Random(0)
+    for part, lines in (("train", 128), ("val", 32)):
+        text = "\n".join(" ".join(draw.choices(words, k=draw.randint(4, 9))) for _ in range(lines))
+        (tmp_path / f"{part}.en.gz").write_bytes(gzip.compress(text.encode()))
+    run("huggingface_causal_lm.py", "--data", tmp_path, "--quick", monkeypatch=monkeypatch)
+    printed = capsys.readouterr().out
+    assert "cross_entropy, fused, with labels shifted by one, kept from GPT2LMHeadModel" in printed
+    rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| 0")]
+    assert [row[0] for row in rows] == ["| 0", "| 0.1"]
+    assert all(1 < float(row[1]) < 4000 and 0 <= float(row[2].rstrip(" |")) <= 1 for row in rows)
+
+
+def test_the_causal_language_model_says_which_file_is_missing(tmp_path, capsys, monkeypatch):
+    with pytest.raises(SystemExit):
+        run("huggingface_causal_lm.py", "--data", tmp_path, monkeypatch=monkeypatch)
+    assert f"{tmp_path}/train.en.gz does not exist: --data is the folder" in capsys.readouterr().err

@@ -183,23 +183,19 @@ class SecondStep(Callback):
 @pytest.mark.parametrize("task", ["causal LM", "masked LM", "sequence to sequence"])
 @pytest.mark.parametrize("bf16", [False, True])
 def test_nothing_of_tokens_times_vocabulary_beside_logits_and_gradient(task, bf16):
-    vocabulary = 40_000
+    vocabulary = 24_000
     cls, config, _ = TASKS[task]
     config = config()
     config.vocab_size = vocabulary
     itemsize = 2 if bf16 else 4
-    step = {}
-    for smoothing in (None, 0.1):
-        model = HuggingFaceModel(cls(config))
-        if bf16:
-            model.model.forward = torch.autocast("cpu", torch.bfloat16)(model.model.forward)
-        # All weights, 40,000 by 16, are smaller, and so are the few rows that the kernel works on at once.
-        allocations = step[smoothing] = Allocations(4 * T * vocabulary * itemsize - 1)
-        algorithms = [] if smoothing is None else [LabelSmoothing(smoothing)]
-        train(task, algorithms, model, callbacks=[SecondStep(allocations)])
-    sizes = [tensor.untyped_storage().nbytes() for tensor in step[0.1].large.values()]
+    model = HuggingFaceModel(cls(config))
+    if bf16:
+        model.model.forward = torch.autocast("cpu", torch.bfloat16)(model.model.forward)
+    # All weights, 24,000 by 16, are smaller, and so are the few rows that the kernel works on at once.
+    allocations = Allocations(4 * T * vocabulary * itemsize - 1)
+    train(task, [LabelSmoothing(0.1)], model, callbacks=[SecondStep(allocations)])
+    sizes = [tensor.untyped_storage().nbytes() for tensor in allocations.large.values()]
     assert sizes == [4 * T * vocabulary * itemsize] * 2
-    assert step[None].count > 2
 
 
 @pytest.mark.parametrize("task", [name for name in TASKS if "hides" not in name])
@@ -222,14 +218,6 @@ def test_labels_are_never_changed_and_the_batch_is_whole_after_the_step(task):
     data = examples(task)
     before = [{key: value.clone() for key, value in example.items()} for example in data]
     batches = []
-
-    class Watch(Callback):
-        def before_forward(self, state, logger):
-            batches.append(dict(state.batch))
-
-        def after_backward(self, state, logger):
-            assert state.batch.keys() == batches[-1].keys()
-            assert all(state.batch[key] is batches[-1][key] for key in state.batch)
 
     class First(LabelSmoothing):
         """Callbacks run after algorithms, so that the batch must be seen from here."""
