@@ -181,6 +181,7 @@ def test_what_cannot_be_held_in_memory_or_outside_is_refused(image_tree, setting
         load_splits(Data(root=str(image_tree), **settings))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("COMPOSER_LS_DATA" not in os.environ, reason="COMPOSER_LS_DATA is unset: no real images here")
 def test_the_real_cifar_images_load():
     root = Path(os.environ["COMPOSER_LS_DATA"]) / "cifar10-jpeg"
