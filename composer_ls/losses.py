@@ -167,9 +167,9 @@ def _soft_cross_entropy(
 
 def _fused(logits: Tensor, target: SoftTargets, weight: Tensor | None, ignore_index: int, reduction: str) -> Tensor:
     with torch._C.DisableTorchFunctionSubclass():  # which costs more for every field than a small kernel does
-        rows, total = _row_targets(target, weight, ignore_index, _wide(logits.dtype))
-        x, rows = _as_rows(logits, rows)
-        loss = _reduced(x, rows, total, reduction)
+        rows, factor, total = _row_targets(target, weight, ignore_index, _wide(logits.dtype))
+        x, rows, factor = _as_rows(logits, rows, factor)
+        loss = _reduced(x, rows, factor, total, reduction)
         if reduction == "none":
             dim = _class_dim(logits)
             loss = loss.reshape(logits.shape[:dim] + logits.shape[dim + 1 :])
@@ -179,27 +179,31 @@ def _fused(logits: Tensor, target: SoftTargets, weight: Tensor | None, ignore_in
 
 def _row_targets(
     target: SoftTargets, weight: Tensor | None, ignore_index: int, dtype: torch.dtype
-) -> tuple[RowTargets, Tensor | float]:
-    """What a kernel needs, with the dimensions of the target's classes, and the mass that the mean is over."""
+) -> tuple[RowTargets, Tensor | None, Tensor | float]:
+    """What a kernel needs, with the dimensions of the target's classes; a factor for each row's loss, if it is not 1
+    everywhere; and the mass that the mean is over.
+    """
     classes, prior, dim = target.classes, target.prior, _class_dim(target.classes)
     if weight is None and prior is None and not 0 <= ignore_index < target.num_classes:
         alike = _alike_rows(target, dtype)
         if alike is not None:
-            return alike
+            return alike[0], None, alike[1]
     counted, smoothing = (_number_or_rows(field, classes, dtype) for field in (target.weights, target.smoothing))
     if 0 <= ignore_index < target.num_classes:
         counted = (classes != ignore_index).to(dtype) * counted
     elif not isinstance(counted, Tensor) and counted == 0:
         counted = torch.zeros([1] * classes.ndim, dtype=dtype, device=classes.device)
-    hard = counted * (1 - smoothing)
-    soft = None if isinstance(smoothing, float) and smoothing == 0 else counted * smoothing
-    mass, ignored = counted, None
+    factor, ignored = None, None
     if isinstance(counted, Tensor):
         ignored = _ignored(counted, dim)
+        if classes.shape[dim] == 1:  # one label a row, maybe ignored: what the kernel is given stays numbers
+            factor, counted = counted, 1.0
+    hard = counted * (1 - smoothing)
+    soft = None if isinstance(smoothing, float) and smoothing == 0 else counted * smoothing
+    mass = counted
     if weight is not None:
         weight = weight.detach().to(dtype)
-        factor = weight[classes]
-        hard, counted = hard * factor, counted * factor
+        hard, counted = hard * weight[classes], counted * weight[classes]
         prior = weight / target.num_classes if prior is None else prior * weight
         mass = hard
     if prior is not None and soft is not None:
@@ -209,7 +213,8 @@ def _row_targets(
     if soft is not None and (prior is None or prior.ndim == 1):
         soft = _known(_sum_components(soft, classes))
     mass = _known(_sum_components(mass, classes))
-    return RowTargets(classes, hard, soft, prior, mass, ignored), _known(_total(counted, classes))
+    total = _total(counted if factor is None else counted * factor, classes)
+    return RowTargets(classes, hard, soft, prior, mass, ignored), factor, _known(total)
 
 
 def _alike_rows(target: SoftTargets, dtype: torch.dtype) -> tuple[RowTargets, float] | None:
@@ -233,10 +238,11 @@ def _ignored(counted: Tensor, dim: int) -> Tensor | None:
     same_everywhere = counted.numel() == counted.shape[dim]
     if counted.device.type == "cpu" and same_everywhere and bool(counted.any()):
         return None
-    ignored = (counted == 0).all(dim, keepdim=True)
-    if counted.device.type == "cpu" and not bool(ignored.any()):  # elsewhere, to look would be to wait
+    if counted.shape[dim] > 1:
+        counted = counted.abs().amax(dim, keepdim=True)
+    if counted.device.type == "cpu" and bool(counted.all()):  # elsewhere, to look would be to wait
         return None
-    return ignored
+    return counted == 0
 
 
 def _number_or_rows(field: Tensor, classes: Tensor, dtype: torch.dtype) -> Tensor | float:
@@ -271,12 +277,12 @@ def _total(counted: Tensor | float, classes: Tensor) -> Tensor | float:
     return total if counted.shape == classes.shape else total * (classes.numel() / max(1, counted.numel()))
 
 
-def _as_rows(logits: Tensor, rows: RowTargets) -> tuple[Tensor, RowTargets]:
-    """The logits as ``(N, K)`` or ``(N, K, S)``, and the target likewise, by views of the logits where there is one."""
+def _as_rows(logits: Tensor, rows: RowTargets, factor: Tensor | None) -> tuple[Tensor, RowTargets, Tensor | None]:
+    """The logits as ``(N, K)`` or ``(N, K, S)``, and the rest likewise, by views of the logits where there is one."""
     if logits.ndim == 2:
-        return logits, rows
+        return logits, rows, factor
     if logits.ndim == 1:
-        return logits.unsqueeze(0), rows.map(lambda field: field.unsqueeze(0))
+        return logits.unsqueeze(0), rows.map(lambda field: field.unsqueeze(0)), factor
     classes_last = logits.movedim(1, -1)
     flatten: Callable[[Tensor], Tensor] = lambda field: field.flatten(2)  # noqa: E731
     if classes_last.is_contiguous():
@@ -286,20 +292,22 @@ def _as_rows(logits: Tensor, rows: RowTargets) -> tuple[Tensor, RowTargets]:
         same_everywhere = field.shape[0] == field.shape[2:].numel() == 1
         return flatten(field if same_everywhere else field.expand(len(logits), -1, *logits.shape[2:]))
 
-    return flatten(logits), rows.map(flattened)
+    return flatten(logits), rows.map(flattened), None if factor is None else flattened(factor)
 
 
-def _reduced(x: Tensor, rows: RowTargets, total: Tensor | float, reduction: str) -> Tensor:
+def _reduced(x: Tensor, rows: RowTargets, factor: Tensor | None, total: Tensor | float, reduction: str) -> Tensor:
     kernel = choose(x, rows.classes.shape[1])
     scale = _inverse(total) if reduction == "mean" else 1.0
+    if torch.is_grad_enabled() and x.requires_grad and kernel is not composite.loss_rows and reduction != "none":
+        return _TotalLoss.apply(x, rows, factor, scale, kernel)
     if kernel is composite.loss_rows:
         losses = composite.differentiable_rows(x, rows)
-    elif not (torch.is_grad_enabled() and x.requires_grad):
-        losses = kernel(x.detach(), rows, None, None)
-    elif reduction == "none":
-        return _RowLosses.apply(x, rows, kernel)
+    elif torch.is_grad_enabled() and x.requires_grad:
+        losses = _RowLosses.apply(x, rows, kernel)
     else:
-        return _TotalLoss.apply(x, rows, scale, kernel)
+        losses = kernel(x.detach(), rows, None, None)
+    if factor is not None:
+        losses = losses * factor
     return losses if reduction == "none" else losses.sum() * scale
 
 
@@ -311,19 +319,22 @@ def _inverse(total: Tensor | float) -> Tensor | float:
 
 
 class _TotalLoss(torch.autograd.Function):
-    """``scale · Σ_n loss_n``. The gradient is made in the forward pass: the exponentials are at hand there."""
+    """``scale · Σ_n factor_n · loss_n``. The gradient is made in the forward pass: the exponentials are at hand there."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, target: RowTargets, scale: Tensor | float, kernel: Kernel) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, target: RowTargets, factor: Tensor | None, scale: Tensor | float, kernel: Kernel
+    ) -> Tensor:
+        ctx.target, ctx.kernel = target, kernel
+        ctx.scale = scale if factor is None else factor * scale
         # A float16 gradient would vanish if it were rounded before the factor of a GradScaler is known.
-        grad = empty_gradient(x) if x.dtype != torch.float16 else None
-        losses = kernel(x, target, grad, scale)
-        ctx.target, ctx.scale, ctx.kernel, ctx.grad = target, scale, kernel, grad
+        ctx.grad = empty_gradient(x) if x.dtype != torch.float16 else None
+        losses = kernel(x, target, ctx.grad, ctx.scale)
         ctx.save_for_backward(x)
-        return losses.sum() * scale
+        return (losses if factor is None else losses * factor).sum() * scale
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         grad, ctx.grad = ctx.grad, None  # given away: it is the receiver's to change
         if torch.is_grad_enabled():  # create_graph=True: the composite formula can be differentiated again
             (x,) = ctx.saved_tensors
@@ -334,7 +345,7 @@ class _TotalLoss(torch.autograd.Function):
             ctx.kernel(x, ctx.target, grad, grad_output * ctx.scale)
         else:
             scale_gradient(grad, grad_output)
-        return grad, None, None, None
+        return grad, None, None, None, None
 
 
 class _RowLosses(torch.autograd.Function):

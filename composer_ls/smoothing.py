@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from composer_ls.priors import check_prior_values
-from composer_ls.targets import SoftTargets, _class_dim, _wide
+from composer_ls.targets import SoftTargets, _class_dim, _field, _wide
 
 __all__ = ["smooth_labels"]
 
@@ -203,34 +203,38 @@ def _smooth_hard(
     num_classes = logits.shape[dim]
     dtype = _wide(logits.dtype)
     labels = labels.long()  # in uint8, -100 and 156 are equal
-    weights: float | Tensor = 1.0
+    weights = torch.scalar_tensor(1.0, dtype=torch.float64)
     classes = labels.unsqueeze(dim)
-    if not (look and _all_in_range(labels, num_classes, ignore_index)):
+    if not (look and _none_ignored(labels, num_classes, ignore_index)):
         counted = classes != ignore_index
         weights = counted.to(dtype)
         classes = torch.where(counted, classes, 0)
+        if look:
+            _require_in_range(labels, classes, num_classes)
     if isinstance(smoothing, Tensor) and smoothing.ndim:
         smoothing = smoothing.unsqueeze(dim)
     out = logits.dtype if logits.dtype.is_floating_point else torch.float32
-    return SoftTargets(classes, num_classes, weights, smoothing, prior, dtype=out)
+    return SoftTargets._of(classes, num_classes, weights, _field(smoothing, classes, "smoothing"), prior, out)
 
 
-def _all_in_range(labels: Tensor, num_classes: int, ignore_index: int) -> bool:
-    """Whether every label is a class and none is ignored. Raises a ValueError for one that is neither."""
-    if labels.numel() == 0:
-        return True
+def _none_ignored(labels: Tensor, num_classes: int, ignore_index: int) -> bool:
+    return labels.numel() == 0 or (not 0 <= ignore_index < num_classes and _in_range(labels, num_classes))
+
+
+def _in_range(labels: Tensor, num_classes: int) -> bool:
     low, high = (int(value) for value in labels.aminmax())
-    if low >= 0 and high < num_classes:
-        return not 0 <= ignore_index < num_classes
-    bad = ((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)
-    if bool(bad.any()):
-        where = bad.nonzero()[0].tolist()
+    return low >= 0 and high < num_classes
+
+
+def _require_in_range(labels: Tensor, classes: Tensor, num_classes: int) -> None:
+    """Refuse a label that is no class, where ``classes`` are the labels with one for those that are ignored."""
+    if not _in_range(classes, num_classes):
+        where = ((classes < 0) | (classes >= num_classes)).view_as(labels).nonzero()[0].tolist()
         value = int(labels[tuple(where)])
         raise ValueError(
             f"target{where or ''} is {value}, but the logits have {num_classes} classes, so that "
             f"labels lie in 0 to {num_classes - 1}; if {value} marks what to ignore, pass ignore_index={value}"
         )
-    return False
 
 
 def _smooth_soft(target: SoftTargets, smoothing: float | Tensor, prior: Tensor | None) -> Tensor:

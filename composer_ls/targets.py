@@ -273,32 +273,39 @@ def _same_prior(a: SoftTargets, b: SoftTargets) -> bool:
 
 def _join(targets: Sequence[SoftTargets], dim: int) -> SoftTargets:
     """Concatenate along ``dim``: the component dimension mixes, any other one stacks examples."""
-    first, component_dim = targets[0], _class_dim(targets[0].classes)
+    component_dim = _class_dim(targets[0].classes)
     if dim != component_dim:
         components = max(target.classes.shape[component_dim] for target in targets)
         targets = [_pad_components(target, components) for target in targets]
     classes = torch.cat([target.classes for target in targets], dim)
-    fields = []
-    for name in ("weights", "smoothing"):
-        parts = [getattr(target, name) for target in targets]
-        if all(_same_number(part, parts[0]) for part in parts) and parts[0].ndim == 0:
-            fields.append(parts[0])
-        else:
-            fields.append(_join_fields(targets, parts, dim, _common_dtype(targets, parts)))
-    dtype = first.dtype
-    for target in targets:
-        dtype = torch.promote_types(dtype, target.dtype)
-    return first._with(classes, *fields, dtype=dtype)
+    weights = _join_fields(targets, [target.weights for target in targets], dim)
+    smoothing = _join_fields(targets, [target.smoothing for target in targets], dim)
+    return targets[0]._with(classes, weights, smoothing, dtype=_promoted(targets))
 
 
-def _join_fields(targets: Sequence[SoftTargets], parts: Sequence[Tensor], dim: int, dtype: torch.dtype) -> Tensor:
-    shapes = [list(target.classes.shape) for target in targets]
+def _promoted(targets: Sequence[SoftTargets]) -> torch.dtype:
+    dtype = targets[0].dtype
+    for target in targets[1:]:
+        if target.dtype != dtype:
+            dtype = torch.promote_types(dtype, target.dtype)
+    return dtype
+
+
+def _join_fields(targets: Sequence[SoftTargets], parts: Sequence[Tensor], dim: int) -> Tensor:
+    shapes = [target.classes.shape for target in targets]
     device = targets[0].classes.device
-    if dim == _class_dim(targets[0].classes) and all(part.ndim == 0 for part in parts):  # one number a component
-        shapes = [[size if i == dim else 1 for i, size in enumerate(shape)] for shape in shapes]
-        if device.type == "cpu":
-            numbers = [part.item() for part, shape in zip(parts, shapes, strict=True) for _ in range(shape[dim])]
-            return torch.tensor(numbers, dtype=dtype).view([-1 if i == dim else 1 for i in range(len(shapes[0]))])
+    if all(part.ndim == 0 and part.device.type == "cpu" for part in parts):
+        numbers = [part.item() for part in parts]
+        if all(number == numbers[0] for number in numbers):
+            return parts[0]
+        if dim == _class_dim(targets[0].classes) and device.type == "cpu":  # one number a component
+            each = [number for number, shape in zip(numbers, shapes, strict=True) for _ in range(shape[dim])]
+            view = [1] * len(shapes[0])
+            view[dim] = len(each)
+            return torch.tensor(each, dtype=_common_dtype(targets, parts)).view(view)
+    if dim == _class_dim(targets[0].classes) and all(part.ndim == 0 for part in parts):
+        shapes = [torch.Size([size if i == dim else 1 for i, size in enumerate(shape)]) for shape in shapes]
+    dtype = _common_dtype(targets, parts)
     return torch.cat([_expand(part, shape, device, dtype) for part, shape in zip(parts, shapes, strict=True)], dim)
 
 

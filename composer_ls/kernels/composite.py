@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from composer_ls.kernels import RowTargets, compute_dtype
-from composer_ls.kernels.eager import subtract_prior
+from composer_ls.kernels.eager import add_labels, subtract_prior
 
 __all__ = ["differentiable_rows", "gradient", "loss_rows"]
 
@@ -40,5 +40,4 @@ def _dense(x: Tensor, target: RowTargets) -> Tensor:
     rows = torch.zeros_like(x)
     if target.soft is not None:
         subtract_prior(rows, target, -target.soft)
-    hard = torch.as_tensor(target.hard, dtype=x.dtype, device=x.device)
-    return rows.scatter_add_(1, target.classes, hard.expand_as(target.classes))
+    return add_labels(rows, target, target.hard)

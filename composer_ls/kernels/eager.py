@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -61,39 +62,58 @@ def _chunk_loss(x: Tensor, target: RowTargets, grad: Tensor | None, scale: Tenso
         work = grad
     else:
         work = x if own else torch.empty_like(x)
-    losses, spoiled = (_few_losses if x.numel() <= TINY else _losses)(x, target, work)
+    some = _few if x.numel() <= TINY and target.prior is None else _many
+    losses, spoiled = some(x, target, work, None if grad is None else scale)
     if target.ignored is not None:
         losses.masked_fill_(target.ignored, 0)
-    if grad is None or scale is None:
-        return losses
-    _finish_gradient(work, target, scale)
-    if target.ignored is not None and (x.device.type != "cpu" or spoiled()):
-        work.masked_fill_(target.ignored, 0)  # else their mass of 0 has done it, and a pass is saved
-    if work.data_ptr() != grad.data_ptr():
+        if grad is not None and (x.device.type != "cpu" or spoiled()):
+            work.masked_fill_(target.ignored, 0)  # else their mass of 0 has done it, and a pass is saved
+    if grad is not None and work.data_ptr() != grad.data_ptr():
         grad.copy_(work)
     return losses
 
 
-def _losses(x: Tensor, target: RowTargets, work: Tensor) -> tuple[Tensor, Callable[[], bool]]:
-    """The loss of each row, ``softmax(x)`` in ``work``, and a look whether a row of that is not finite."""
+def _few(
+    x: Tensor, target: RowTargets, work: Tensor, scale: Tensor | float | None
+) -> tuple[Tensor, Callable[[], bool]]:
+    """As :func:`_many`, in fewer operations, where each costs more than its arithmetic: the target is made dense."""
+    torch.log_softmax(x, 1, out=work)
+    rows = _uniform_rows(x, target)
+    if isinstance(target.soft, float) and target.soft:
+        losses = (rows * work).sum(1, keepdim=True).neg_()
+    else:  # what weighs nothing may be infinite
+        losses = _taken(work, target).neg_()
+    if scale is not None:
+        work.exp_()
+        if not isinstance(target.mass, float) or target.mass != 1:
+            work.mul_(target.mass)
+        work.sub_(rows).mul_(scale)
+    return losses, lambda: True
+
+
+def _uniform_rows(x: Tensor, target: RowTargets) -> Tensor:
+    if isinstance(target.soft, Tensor):
+        rows = (target.soft / x.shape[1]).expand_as(x).contiguous()
+    else:
+        rows = x.new_full(x.shape, (target.soft or 0.0) / x.shape[1])
+    return add_labels(rows, target, target.hard)
+
+
+def _many(
+    x: Tensor, target: RowTargets, work: Tensor, scale: Tensor | float | None
+) -> tuple[Tensor, Callable[[], bool]]:
+    """The loss of each row, the gradient times ``scale`` in ``work``, and a look whether that may not be finite."""
     torch.sub(x, x.amax(1, keepdim=True), out=work)
     losses = _taken(work, target)  # of the logits less their maximum, so that the loss keeps its digits at any maximum
     if work.ndim == 2:
         torch.softmax(work, 1, out=work)  # one pass for what exp(), sum() and a division take three for
-        total = work.amax(1, keepdim=True).reciprocal_()
+        total, left = work.amax(1, keepdim=True).reciprocal_(), None
     else:  # across strides it is slower than they are
-        total = work.exp_().sum(1, keepdim=True)
-        work.mul_(total.reciprocal())
+        total = left = work.exp_().sum(1, keepdim=True)
     losses = losses.neg_().add_(_times(target.mass, total.log()))
-    return losses, lambda: not bool(total.isfinite().all())
-
-
-def _few_losses(x: Tensor, target: RowTargets, work: Tensor) -> tuple[Tensor, Callable[[], bool]]:
-    """The same in fewer operations, where each costs more than its arithmetic."""
-    torch.log_softmax(x, 1, out=work)
-    losses = _taken(work, target).neg_()
-    work.exp_()
-    return losses, lambda: True
+    if scale is not None:
+        _finish_gradient(work, left, target, scale)
+    return losses, lambda: not math.isfinite(total.sum())
 
 
 def _taken(x: Tensor, target: RowTargets) -> Tensor:
@@ -106,9 +126,11 @@ def _taken(x: Tensor, target: RowTargets) -> Tensor:
     return labels.add_(_sum(_times(target.soft, _prior_logits(x, target))))
 
 
-def _finish_gradient(work: Tensor, target: RowTargets, scale: Tensor | float) -> None:
-    """``scale · (mass · work - target)``, in place."""
+def _finish_gradient(work: Tensor, total: Tensor | None, target: RowTargets, scale: Tensor | float) -> None:
+    """``scale · (mass · work / total - target)``, in place."""
     factor = target.mass * scale
+    if total is not None:
+        factor = factor / total
     soft = None if target.soft is None else target.soft * scale
     if soft is None or target.prior is not None:
         work.mul_(factor)
@@ -121,9 +143,7 @@ def _finish_gradient(work: Tensor, target: RowTargets, scale: Tensor | float) ->
     else:
         level = torch.as_tensor(soft / -work.shape[1], dtype=work.dtype, device=work.device)
         torch.addcmul(level, work, torch.as_tensor(factor, dtype=work.dtype, device=work.device), out=work)
-    hard = target.hard * scale
-    hard = -hard if isinstance(hard, Tensor) else work.new_full((), -hard)
-    work.scatter_add_(1, target.classes, hard.expand_as(target.classes))
+    add_labels(work, target, -(target.hard * scale))
 
 
 def _sum(components: Tensor) -> Tensor:
@@ -133,7 +153,7 @@ def _sum(components: Tensor) -> Tensor:
 def _times(weight: Tensor | float, value: Tensor) -> Tensor:
     """``weight · value`` in which nothing weighs nothing, even infinity."""
     if not isinstance(weight, Tensor):
-        return weight * value if weight else torch.zeros_like(value)
+        return value if weight == 1 else weight * value if weight else torch.zeros_like(value)
     if weight.device.type == "cpu" and weight.numel() <= FEW and 0 not in weight.flatten().tolist():
         return weight * value
     return torch.where(weight == 0, 0, weight * value)
@@ -159,3 +179,9 @@ def subtract_prior(work: Tensor, target: RowTargets, amount: Tensor | float) -> 
     else:
         rows = target.prior[target.classes].movedim(-1, 2)
         work.sub_((rows * (amount.unsqueeze(2) if isinstance(amount, Tensor) else amount)).sum(1))
+
+
+def add_labels(rows: Tensor, target: RowTargets, hard: Tensor | float) -> Tensor:
+    """``rows + hard · onehot(c)``, in place."""
+    hard = hard if isinstance(hard, Tensor) else rows.new_full((), hard)
+    return rows.scatter_add_(1, target.classes, hard.expand_as(target.classes))
