@@ -12,7 +12,7 @@ from composer_ls.kernels import FEW, RowTargets, compute_dtype
 
 __all__ = ["loss_rows"]
 
-IN_PLACE, ASIDE = 1 << 20, 1 << 18
+IN_PLACE, ASIDE = 1 << 22, 1 << 20
 """Logits handled at once where the gradient is the only memory that is written, and where they need memory aside."""
 TINY = 1 << 14
 """Logits whose arithmetic is cheaper than the calls that do it."""
