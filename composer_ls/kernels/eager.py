@@ -1,4 +1,4 @@
-"""The fused cross entropy in plain PyTorch, for any device: a few rows at a time, so that they stay in the cache."""
+"""The fused cross entropy in plain PyTorch, for any device, in the memory of the gradient."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from composer_ls.kernels import FEW, RowTargets, compute_dtype
 
 __all__ = ["loss_rows"]
 
-IN_PLACE, ASIDE = 1 << 22, 1 << 20
-"""Logits handled at once where the gradient is the only memory that is written, and where they need memory aside."""
+CHUNK = 1 << 20
+"""Logits handled at once where they need memory aside. Each operation on many may wait for cores that others use."""
 TINY = 1 << 14
 """Logits whose arithmetic is cheaper than the calls that do it."""
 
@@ -21,16 +21,20 @@ TINY = 1 << 14
 def loss_rows(logits: Tensor, target: RowTargets, grad: Tensor | None, scale: Tensor | float | None) -> Tensor:
     """A :data:`composer_ls.kernels.Kernel`."""
     dtype = compute_dtype(logits.dtype)
-    chunk = IN_PLACE if grad is not None and grad.dtype == dtype else ASIDE
-    if 0 < logits.numel() <= chunk:
+    in_place = grad is not None and _holds_work(grad, dtype) and target.prior is None
+    if logits.numel() and (in_place or logits.numel() <= CHUNK):
         return _chunk_loss(logits, target, grad, scale)
     shape = (len(logits), 1, *logits.shape[2:])
     losses = logits.new_empty(shape, dtype=dtype)
-    for part in _chunks(logits, chunk):
+    for part in _chunks(logits, CHUNK):
         some = target.map(lambda field, part=part: _part(field, shape, part))  # type: ignore[misc]
         some_scale = _part(scale, shape, part) if isinstance(scale, Tensor) else scale
         losses[part] = _chunk_loss(logits[part], some, None if grad is None else grad[part], some_scale)
     return losses
+
+
+def _holds_work(grad: Tensor, dtype: torch.dtype) -> bool:
+    return grad.dtype == dtype and grad.is_contiguous()
 
 
 def _chunks(logits: Tensor, chunk: int) -> list[tuple[slice, ...]]:
@@ -58,7 +62,7 @@ def _part(field: Tensor, shape: tuple[int, ...], part: tuple[slice, ...]) -> Ten
 def _chunk_loss(x: Tensor, target: RowTargets, grad: Tensor | None, scale: Tensor | float | None) -> Tensor:
     own = x.dtype != compute_dtype(x.dtype)
     x = x.to(compute_dtype(x.dtype))
-    if grad is not None and scale is not None and grad.dtype == x.dtype and grad.is_contiguous():
+    if grad is not None and scale is not None and _holds_work(grad, x.dtype):
         work = grad
     else:
         work = x if own else torch.empty_like(x)

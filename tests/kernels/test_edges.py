@@ -36,8 +36,7 @@ def device(kernel):
 @pytest.mark.parametrize("prior_ndim", [0, 1])
 @pytest.mark.parametrize("shape", [(3, 20_000), (1, 40_000), (1501, 300), (2, 70, 130)])
 def test_rows_beyond_one_block_or_chunk_are_still_whole(kernel, device, shape, prior_ndim, monkeypatch):
-    monkeypatch.setattr(eager, "IN_PLACE", 1 << 16)
-    monkeypatch.setattr(eager, "ASIDE", 1 << 16)
+    monkeypatch.setattr(eager, "CHUNK", 1 << 16)
     if kernel == "triton" and INTERPRETED:
         shape = (min(shape[0], 37), *shape[1:])
     generator = torch.Generator().manual_seed(0)
