@@ -107,17 +107,33 @@ def _many(
     x: Tensor, target: RowTargets, work: Tensor, scale: Tensor | float | None
 ) -> tuple[Tensor, Callable[[], bool]]:
     """The loss of each row, the gradient times ``scale`` in ``work``, and a look whether that may not be finite."""
-    torch.sub(x, x.amax(1, keepdim=True), out=work)
-    losses = _taken(work, target)  # of the logits less their maximum, so that the loss keeps its digits at any maximum
-    if work.ndim == 2:
-        torch.softmax(work, 1, out=work)  # one pass for what exp(), sum() and a division take three for
-        total, left = work.amax(1, keepdim=True).reciprocal_(), None
-    else:  # across strides it is slower than they are
-        total = left = work.exp_().sum(1, keepdim=True)
-    losses = losses.neg_().add_(_times(target.mass, total.log()))
+    in_label: Callable[[Tensor], Tensor] = lambda some: some.gather(1, target.classes[:, :1])  # noqa: E731
+    in_maximum: Callable[[Tensor], Tensor] = lambda some: some.amax(1, keepdim=True)  # noqa: E731
+    finite = False
+    if x.device.type == "cpu" and work.data_ptr() != x.data_ptr():
+        losses, total, left = _from_origin(x, target, work, in_label)
+        finite = math.isfinite(total.sum())
+    if not finite:  # unknown, or too far below the maximum
+        losses, total, left = _from_origin(x, target, work, in_maximum)
     if scale is not None:
         _finish_gradient(work, left, target, scale)
-    return losses, lambda: not math.isfinite(total.sum())
+    return losses, lambda: not finite
+
+
+def _from_origin(
+    x: Tensor, target: RowTargets, work: Tensor, at: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Losses from logits less the one ``at`` a place of the row, so that they keep their digits at any maximum; the sum
+    of exponentials of these; and what ``work`` is to be divided by to be the softmax.
+    """
+    torch.sub(x, at(x), out=work)
+    losses = _taken(work, target)
+    if work.ndim == 2:
+        torch.softmax(work, 1, out=work)  # one pass for what exp(), sum() and a division take three for
+        total, left = at(work).reciprocal_(), None
+    else:  # across strides it is slower than they are
+        total = left = work.exp_().sum(1, keepdim=True)
+    return losses.neg_().add_(_times(target.mass, total.log())), total, left
 
 
 def _taken(x: Tensor, target: RowTargets) -> Tensor:

@@ -64,6 +64,27 @@ def test_a_bad_logit_spoils_its_row_only_and_is_not_hidden(kernel, device, bad):
     assert x.grad.isnan().any(1).tolist() == [False, True, False, False]
 
 
+@pytest.mark.parametrize("shape", [(20, 1000), (3, 12, 70, 90)])
+@pytest.mark.parametrize("below", [50.0, 300.0, float("inf")])
+def test_a_label_far_below_the_others_costs_what_it_does_in_pytorch(kernel, device, below, shape):
+    if kernel == "triton" and INTERPRETED:
+        shape = (2, *shape[1:2], *(3 for _ in shape[2:]))
+    x = torch.randn(shape, device=device)
+    x[:, 5] = -below
+    x.requires_grad_()
+    labels = torch.full((shape[0], *shape[2:]), 5, device=device)
+    losses = cross_entropy(x, smooth_labels(x, labels, 0.0), reduction="none")
+    expected = F.cross_entropy(x, labels, reduction="none")
+    assert_close(losses, expected)
+    assert_close(torch.autograd.grad(losses.sum(), x)[0], torch.autograd.grad(expected.sum(), x)[0])
+    total, expected_total = (
+        cross_entropy(x, smooth_labels(x, labels, 0.1)),
+        F.cross_entropy(x, labels, label_smoothing=0.1),
+    )
+    assert_close(total, expected_total)
+    assert_close(torch.autograd.grad(total, x)[0], torch.autograd.grad(expected_total, x)[0])
+
+
 @pytest.mark.parametrize("masked", [slice(0, 20), slice(100, 4000)])
 def test_masked_classes_cost_what_they_do_in_pytorch(kernel, device, masked):
     x = torch.randn(3, 4099, device=device)
