@@ -225,7 +225,7 @@ def _alike_rows(target: SoftTargets, dtype: torch.dtype) -> tuple[RowTargets, fl
         return None
     if field.ndim and (field.numel() > FEW or field.shape[dim] != field.numel()):
         return None
-    weights, smoothing = field.flatten().tolist(), target.smoothing.item()
+    weights, smoothing = field.flatten().tolist() if field.ndim else [field.item()], target.smoothing.item()
     total = sum(weights) * components / len(weights)
     if not any(weights):
         return None

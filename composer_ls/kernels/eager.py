@@ -107,43 +107,63 @@ def _many(
     x: Tensor, target: RowTargets, work: Tensor, scale: Tensor | float | None
 ) -> tuple[Tensor, Callable[[], bool]]:
     """The loss of each row, the gradient times ``scale`` in ``work``, and a look whether that may not be finite."""
-    in_label: Callable[[Tensor], Tensor] = lambda some: some.gather(1, target.classes[:, :1])  # noqa: E731
-    in_maximum: Callable[[Tensor], Tensor] = lambda some: some.amax(1, keepdim=True)  # noqa: E731
     finite = False
     if x.device.type == "cpu" and work.data_ptr() != x.data_ptr():
-        losses, total, left = _from_origin(x, target, work, in_label)
+        losses, total, left = _from_origin(x, target, work, _in_label)
         finite = math.isfinite(total.sum())
     if not finite:  # unknown, or too far below the maximum
-        losses, total, left = _from_origin(x, target, work, in_maximum)
+        losses, total, left = _from_origin(x, target, work, _in_maximum)
     if scale is not None:
         _finish_gradient(work, left, target, scale)
     return losses, lambda: not finite
 
 
+def _in_label(x: Tensor, target: RowTargets) -> Tensor:
+    return x.gather(1, target.classes[:, :1])
+
+
+def _in_maximum(x: Tensor, target: RowTargets) -> Tensor:
+    return x.amax(1, keepdim=True)
+
+
 def _from_origin(
-    x: Tensor, target: RowTargets, work: Tensor, at: Callable[[Tensor], Tensor]
+    x: Tensor, target: RowTargets, work: Tensor, at: Callable[[Tensor, RowTargets], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Losses from logits less the one ``at`` a place of the row, so that they keep their digits at any maximum; the sum
     of exponentials of these; and what ``work`` is to be divided by to be the softmax.
     """
-    torch.sub(x, at(x), out=work)
-    losses = _taken(work, target)
+    torch.sub(x, at(x, target), out=work)
+    taken = None if at is _in_label and target.classes.shape[1] == 1 else _taken_by_labels(work, target)
+    taken = _and_by_prior(taken, work, target)
     if work.ndim == 2:
         torch.softmax(work, 1, out=work)  # one pass for what exp(), sum() and a division take three for
-        total, left = at(work).reciprocal_(), None
+        total, left = at(work, target).reciprocal_(), None
     else:  # across strides it is slower than they are
         total = left = work.exp_().sum(1, keepdim=True)
-    return losses.neg_().add_(_times(target.mass, total.log())), total, left
+    losses = _times(target.mass, total.log())
+    return losses if taken is None else losses.sub_(taken), total, left
 
 
 def _taken(x: Tensor, target: RowTargets) -> Tensor:
     """``Σ_j hard_j · x[c_j] + Σ_j soft_j · <q(c_j), x>``."""
-    labels = _sum(_times(target.hard, x.gather(1, target.classes)))
+    taken = _and_by_prior(_taken_by_labels(x, target), x, target)
+    assert taken is not None
+    return taken
+
+
+def _taken_by_labels(x: Tensor, target: RowTargets) -> Tensor:
+    return _sum(_times(target.hard, x.gather(1, target.classes)))
+
+
+def _and_by_prior(taken: Tensor | None, x: Tensor, target: RowTargets) -> Tensor | None:
+    """What the prior takes, on top of what is ``taken`` already."""
     if target.soft is None:
-        return labels
+        return taken
     if target.prior is None and isinstance(target.soft, float) and target.soft:
-        return labels.add_(x.sum(1, keepdim=True), alpha=target.soft / x.shape[1])
-    return labels.add_(_sum(_times(target.soft, _prior_logits(x, target))))
+        taken_by_all, share = x.sum(1, keepdim=True), target.soft / x.shape[1]
+        return taken_by_all.mul_(share) if taken is None else taken.add_(taken_by_all, alpha=share)
+    by_prior = _sum(_times(target.soft, _prior_logits(x, target)))
+    return by_prior if taken is None else taken.add_(by_prior)
 
 
 def _finish_gradient(work: Tensor, total: Tensor | None, target: RowTargets, scale: Tensor | float) -> None:
