@@ -22,6 +22,7 @@ __all__ = ["confidence_panels", "curve_panels", "metric_panels", "reliability_pa
 
 Array = NDArray[np.float64]
 WIDTH, HEIGHT = 340, 240
+FACTORS_A_ROW = 3  # of a legend
 FEW = 20
 """Examples in a bin whose accuracy says little."""
 
@@ -37,7 +38,7 @@ def _metric_panel(comparison: Comparison, metric: Metric) -> Panel:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        step = 0.012 * (max(factors) - min(factors))
+        step = 0.012 * (_place(max(factors)) - _place(min(factors)))
         for index, setting in enumerate(settings):
             style = look(index)
             shift = step * (index - (len(settings) - 1) / 2)
@@ -45,9 +46,11 @@ def _metric_panel(comparison: Comparison, metric: Metric) -> Panel:
             means = [comparison.mean(metric, setting, smoothing) for smoothing in mine]
             for smoothing, runs in comparison.runs[setting].items():
                 values = [metric.scale * run.values[metric.key] for run in runs.values()]
-                axes.plot([smoothing + shift] * len(values), values, ".", color=style.color, alpha=0.35, markersize=4)
+                axes.plot(
+                    [_place(smoothing) + shift] * len(values), values, ".", color=style.color, alpha=0.35, markersize=4
+                )
             axes.errorbar(
-                [smoothing + shift for smoothing in mine],
+                [_place(smoothing) + shift for smoothing in mine],
                 [mean.mean for mean in means],
                 yerr=[0 if math.isnan(mean.half) else mean.half for mean in means],
                 color=style.color,
@@ -56,10 +59,10 @@ def _metric_panel(comparison: Comparison, metric: Metric) -> Panel:
                 capsize=3,
                 label=setting,
             )
-        axes.set_xlabel("smoothing")
+        axes.set_xlabel("smoothing (square-root scale)")
         axes.yaxis.set_major_locator(MaxNLocator(6))
-        if len(factors) <= 7:
-            axes.set_xticks(factors, [f"{factor:g}" for factor in factors])
+        told = _far_apart(factors)
+        axes.set_xticks([_place(factor) for factor in told], [f"{factor:g}" for factor in told])
         if len(settings) > 1:
             _legend_below(figure, axes, columns=1 if max(map(len, settings)) > 18 else 2)
 
@@ -69,6 +72,21 @@ def _metric_panel(comparison: Comparison, metric: Metric) -> Panel:
         svg(draw, f"{metric.name} against smoothing", width=WIDTH, height=HEIGHT + 17 * rows),
         "higher is better" if metric.higher_is_better else "lower is better",
     )
+
+
+def _place(smoothing: float) -> float:
+    """Where a factor is on the axis: most that are tried are small."""
+    return math.sqrt(smoothing)
+
+
+def _far_apart(factors: Sequence[float]) -> list[float]:
+    """Those of sorted factors whose labels have room on the axis."""
+    gap = 0.09 * (_place(factors[-1]) - _place(factors[0]))
+    told = [factors[-1]]
+    for factor in reversed(factors[:-1]):
+        if _place(told[-1]) - _place(factor) >= gap:
+            told.append(factor)
+    return told[::-1]
 
 
 def reliability_panels(comparison: Comparison) -> list[Panel]:
@@ -135,10 +153,11 @@ def confidence_panels(comparison: Comparison) -> list[Panel]:
                     )  # fmt: skip
                 axes.set(xlim=(0, 1.02), xlabel="confidence", ylim=(0, None))
                 axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-                axes.legend(title="smoothing", loc="upper left")
+                _legend_below(figure, axes, columns=FACTORS_A_ROW, title="smoothing")
 
             title = f"confidence of {answers} answers" + (f", {setting}" if setting else "")
-            panels.append(Panel(title, svg(draw, title), f"part of the {answers} answers in each bin"))
+            picture = svg(draw, title, width=WIDTH, height=_height(len(factors)))
+            panels.append(Panel(title, picture, f"part of the {answers} answers in each bin"))
     return panels
 
 
@@ -176,9 +195,10 @@ def curve_panels(comparison: Comparison) -> list[Panel]:
                     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
                     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
                     axes.minorticks_off()
-                axes.legend(title="smoothing")
+                _legend_below(figure, axes, columns=FACTORS_A_ROW, title="smoothing")
 
-            panels.append(Panel(title, svg(draw, title), "mean over seeds, and their range"))
+            picture = svg(draw, title, width=WIDTH, height=_height(len(curves)))
+            panels.append(Panel(title, picture, "mean over seeds, and their range"))
     return panels
 
 
@@ -212,6 +232,11 @@ def _looks(factors: Iterable[float]) -> dict[float, Look]:
     return {smoothing: BASELINE if smoothing == 0 else look(smoothed.index(smoothing)) for smoothing in factors}
 
 
-def _legend_below(figure: Figure, axes: Axes, columns: int) -> None:
+def _height(factors: int) -> int:
+    """Of a panel with a legend of factors below it."""
+    return HEIGHT + 18 * (1 + math.ceil(factors / FACTORS_A_ROW))
+
+
+def _legend_below(figure: Figure, axes: Axes, columns: int, title: str | None = None) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=title)
