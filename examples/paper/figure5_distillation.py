@@ -23,10 +23,12 @@ def main():
     if opts.quick:
         brief = ("eval_interval=99ep", "checkpoints.interval=99ep", "data.batch_size=128")
         teacher = ("digits-cnn", "duration=8ep", *brief, "diagnostics={examples: 1437}")
-        student = ("digits-mlp", "duration=20ep", *brief)
+        student = ("digits-mlp", "duration=12ep", *brief)
+        temperatures = (1, 2, 4, 8, 16)
     else:
         teacher = ("cifar10-resnet56", "diagnostics={examples: 5000}")
         student = ("cifar10-alexnet",)
+        temperatures = TEMPERATURES
     teachers = run_all(
         opts,
         {
@@ -40,7 +42,7 @@ def main():
         for smoothing in FACTORS:
             pupils["baseline", smoothing, 0, seed] = (*student, *smoothed(smoothing, seed))
             folder = teachers["teacher", smoothing, seed].folder
-            for temperature in TEMPERATURES if smoothing == 0 else (1,):
+            for temperature in temperatures if smoothing == 0 else (1,):
                 lesson = f"{{teacher: {folder}, temperature: {temperature}, student_temperature: 1, weight: 1}}"
                 pupils["student", smoothing, temperature, seed] = (
                     *student,
@@ -59,12 +61,12 @@ def main():
         lines["teacher"].append({"gamma": smoothing, **accuracies(teachers, "teacher", smoothing)})
         lines["baseline"].append({"gamma": smoothing, **accuracies(pupils, "baseline", smoothing, 0)})
         taught = [teachers["teacher", smoothing, seed] for seed in opts.seeds]
-        for temperature in TEMPERATURES if smoothing == 0 else (1,):
+        for temperature in temperatures if smoothing == 0 else (1,):
             gamma = sum(gamma_of(run, temperature) for run in taught) / len(taught)
             point = {"gamma": gamma, **accuracies(pupils, "student", smoothing, temperature)}
             kind = "students of smoothed teachers" if smoothing else "students of a hard teacher"
             lines[kind].append({"temperature": temperature, "smoothing of the teacher": smoothing, **point})
-    numbers = {"accuracy": lines, "paired": paired(opts, pupils)}
+    numbers = {"accuracy": lines, "paired": paired(opts, pupils, temperatures)}
     save(opts, draw(lines), numbers)
     for name, points in lines.items():
         for point in points:
@@ -85,7 +87,7 @@ def gamma_of(run, temperature):
     return equivalent_smoothing(logits, kept["train.labels"], temperature)
 
 
-def paired(opts, pupils):
+def paired(opts, pupils, temperatures):
     """Accuracy of students of smoothed teachers minus that of baselines of the same smoothing, over all α above 0."""
 
     def accuracy(*key):
@@ -96,7 +98,7 @@ def paired(opts, pupils):
         for seed in opts.seeds
     ]
     hard_teacher = [
-        max(accuracy("student", 0.0, t, seed) for t in TEMPERATURES)
+        max(accuracy("student", 0.0, t, seed) for t in temperatures)
         - max(accuracy("baseline", a, 0, seed) for a in FACTORS)
         for seed in opts.seeds
     ]
@@ -108,7 +110,7 @@ def paired(opts, pupils):
 
 def draw(lines):
     """Mean, least and most accuracy over γ."""
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 5.6), layout="constrained")
     styles = {
         "teacher": (GREY, "^", ":", "teachers, at their α"),
         "baseline": (BLACK, "o", "--", "students of labels smoothed by α (baseline)"),
@@ -123,7 +125,7 @@ def draw(lines):
         axes.fill_between(gammas, low, high, color=color, alpha=0.13, linewidth=0)
     axes.set(xlabel="γ: smoothing of the targets, or what a teacher's targets amount to", ylabel="test accuracy (%)")
     axes.set_title("Distillation: who teaches well? (mean and range over seeds)")
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 

@@ -77,6 +77,7 @@ def draw(numbers):
             errors = [(point[name]["high"] - point[name]["low"]) / 2 for point in points]
             axes.errorbar(wrong, means, errors, color=color, marker=marker, linestyle=line, capsize=3, label=name)
         axes.set(xlabel="part of the training labels that is wrong", title=f"mistaken for {kind}")
+    figure.suptitle("Trained on wrong labels: smoothing helps while they are few", fontweight="bold")
     panels[0].set_ylabel("test accuracy (%), mean and 95 % interval")
     panels[0].legend()
     return figure

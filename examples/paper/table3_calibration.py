@@ -80,12 +80,12 @@ def draw(table, pooled, factors):
         error = table[name]["ece"]
         right.barh(place, error["mean"], color=color, height=0.6, alpha=0.85)
         right.plot([error["low"], error["high"]], [place, place], color="#444444", linewidth=1.2)
-        right.plot([place for _ in error["values"]], alpha=0)
         right.text(max(error["high"], error["mean"]), place, f"  {error['mean']:.3f}", va="center")
     right.set_yticks(range(len(styles)), styles)
     right.invert_yaxis()
     right.grid(axis="y", visible=False)
-    right.set(xlabel="expected calibration error, 15 bins (mean and 95 % interval)", xlim=(0, None))
+    longest = max(max(table[name]["ece"]["high"], table[name]["ece"]["mean"]) for name in styles)
+    right.set(xlabel="expected calibration error, 15 bins (mean and 95 % interval)", xlim=(0, 1.15 * longest))
     right.set_title("Calibration error: lower is better")
     return figure
 

@@ -1,0 +1,61 @@
+"""Draw what smoothing did in the comparisons of this folder, from their summary.csv.
+
+    python examples/benchmarks/does_it_help.py        # writes does-it-help.png beside this file
+
+Each point is the mean difference from no smoothing over paired seeds, with its 95 % interval.
+"""
+
+import csv
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).parent
+COMPARISONS = {
+    "digits-mlp": ("digits, perceptron (10 seeds)", "#0072b2", "o", -1),
+    "digits-cnn": ("digits, convolutions (10 seeds)", "#d55e00", "s", 0),
+    "cifar10": ("CIFAR-10 (JPEG), ResNet-20, 2 epochs (3 seeds)", "#009e73", "D", 1),
+}
+PANELS = {
+    "accuracy": ("accuracy", "points", 100),
+    "ece": ("calibration error", "ECE", 1),
+    "ece_scaled": ("the same after temperature scaling", "ECE", 1),
+    "nll": ("negative log likelihood", "nats", 1),
+}
+
+
+def differences(folder, metric):
+    """Smoothing, difference and its interval, one tuple a factor."""
+    with (folder / "summary.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == metric and row["difference"]]
+    keys = ("smoothing", "difference", "difference_low", "difference_high")
+    return sorted(tuple(float(row[key]) for key in keys) for row in rows)
+
+
+def main():
+    """Draw a panel a metric."""
+    plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
+    figure, panels = plt.subplots(1, 4, figsize=(13, 3.5), layout="constrained")
+    for axes, (metric, (title, unit, scale)) in zip(panels, PANELS.items(), strict=True):
+        axes.axhline(0, color="#999999", linewidth=1)
+        better = "higher" if metric == "accuracy" else "lower"
+        axes.set(title=title, xlabel="smoothing", ylabel=f"change ({unit}); {better} is better")
+        for name, (label, color, marker, shift) in COMPARISONS.items():
+            if not (HERE / name).is_dir():
+                continue
+            points = differences(HERE / name, metric)
+            x = [factor * 1.04**shift for factor, *_ in points]
+            y, low, high = ([scale * point[index] for point in points] for index in (1, 2, 3))
+            axes.plot(x, y, color=color, marker=marker, markersize=5, linewidth=1.5, label=label)
+            axes.vlines(x, low, high, color=color, linewidth=1.5)
+        axes.set_xscale("log")
+        axes.set_xticks([0.02, 0.05, 0.1, 0.2, 0.4], ["0.02", "0.05", "0.1", "0.2", "0.4"])
+        axes.minorticks_off()
+        axes.grid(axis="y", color="#e3e6ea")
+        axes.set_axisbelow(True)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    figure.savefig(HERE / "does-it-help.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
