@@ -14,6 +14,8 @@ __all__ = ["loss_rows"]
 
 CHUNK = 1 << 20
 """Logits handled at once where they need memory aside. Each operation on many may wait for cores that others use."""
+NEAR = 32.0
+"""Labels' logits up to which a difference from others costs no more digits than logits have."""
 TINY = 1 << 14
 """Logits whose arithmetic is cheaper than the calls that do it."""
 
@@ -108,62 +110,53 @@ def _many(
 ) -> tuple[Tensor, Callable[[], bool]]:
     """The loss of each row, the gradient times ``scale`` in ``work``, and a look whether that may not be finite."""
     finite = False
-    if x.device.type == "cpu" and work.data_ptr() != x.data_ptr():
-        losses, total, left = _from_origin(x, target, work, _in_label)
-        finite = math.isfinite(total.sum())
-    if not finite:  # unknown, or too far below the maximum
-        losses, total, left = _from_origin(x, target, work, _in_maximum)
+    if x.device.type == "cpu" and target.prior is None and work.data_ptr() != x.data_ptr():
+        label = x.gather(1, target.classes[:, :1])
+        if bool(label.abs().max() <= NEAR):
+            losses, total, left = _as_they_are(x, label, target, work)
+            finite = math.isfinite(total.sum())
+    if not finite:  # unknown, or too far from 0
+        losses, total, left = _from_the_maximum(x, target, work)
     if scale is not None:
         _finish_gradient(work, left, target, scale)
     return losses, lambda: not finite
 
 
-def _in_label(x: Tensor, target: RowTargets) -> Tensor:
-    return x.gather(1, target.classes[:, :1])
-
-
-def _in_maximum(x: Tensor, target: RowTargets) -> Tensor:
-    return x.amax(1, keepdim=True)
-
-
-def _from_origin(
-    x: Tensor, target: RowTargets, work: Tensor, at: Callable[[Tensor, RowTargets], Tensor]
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Losses from logits less the one ``at`` a place of the row, so that they keep their digits at any maximum; the sum
-    of exponentials of these; and what ``work`` is to be divided by to be the softmax.
+def _as_they_are(x: Tensor, label: Tensor, target: RowTargets, work: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The losses; a sum of exponentials that is finite if they are; and what ``work`` is to be divided by to be the
+    softmax, if it is not. Logits of labels that are near 0 keep their digits in a difference, which saves a pass.
     """
-    torch.sub(x, at(x, target), out=work)
-    taken = None if at is _in_label and target.classes.shape[1] == 1 else _taken_by_labels(work, target)
-    taken = _and_by_prior(taken, work, target)
     if work.ndim == 2:
-        torch.softmax(work, 1, out=work)  # one pass for what exp(), sum() and a division take three for
-        total, left = at(work, target).reciprocal_(), None
+        torch.softmax(x, 1, out=work)  # one pass for what exp(), sum() and a division take three for
+        total, left = work.gather(1, target.classes[:, :1]).reciprocal_(), None
+        losses = total.log()
     else:  # across strides it is slower than they are
+        total = left = torch.exp(x, out=work).sum(1, keepdim=True)
+        losses = total.log().sub_(label)
+    losses = _times(target.mass, losses)
+    if target.classes.shape[1] > 1:
+        losses.sub_(_sum(_times(target.hard, x.gather(1, target.classes).sub_(label))))
+    if target.soft is not None:
+        losses.sub_(_times(target.soft, _prior_logits(x, target).sub_(label)))
+    return losses, total, left
+
+
+def _from_the_maximum(x: Tensor, target: RowTargets, work: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same from logits less their maximum, so that the losses keep their digits wherever that is."""
+    torch.sub(x, x.amax(1, keepdim=True), out=work)
+    taken = _taken(work, target)
+    if work.ndim == 2:
+        torch.softmax(work, 1, out=work)
+        total, left = work.amax(1, keepdim=True).reciprocal_(), None
+    else:
         total = left = work.exp_().sum(1, keepdim=True)
-    losses = _times(target.mass, total.log())
-    return losses if taken is None else losses.sub_(taken), total, left
+    return _times(target.mass, total.log()).sub_(taken), total, left
 
 
 def _taken(x: Tensor, target: RowTargets) -> Tensor:
     """``Σ_j hard_j · x[c_j] + Σ_j soft_j · <q(c_j), x>``."""
-    taken = _and_by_prior(_taken_by_labels(x, target), x, target)
-    assert taken is not None
-    return taken
-
-
-def _taken_by_labels(x: Tensor, target: RowTargets) -> Tensor:
-    return _sum(_times(target.hard, x.gather(1, target.classes)))
-
-
-def _and_by_prior(taken: Tensor | None, x: Tensor, target: RowTargets) -> Tensor | None:
-    """What the prior takes, on top of what is ``taken`` already."""
-    if target.soft is None:
-        return taken
-    if target.prior is None and isinstance(target.soft, float) and target.soft:
-        taken_by_all, share = x.sum(1, keepdim=True), target.soft / x.shape[1]
-        return taken_by_all.mul_(share) if taken is None else taken.add_(taken_by_all, alpha=share)
-    by_prior = _sum(_times(target.soft, _prior_logits(x, target)))
-    return by_prior if taken is None else taken.add_(by_prior)
+    labels = _sum(_times(target.hard, x.gather(1, target.classes)))
+    return labels if target.soft is None else labels.add_(_sum(_times(target.soft, _prior_logits(x, target))))
 
 
 def _finish_gradient(work: Tensor, total: Tensor | None, target: RowTargets, scale: Tensor | float) -> None:
