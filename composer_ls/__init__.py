@@ -21,6 +21,7 @@ __all__ = [
     "SmoothingDiagnostics",
     "SoftTargets",
     "cross_entropy",
+    "dice_loss",
     "smooth_labels",
 ]
 
@@ -36,6 +37,7 @@ _HOMES = {
     "SmoothingDiagnostics": "callback",
     "SoftTargets": "targets",
     "cross_entropy": "losses",
+    "dice_loss": "dice",
     "smooth_labels": "smoothing",
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,6 +89,10 @@ def open_task(recipe: Recipe, device: torch.device | str = "cpu") -> Task:
 
     """
     from composer_ls.training.classification import Classification
+    from composer_ls.training.segmentation import Segmentation
 
-    tasks: dict[str, type[Classification]] = {"classification": Classification}
+    tasks: dict[str, Callable[[Recipe, torch.device | str], Task]] = {
+        "classification": Classification,
+        "segmentation": Segmentation,
+    }
     return tasks[recipe.task](recipe, device)
