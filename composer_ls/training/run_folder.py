@@ -36,7 +36,8 @@ class RunFolder:
         result_file: ``result.json``, which is there only when the run is finished.
         metrics_file: ``metrics.jsonl``, a line an epoch.
         predictions_file: ``predictions.safetensors``, from which the metrics can be computed again. Of a classifier:
-            test ``logits`` (N, K) and ``labels`` (N,).
+            test ``logits`` (N, K) and ``labels`` (N,); of label maps: the counts of
+            :class:`~composer_ls.diagnostics.segmentation.PixelCounts` for each image.
         features_file: ``features.safetensors``, if the recipe has ``diagnostics``: for the sets ``train`` and ``test``,
             penultimate ``<set>.features`` (M, D) and ``<set>.labels`` (M,); the last layer's ``weight`` (K, D) and
             ``bias`` (K,), if it has one; ``mutual_information`` (steps and nats, (S, 2)), if it was measured.

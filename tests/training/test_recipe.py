@@ -9,6 +9,7 @@ from composer_ls.errors import RecipeError
 from composer_ls.training.recipe import Recipe, load_recipe, shipped_recipes
 
 SHIPPED = [
+    "camvid-unet",
     "cifar10-alexnet",
     "cifar10-resnet20",
     "cifar10-resnet20-fast",
