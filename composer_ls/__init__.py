@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from composer_ls.algorithm import LabelSmoothing
     from composer_ls.callback import SmoothingDiagnostics
+    from composer_ls.dice import dice_loss
     from composer_ls.losses import CrossEntropyLoss, cross_entropy
     from composer_ls.smoothing import smooth_labels
     from composer_ls.targets import SoftTargets
@@ -21,6 +22,7 @@ __all__ = [
     "SmoothingDiagnostics",
     "SoftTargets",
     "cross_entropy",
+    "dice_loss",
     "smooth_labels",
 ]
 
@@ -36,6 +38,7 @@ _HOMES = {
     "SmoothingDiagnostics": "callback",
     "SoftTargets": "targets",
     "cross_entropy": "losses",
+    "dice_loss": "dice",
     "smooth_labels": "smoothing",
 }
 

@@ -87,7 +87,7 @@ def read_all(folders: Sequence[Path]) -> list[Diagnosed]:
 
     Raises:
         RunFolderError: A folder holds no run, or one that is not finished or damaged.
-        InputError: The runs are of different classes.
+        InputError: The runs are of different classes, or not for classification.
 
     """
     runs = [_read(folder) for folder in dict.fromkeys(folders)]
@@ -105,6 +105,11 @@ def _read(folder: Path) -> Diagnosed:
     recipe = read_recipe(folder)
     if recipe is None:
         raise RunFolderError(f"{folder.absolute()} is not a run folder: it holds no recipe.yaml that a run left")
+    if recipe.task != "classification":
+        raise InputError(
+            f"the run in {folder} is for {recipe.task}, but diagnose looks at classification: its metrics are in "
+            f"{folder / 'result.json'}"
+        )
     files = RunFolder(folder, recipe)
     result = files.result()
     if result is None:

@@ -88,9 +88,11 @@ def read_run(folder: Path, recipe: Recipe) -> Run:
     """Read and measure one finished run.
 
     Raises:
-        LeftOut: It is not finished, or what it left is damaged.
+        LeftOut: It is not finished or not for classification, or what it left is damaged.
 
     """
+    if recipe.task != "classification":
+        raise LeftOut(folder, f"it is for {recipe.task}, whose metrics are in its result.json")
     files = RunFolder(folder, recipe)
     try:
         result = files.result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -146,35 +147,44 @@ class TrainingCurve(Callback):
         self.epoch_end(state, logger)
 
 
-class PredictionCollector(Callback):
-    """Keeps the logits and labels of one pass over the test set, from every process, in the order of the data."""
+def _logits_and_labels(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    return logits, labels
 
-    def __init__(self) -> None:
-        self._logits: list[Tensor] = []
-        self._labels: list[Tensor] = []
+
+class PredictionCollector(Callback):
+    """Keeps something of each test example in one pass, from every process, in the order of the data.
+
+    Args:
+        kept: From the logits and labels of a batch to tensors with an entry an example. By default these two themselves.
+
+    """
+
+    def __init__(self, kept: Callable[[Tensor, Tensor], tuple[Tensor, ...]] = _logits_and_labels) -> None:
+        self._kept = kept
+        self._batches: list[tuple[Tensor, ...]] = []
 
     def eval_start(self, state: State, logger: Logger) -> None:
         """Forget the pass before."""
-        self._logits, self._labels = [], []
+        self._batches = []
 
     def eval_after_forward(self, state: State, logger: Logger) -> None:
         """Keep a batch."""
         outputs, labels = state.outputs, state.batch[1]
         assert isinstance(outputs, Tensor)
-        self._logits.append(outputs.detach().float().cpu())
-        self._labels.append(labels.detach().cpu())
+        kept = self._kept(outputs.detach().float(), labels.detach())
+        self._batches.append(tuple(tensor.cpu() for tensor in kept))
 
-    def gathered(self, examples: int) -> tuple[Tensor, Tensor]:
-        """Logits ``(examples, K)`` and labels ``(examples,)`` of all processes.
+    def gathered(self, examples: int) -> tuple[Tensor, ...]:
+        """What was kept by all processes, each tensor of ``examples`` entries.
 
         Process r of R has examples r, r + R, r + 2R, ...; the sampler may repeat the first ones at the end.
         """
-        share = torch.cat(self._logits), torch.cat(self._labels)
+        share = [torch.cat(tensors) for tensors in zip(*self._batches, strict=True)]
         shares = dist.all_gather_object(share)
         world = len(shares)
-        logits = torch.empty(examples, share[0].shape[1])
-        labels = torch.empty(examples, dtype=torch.int64)
-        for rank, (some_logits, some_labels) in enumerate(shares):
+        wholes = tuple(tensor.new_empty(examples, *tensor.shape[1:]) for tensor in share)
+        for rank, part in enumerate(shares):
             count = len(range(rank, examples, world))
-            logits[rank::world], labels[rank::world] = some_logits[:count], some_labels[:count]
-        return logits, labels
+            for whole, tensor in zip(wholes, part, strict=True):
+                whole[rank::world] = tensor[:count]
+        return wholes

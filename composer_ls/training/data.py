@@ -19,8 +19,8 @@ from torchvision.transforms import v2
 from composer_ls.errors import DataNotFoundError, RecipeError
 from composer_ls.training.decoded_cache import decoded
 from composer_ls.training.label_noise import noisy_labels, relabel
-from composer_ls.training.memory_images import CropFlip, EpochSampler, MemoryImages
-from composer_ls.training.recipe import Data, LabelNoise
+from composer_ls.training.memory_images import CropFlip, EpochSampler, InMemory, MemoryImages
+from composer_ls.training.recipe import Data, LabelNoise, SegmentationData
 
 __all__ = ["Splits", "evaluation_loader", "labels_of", "load_splits", "training_loader"]
 
@@ -29,7 +29,7 @@ MEMORY_LIMIT = 2 * 1024**3  # bytes, above which data.in_memory=auto reads the f
 
 @dataclass(frozen=True)
 class Splits:
-    """Training and test examples, each an image ``(C, H, W)`` and an integer label."""
+    """Training and test examples, each an image ``(C, H, W)`` and an integer label, or a map of them ``(H, W)``."""
 
     train: Dataset[Any]
     test: Dataset[Any]
@@ -69,7 +69,7 @@ def labels_of(split: Dataset[Any]) -> torch.Tensor:
     return split.labels.cpu() if isinstance(split, MemoryImages) else torch.as_tensor(split.targets)  # type: ignore[attr-defined]
 
 
-def training_loader(splits: Splits, data: Data, seed: int) -> DataLoader[Any]:
+def training_loader(splits: Splits, data: Data | SegmentationData, seed: int) -> DataLoader[Any]:
     """Shuffled batches of this process's share; the order follows from the seed and the epoch alone.
 
     So do the crops and mirrorings of images in memory.
@@ -85,23 +85,26 @@ def training_loader(splits: Splits, data: Data, seed: int) -> DataLoader[Any]:
             f"data.batch_size={data.batch_size} is more than the {examples} training examples: make it smaller"
         )
     train = splits.train
-    if isinstance(train, MemoryImages) and data.augmentation == "crop_flip":
+    if isinstance(train, InMemory) and data.augmentation == "crop_flip":
         train = CropFlip(train, splits.image_shape[1] // 8, seed)
     far_apart = int(np.random.SeedSequence(seed).generate_state(1)[0])  # the sampler adds the epoch to its seed
     sampler = EpochSampler(train, world, dist.get_global_rank(), shuffle=True, seed=far_apart, drop_last=True)
     return _loader(train, data, data.batch_size // world, sampler, drop_last=True)
 
 
-def evaluation_loader(splits: Splits, data: Data) -> DataLoader[Any]:
+def evaluation_loader(splits: Splits, data: Data | SegmentationData) -> DataLoader[Any]:
     """Every test example in order; process r of R takes examples r, r + R, r + 2R, ..."""
     world = dist.get_world_size()
     sampler: DistributedSampler[Any] = DistributedSampler(splits.test, world, dist.get_global_rank(), shuffle=False)
     return _loader(splits.test, data, max(1, data.batch_size // world), sampler, drop_last=False)
 
 
-def _loader(dataset: Dataset[Any], data: Data, batch_size: int, sampler: Any, drop_last: bool) -> DataLoader[Any]:
-    if isinstance(dataset, (MemoryImages, CropFlip)):
+def _loader(
+    dataset: Dataset[Any], data: Data | SegmentationData, batch_size: int, sampler: Any, drop_last: bool
+) -> DataLoader[Any]:
+    if isinstance(dataset, (InMemory, CropFlip)):
         return DataLoader(dataset, batch_size, sampler=sampler, drop_last=drop_last, collate_fn=_whole_batch)
+    assert isinstance(data, Data)
     return DataLoader(
         dataset,
         batch_size=batch_size,

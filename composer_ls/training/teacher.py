@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from composer_ls.errors import TeacherError
 from composer_ls.training.models import build_model
-from composer_ls.training.recipe import load_recipe
+from composer_ls.training.recipe import Model, load_recipe
 
 __all__ = ["Teacher", "load_teacher"]
 
@@ -61,6 +61,8 @@ def load_teacher(source: str | Path, architecture: nn.Module | None = None) -> T
             return Teacher(_with_weights(_given(architecture, path), checkpoint))
     result = _result(run)
     recipe = load_recipe(run / "recipe.yaml")
+    if not isinstance(recipe.model, Model):
+        raise TeacherError(f"the run in {run} is for {recipe.task}, but a teacher is a classifier: give another run")
     if not checkpoint.is_file():
         raise TeacherError(
             f"the run in {run} did not keep its checkpoint, so that there are no weights to teach with: train it again, "

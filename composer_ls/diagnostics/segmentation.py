@@ -1,0 +1,95 @@
+"""How good label maps are: counts for each image, and the numbers that follow from their sums."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["PixelCounts", "count_pixels", "mean_iou", "pixel_accuracy", "pixel_calibration_error", "pixel_nll"]
+
+
+class PixelCounts(NamedTuple):
+    """What is kept of each image in place of its logits. Pixels that are ignored are in none of it.
+
+    Attributes:
+        confusion: Pixels of class (row) that are taken for class (column), int64 ``(N, K, K)``.
+        nll: Sum of the negative log probabilities of the labels, nats, float64 ``(N,)``.
+        bins: For equal-width bins of confidence: the number of pixels, the sum of their confidence, and the number of them
+            that are right, float64 ``(N, bins, 3)``.
+
+    """
+
+    confusion: Tensor
+    nll: Tensor
+    bins: Tensor
+
+
+def count_pixels(logits: Tensor, labels: Tensor, ignore_index: int = -100, bins: int = 15) -> PixelCounts:
+    """Count what the metrics need, image by image.
+
+    Args:
+        logits: ``(N, K, *spatial)``.
+        labels: Integer ``(N, *spatial)``.
+        ignore_index: The label of pixels that do not count.
+        bins: How many bins divide [0, 1]; one holds its lower edge and not its upper one, but for the last.
+
+    Example:
+        >>> import torch
+        >>> from composer_ls.diagnostics.segmentation import count_pixels, mean_iou
+        >>> logits = torch.tensor([[[2.0, 2.0, 0.0], [0.0, 0.0, 2.0]]])
+        >>> counts = count_pixels(logits, torch.tensor([[0, 1, -100]]))
+        >>> counts.confusion.tolist()
+        [[[1, 0], [1, 0]]]
+        >>> mean_iou(counts)
+        0.25
+
+    """
+    examples, classes = logits.shape[:2]
+    log_probabilities = logits.float().log_softmax(1)
+    best, predicted = log_probabilities.max(1)
+    counted = labels != ignore_index
+    image = torch.arange(examples, device=labels.device).view(-1, *[1] * (labels.ndim - 1)).expand_as(labels)[counted]
+    losses = -log_probabilities.gather(1, labels.where(counted, 0).unsqueeze(1)).squeeze(1)[counted].double()
+    confidence = best[counted].exp().double()
+    labels, predicted = labels[counted], predicted[counted]
+    place = image * bins + (confidence.nan_to_num() * bins).long().clamp(max=bins - 1)
+
+    def summed(weights: Tensor) -> Tensor:
+        return place.bincount(weights, examples * bins).view(examples, bins)
+
+    pair = (image * classes + labels) * classes + predicted
+    return PixelCounts(
+        confusion=pair.bincount(minlength=examples * classes**2).view(examples, classes, classes),
+        nll=image.bincount(losses, examples),
+        bins=torch.stack([summed(torch.ones_like(confidence)), summed(confidence), summed((labels == predicted).double())], -1),
+    )  # fmt: skip
+
+
+def mean_iou(counts: PixelCounts) -> float:
+    """Intersection over union of each class in all images together, mean over the classes that occur in labels or predictions."""
+    confusion = counts.confusion.sum(0).double()
+    union = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
+    return (confusion.diagonal() / union)[union > 0].mean().item()
+
+
+def pixel_accuracy(counts: PixelCounts) -> float:
+    """The fraction of pixels whose class is right."""
+    confusion = counts.confusion.sum(0).double()
+    return (confusion.trace() / confusion.sum()).item()
+
+
+def pixel_nll(counts: PixelCounts) -> float:
+    """Mean negative log probability of the pixels' labels, nats."""
+    return (counts.nll.sum() / counts.confusion.sum()).item()
+
+
+def pixel_calibration_error(counts: PixelCounts) -> float:
+    """Mean distance between confidence and accuracy over the bins, weighted by pixels, in [0, 1].
+
+    It is :func:`~composer_ls.diagnostics.calibration.expected_calibration_error` of pixels, and NaN where that is.
+    """
+    number, confidence, right = counts.bins.sum(0).unbind(-1)
+    return ((confidence - right).abs().sum() / number.sum()).item() if counts.nll.isfinite().all() else math.nan

@@ -1,0 +1,62 @@
+"""The Dice loss, against labels, dense rows or SoftTargets."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from composer_ls.smoothing import smooth_labels
+from composer_ls.targets import SoftTargets, _class_dim, _wide
+
+__all__ = ["dice_loss"]
+
+
+def dice_loss(input: Tensor, target: Tensor, ignore_index: int = -100) -> Tensor:
+    r"""One minus the Dice coefficient of the probabilities and the target, mean over classes, in [0, 1].
+
+    With the probabilities p and the target y of class k at all pixels of the batch that are not ignored, it is
+
+    .. math:: 1 - \frac{1}{K}\sum_k \frac{2\sum\min(p_k, y_k)}{\sum p_k + \sum y_k}.
+
+    For hard labels :math:`\min(p, y) = p\,y`, so that it is the usual soft Dice loss. For smoothed and mixed targets the
+    usual one is least at a hard prediction; this one is least at p = y.
+
+    Args:
+        input: Logits ``(N, K, *spatial)``, any floating dtype.
+        target: Labels, integer ``(N, *spatial)``; dense rows or SoftTargets of the logits' shape. The dense rows of
+            SoftTargets are made.
+        ignore_index: A label that contributes no loss and no gradient, whatever the logits there. Rows of dense targets
+            and SoftTargets that have no mass are ignored likewise. A batch with nothing else has loss 0 and gradient 0.
+
+    Returns:
+        A 0-dim tensor, in the dtype of the logits, or float32 if they are of half precision.
+
+    Raises:
+        ValueError: Shapes that do not fit, or a label out of range (on the CPU).
+
+    Example:
+        >>> import torch
+        >>> from composer_ls import dice_loss, smooth_labels
+        >>> labels = torch.tensor([[0, 1, -100]])
+        >>> logits = torch.tensor([[[2.0, 0.0, 9.0], [0.0, 2.0, -9.0]]])
+        >>> dice_loss(logits, labels)
+        tensor(0.1192)
+        >>> dice_loss(logits, smooth_labels(logits, labels, smoothing=0.2))
+        tensor(0.0192)
+
+    References:
+        Milletari et al., 2016, https://arxiv.org/abs/1606.04797; Wang et al., 2023, "Dice Semimetric Losses",
+        https://arxiv.org/abs/2303.16296 (soft targets).
+
+    """
+    dim = _class_dim(input)
+    wide = _wide(input.dtype)
+    rows = smooth_labels(input, target, 0.0, ignore_index=ignore_index)
+    rows = (rows.dense() if isinstance(rows, SoftTargets) else rows).to(wide)
+    mass = rows.sum(dim, keepdim=True)
+    # Before the softmax: after it, logits that are not finite would make a gradient of 0 times NaN.
+    probabilities = input.to(wide).masked_fill(mass == 0, 0.0).softmax(dim) * mass
+    others = [axis for axis in range(input.ndim) if axis != dim]
+    size = probabilities.sum(others) + rows.sum(others)
+    overlap = torch.minimum(probabilities, rows).sum(others)
+    return ((size - 2 * overlap) / size.clamp_min(torch.finfo(wide).tiny)).mean()

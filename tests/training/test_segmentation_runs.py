@@ -1,0 +1,121 @@
+"""Runs on label maps: what they leave, their losses, and what goes with them."""
+
+import json
+
+import pytest
+import torch
+from camvid_support import write_camvid
+from PIL import Image
+from safetensors.torch import load_file
+
+from composer_ls.diagnostics.segmentation import PixelCounts, mean_iou, pixel_calibration_error, pixel_nll
+from composer_ls.errors import InputError, RecipeError, TeacherError
+from composer_ls.report.diagnosed import read_all
+from composer_ls.report.plan import make_plan
+from composer_ls.report.runs import read_runs
+from composer_ls.training.models import UNet
+from composer_ls.training.recipe import load_recipe
+from composer_ls.training.run import train
+from composer_ls.training.run_folder import RunFolder
+from composer_ls.training.teacher import load_teacher
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_camvid(tmp_path_factory.mktemp("camvid"))
+
+
+def run(path, root, *overrides):
+    tiny = [
+        f"data.root={root}",
+        "data.batch_size=4",
+        "model.width=4",
+        "duration=3ba",
+        "schedule.warmup=0ba",
+        "device=cpu",
+    ]
+    recipe = load_recipe("camvid-unet", [*tiny, *overrides])
+    return train(recipe, RunFolder(path, recipe), progress=False)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, root):
+    path = tmp_path_factory.mktemp("runs") / "finished"
+    return path, run(path, root, "duration=20ep", "optimizer.learning_rate=0.02")
+
+
+def test_it_learns(finished):
+    _, result = finished
+    assert result["metrics"]["accuracy"] > 0.7
+    assert 0.4 < result["metrics"]["mean_iou"] <= 1
+
+
+def test_the_result_says_what_it_is_of(finished):
+    _, result = finished
+    assert result["task"] == "segmentation"
+    assert result["metrics"].keys() == result["units"].keys() == {"mean_iou", "accuracy", "nll", "ece"}
+    assert (result["image_shape"], result["examples"]) == ([3, 24, 32], {"train": 8, "test": 8})
+    assert result["classes"][:2] == ["sky", "building"]
+    assert result["plan"].startswith("smoothing 0.1, uniform over 11 classes; loss cross_entropy, fused")
+
+
+def test_the_metrics_can_be_computed_again_from_small_predictions(finished):
+    path, result = finished
+    counts = PixelCounts(**load_file(path / "predictions.safetensors"))
+    assert counts.confusion.shape == (8, 11, 11)
+    metrics = {"mean_iou": mean_iou(counts), "nll": pixel_nll(counts), "ece": pixel_calibration_error(counts)}
+    assert metrics.items() <= result["metrics"].items()
+    assert (path / "predictions.safetensors").stat().st_size < 8 * 4096
+    line = json.loads((path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert line["metrics/test/MulticlassJaccardIndex"] == pytest.approx(metrics["mean_iou"], abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "dice", "cross_entropy+dice"])
+@pytest.mark.parametrize("mixer", ["mixup", "cutmix"])
+def test_every_loss_trains_beside_every_mixer(tmp_path, root, loss, mixer):
+    result = run(tmp_path, root, f"loss={loss}", f"algorithms.{mixer}={{alpha: 1.0}}", "duration=2ba")
+    assert (
+        f"{'MixUp' if mixer == 'mixup' else 'CutMix'} mixes first labels with second labels, both smoothed"
+        in result["plan"]
+    )
+    assert all(torch.tensor(value).isfinite() for value in result["metrics"].values())
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "dice", "cross_entropy+dice"])
+def test_batches_of_void_alone_have_zero_loss_and_leave_no_nan(tmp_path, loss):
+    void = write_camvid(tmp_path / "void")
+    for split in ("train", "test"):
+        for file in (void / split / "masks").iterdir():
+            Image.new("L", (32, 24), 11).save(file)
+    run(tmp_path / "run", void, f"loss={loss}", "checkpoints.keep=true", "duration=2ba")
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["loss/train/total"] == 0  # in the second step too
+    checkpoint = torch.load(tmp_path / "run/checkpoints/latest-rank0.pt", weights_only=False)
+    assert all(weights.isfinite().all() for weights in checkpoint["state"]["model"].values())
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (17, 31), (45, 60)])
+def test_the_u_net_takes_images_of_any_size_from_16_pixels(shape):
+    logits = UNet(3, 11, width=2)(torch.randn(2, 3, *shape))
+    assert logits.shape == (2, 11, *shape)
+
+
+def test_a_run_on_label_maps_is_no_teacher(finished):
+    with pytest.raises(TeacherError, match="is for segmentation, but a teacher is a classifier"):
+        load_teacher(finished[0])
+
+
+def test_diagnostics_of_label_maps_are_refused(tmp_path, root):
+    with pytest.raises(RecipeError, match="diagnostics look at classification only: use diagnostics=null"):
+        run(tmp_path, root, "diagnostics={}")
+
+
+def test_what_is_for_classification_says_so(tmp_path, finished):
+    path, _ = finished
+    with pytest.raises(InputError, match="recipe camvid-unet is for segmentation, but compare measures classification"):
+        make_plan("camvid-unet", [], "0,0.1", 1, [], tmp_path)
+    with pytest.raises(InputError, match="is for segmentation, but diagnose looks at classification"):
+        read_all([path])
+    runs, left_out = read_runs(path.parent)
+    assert not runs
+    assert "it is for segmentation, whose metrics are in its result.json" in str(left_out[0])
