@@ -115,9 +115,8 @@ class TokenBatches(Dataset[Batch]):
 
     def set_epoch(self, epoch: int) -> None:
         """Draw which pairs of equal lengths stand together in this epoch."""
-        ties = np.arange(len(self.pairs))
-        if self.seed is not None:
-            ties = np.random.default_rng([self.seed, epoch]).permutation(ties)
+        count = len(self.pairs)
+        ties = np.arange(count) if self.seed is None else np.random.default_rng([self.seed, epoch]).permutation(count)
         self._order = np.lexsort((ties, self._lengths[1], self._lengths[0]))
 
     def _cut(self, batch_tokens: int) -> list[int]:

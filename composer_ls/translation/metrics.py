@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from composer_ls.diagnostics.calibration import reliability_bins
 from composer_ls.errors import MissingPackageError, TextError
 from composer_ls.translation.batches import IGNORED
 
-__all__ = ["Bleu", "TokenMetrics", "bleu", "token_metrics"]
+__all__ = ["Bleu", "TokenMetrics", "bleu", "require_sacrebleu", "token_metrics"]
 
 
 class Bleu(NamedTuple):
@@ -45,20 +45,30 @@ def bleu(translations: Sequence[str], references: Sequence[str], lowercase: bool
         Post, 2018, https://arxiv.org/abs/1804.08771.
 
     """
-    try:
-        from sacrebleu.metrics import BLEU
-    except ImportError as error:
-        raise MissingPackageError(
-            "BLEU needs the package sacrebleu, which is not installed: pip install 'composer_ls[nlp]'"
-        ) from error
+    metric = require_sacrebleu()(lowercase=lowercase)
     if len(translations) != len(references) or not references:
         raise TextError(
             f"there are {len(translations):,} translations and {len(references):,} references: give one reference for each "
             f"translation, and at least one"
         )
-    metric = BLEU(lowercase=lowercase)
     score = metric.corpus_score(list(translations), [list(references)]).score
     return Bleu(score, str(metric.get_signature()))
+
+
+def require_sacrebleu() -> Any:
+    """sacrebleu's BLEU.
+
+    Raises:
+        MissingPackageError: The package sacrebleu is not installed.
+
+    """
+    try:
+        from sacrebleu.metrics.bleu import BLEU
+    except ImportError as error:
+        raise MissingPackageError(
+            "BLEU needs the package sacrebleu, which is not installed: pip install 'composer_ls[nlp]'"
+        ) from error
+    return BLEU
 
 
 class TokenMetrics(NamedTuple):

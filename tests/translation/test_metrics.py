@@ -33,7 +33,7 @@ def test_bleu_of_different_numbers_of_sentences_is_refused():
 
 
 def test_a_missing_sacrebleu_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics.bleu", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'composer_ls\[nlp\]'"):
         bleu(TRANSLATIONS, REFERENCES)
 
