@@ -153,13 +153,12 @@ def diagnose(
     Console().print(f"{out}: {', '.join(run.name for run in diagnosed)}", soft_wrap=True)
 
 
+_METRICS = {"nll": "NLL (nats)", "ece": "ECE (15 bins)", "brier": "Brier score"}
+
+
 def _result_table(result: dict[str, Any], folder: Path) -> Table:
-    metrics = result["metrics"]
     rows = [
-        ("accuracy", f"{metrics['accuracy']:.4f}"),
-        ("NLL (nats)", f"{metrics['nll']:.4f}"),
-        ("ECE (15 bins)", f"{metrics['ece']:.4f}"),
-        ("Brier score", f"{metrics['brier']:.4f}"),
+        *((_METRICS.get(name, name), f"{value:.4f}") for name, value in result["metrics"].items()),
         ("smoothing", f"{result['smoothing']:g}"),
         ("seconds of training", f"{result['train_seconds']:.1f}"),
         ("run folder", str(folder)),

@@ -44,7 +44,7 @@ def make_run(
     run = RunFolder(folder, loaded)
     folder.mkdir(parents=True, exist_ok=True)
     run.write_recipe()
-    run.write_predictions(logits * sharper, labels)
+    run.write_predictions({"logits": logits * sharper, "labels": labels})
     lines = [
         {
             "epoch": epoch, "batch": 22 * epoch, "loss/train/total": 2 / epoch + smoothing,

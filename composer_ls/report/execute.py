@@ -284,8 +284,8 @@ def _guarded(action: Callable[[], None]) -> None:
 def _check(recipes: Sequence[dict[str, Any]], answer: Connection) -> None:
     _end_with_the_parent()
     from composer_ls.training.algorithms import build_algorithms
-    from composer_ls.training.data import load_splits
     from composer_ls.training.recipe import Recipe
+    from composer_ls.training.tasks import open_task
 
     problem = None
     try:
@@ -294,7 +294,7 @@ def _check(recipes: Sequence[dict[str, Any]], answer: Connection) -> None:
         for recipe in map(Recipe.model_validate, recipes):
             data = recipe.data.model_dump_json()
             if data not in classes:
-                classes[data] = load_splits(recipe.data).num_classes
+                classes[data] = open_task(recipe).num_classes
             if (key := data + repr(recipe.algorithms)) not in seen:
                 seen.add(key)
                 build_algorithms(recipe.algorithms, classes[data])

@@ -6,18 +6,26 @@ import difflib
 import hashlib
 import json
 import re
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    model_validator,
+)
 
 from composer_ls.errors import RecipeError
 
-__all__ = ["Recipe", "load_recipe", "recipe_path", "shipped_recipes"]
+__all__ = ["Recipe", "load_recipe", "place_of", "recipe_path", "shipped_recipes"]
 
 
 def _number_in_words(value: Any) -> Any:
@@ -89,6 +97,7 @@ class LabelNoise(Section):
 class Data(Section):
     """Which images to train and test on."""
 
+    task: ClassVar[str] = "classification"
     name: Literal["digits", "cifar10", "cifar100", "imagefolder"] = Field(description="where the images come from")
     root: str = Field("data", description="folder of the data; digits needs none")
     download: Truth = Field(False, description="fetch cifar10 or cifar100 into root if they are not there")
@@ -106,12 +115,35 @@ class Data(Section):
     )
 
 
+class SegmentationData(Section):
+    """Which images and label maps to train and test on."""
+
+    task: ClassVar[str] = "segmentation"
+    name: Literal["camvid"] = Field(description="where they come from")
+    root: str = Field("data", description="folder with train and test, each with images and masks")
+    batch_size: Integer = Field(8, ge=1, description="images in one optimizer step, over all processes")
+    augmentation: Literal["none", "crop_flip"] = Field(
+        "none", description="crop_flip: shifts of an eighth of the height and mirroring"
+    )
+
+
 class Model(Section):
     """Which network to train, from scratch."""
 
+    task: ClassVar[str] = "classification"
     name: ModelName = Field(
         description="mlp and cnn for digits; alexnet, resnet9 and resnet20 to 110 for CIFAR; resnet18 to 152 for ImageNet"
     )
+    channels_last: Truth = Field(False, description="keep the channels of a pixel together in memory: often faster")
+    compile: Truth = Field(False, description="torch.compile: a minute of compiling for faster steps")
+
+
+class SegmentationModel(Section):
+    """Which network of images and label maps to train, from scratch."""
+
+    task: ClassVar[str] = "segmentation"
+    name: Literal["unet"] = Field(description="unet for images of any size")
+    width: Integer = Field(32, ge=1, description="channels at full resolution; each of three halvings doubles them")
     channels_last: Truth = Field(False, description="keep the channels of a pixel together in memory: often faster")
     compile: Truth = Field(False, description="torch.compile: a minute of compiling for faster steps")
 
@@ -174,6 +206,11 @@ class Diagnostics(Section):
     mutual_information: MutualInformation | None = Field(None, description="measure it too, where images are in memory")
 
 
+# One section a task; its name tells which it is, so that a mistake in it is told against that task's keys.
+AnyData = Annotated[Data | SegmentationData, Field(discriminator="name")]
+AnyModel = Annotated[Model | SegmentationModel, Field(discriminator="name")]
+
+
 class Recipe(Section):
     """Everything that decides a run."""
 
@@ -188,8 +225,11 @@ class Recipe(Section):
     device: Literal["auto", "cpu", "gpu"] = "auto"
     microbatch_size: Integer | None = Field(None, ge=1, description="examples in one forward pass of one process")
     eval_interval: Duration = "1ep"
-    data: Data
-    model: Model
+    data: AnyData
+    model: AnyModel
+    loss: Literal["cross_entropy", "dice", "cross_entropy+dice"] = Field(
+        "cross_entropy", description="what is minimised; dice is for segmentation"
+    )
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     algorithms: dict[str, dict[str, Any] | None] = Field(
@@ -197,6 +237,24 @@ class Recipe(Section):
     )
     diagnostics: Diagnostics | None = Field(None, description="{} watches training with the defaults; null does not")
     checkpoints: Checkpoints = Checkpoints()
+
+    @model_validator(mode="after")
+    def _of_one_task(self) -> Recipe:
+        if self.model.task != self.data.task:
+            raise ValueError(
+                f"model.name={self.model.name} is for {self.model.task} and data.name={self.data.name} for "
+                f"{self.data.task}: use data and a model of one task"
+            )
+        if self.task != "segmentation" and self.loss != "cross_entropy":
+            raise ValueError(f"loss={self.loss} is for segmentation: use loss=cross_entropy for {self.task}")
+        if self.task != "classification" and self.diagnostics is not None:
+            raise ValueError(f"diagnostics look at classification only: use diagnostics=null for {self.task}")
+        return self
+
+    @property
+    def task(self) -> str:
+        """The kind of problem, which follows from the data: see :func:`composer_ls.training.tasks.open_task`."""
+        return self.data.task
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML, with every default written out."""
@@ -319,27 +377,45 @@ def _validated(content: dict[str, Any], where: str) -> Recipe:
 
 
 def _explain(problem: Mapping[str, Any]) -> str:
-    keys = [str(key) for key in problem["loc"]]
+    keys, section = place_of(problem["loc"])
     path = ".".join(keys)
     if problem["type"] == "extra_forbidden":
-        allowed = list(_section_at(keys[:-1]).model_fields)
+        allowed = list(section.model_fields)
         near = difflib.get_close_matches(keys[-1], allowed, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         return f"unknown key {path}: {hint}allowed are {', '.join(allowed)}"
     if problem["type"] == "missing":
         return f"the key {path} is missing"
+    if problem["type"] == "union_tag_not_found":
+        return f"the key {path}.name is missing"
+    if problem["type"] == "union_tag_invalid":
+        expected = " or ".join(problem["ctx"]["expected_tags"].rsplit(", ", 1))
+        return f"{path}.name is {problem['input']['name']!r}: input should be {expected}"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{path} is {problem['input']!r}: {message[:1].lower()}{message[1:]}"
+    return f"{path} is {problem['input']!r}: {message[:1].lower()}{message[1:]}" if path else message
 
 
-def _section_at(keys: Sequence[str]) -> type[BaseModel]:
+def place_of(loc: Sequence[str | int]) -> tuple[list[str], type[BaseModel]]:
+    """The keys that lead to a mistake, and the section that it is in, or that section around it that has a schema.
+
+    Where a section is one of several, pydantic puts the ``name`` that has told which between the keys.
+    """
     section: type[BaseModel] = Recipe
-    for key in keys:
-        field = section.model_fields.get(key)
-        annotation = field.annotation if field else None
-        if isinstance(annotation, types.UnionType):
-            annotation = next(iter(typing.get_args(annotation)))
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+    keys, rest = [], [str(part) for part in loc]
+    while rest:
+        keys.append(rest.pop(0))
+        field = section.model_fields.get(keys[-1])
+        if field is None:
             break
-        section = annotation
-    return section
+        choices = [one for one in (field.annotation, *typing.get_args(field.annotation)) if _is_section(one)]
+        if field.discriminator and rest:
+            name = rest.pop(0)
+            choices = [one for one in choices if name in typing.get_args(one.model_fields["name"].annotation)]
+        if not choices or not rest:
+            break
+        section = choices[0]
+    return keys + rest, section
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

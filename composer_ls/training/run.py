@@ -16,7 +16,6 @@ import torch
 from composer import Trainer
 from composer.core import Evaluator, Precision
 from composer.devices import Device, DeviceCPU, DeviceGPU
-from composer.models import ComposerClassifier
 from composer.optim import (
     ComposerScheduler,
     ConstantWithWarmupScheduler,
@@ -26,26 +25,15 @@ from composer.optim import (
     MultiStepWithWarmupScheduler,
 )
 from composer.utils import dist, reproducibility
-from torchmetrics import MetricCollection
 
 from composer_ls.composition import describe
-from composer_ls.diagnostics.calibration import (
-    accuracy,
-    brier_score,
-    expected_calibration_error,
-    negative_log_likelihood,
-)
 from composer_ls.errors import InputError, RecipeError
-from composer_ls.losses import cross_entropy
 from composer_ls.training.algorithms import build_algorithms
-from composer_ls.training.callbacks import MetricsFile, PredictionCollector, TrainingCurve
+from composer_ls.training.callbacks import MetricsFile
 from composer_ls.training.claim import claimed
-from composer_ls.training.data import evaluation_loader, load_splits, training_loader
-from composer_ls.training.distillation import Distillation
-from composer_ls.training.models import build_model
 from composer_ls.training.recipe import Optimizer, Recipe, Schedule
 from composer_ls.training.run_folder import RunFolder
-from composer_ls.training.watching import build_diagnostics, kept_features
+from composer_ls.training.tasks import open_task
 
 __all__ = ["train"]
 
@@ -92,34 +80,23 @@ def _train(recipe: Recipe, folder: RunFolder, overwrite: bool, progress: bool) -
 
     started = datetime.now(timezone.utc)
     reproducibility.seed_all(recipe.seed)
-    splits = load_splits(recipe.data, device.tensor_to_device(torch.empty(0)).device)
-    algorithms = build_algorithms(recipe.algorithms, splits.num_classes)
-    for algorithm in algorithms:
-        if isinstance(algorithm, Distillation):
-            algorithm.check_data(splits.classes, splits.image_shape)
-    watcher = None if recipe.diagnostics is None else build_diagnostics(recipe.diagnostics, splits, recipe.data)
+    task = open_task(recipe, device.tensor_to_device(torch.empty(0)).device)
+    algorithms = build_algorithms(recipe.algorithms, task.num_classes)
+    task.check(algorithms)
     reproducibility.seed_all(recipe.seed)  # again: one seed gives the same weights, whatever data and algorithms drew
-    model = ComposerClassifier(
-        build_model(recipe.model.name, splits.image_shape, splits.num_classes),
-        num_classes=splits.num_classes,
-        loss_fn=cross_entropy,
-        train_metrics=MetricCollection([]),  # Composer would compute them in every step; see TrainingCurve
-    )
-    if recipe.model.channels_last:
-        model.to(memory_format=torch.channels_last)
-    training, test = training_loader(splits, recipe.data, recipe.seed), evaluation_loader(splits, recipe.data)
+    model = task.model()
     metrics_file = MetricsFile(folder.metrics_file)
     try:
         trainer = Trainer(
             model=model,
-            train_dataloader=training,
-            eval_dataloader=Evaluator(label="test", dataloader=test),
+            train_dataloader=task.training_loader(),
+            eval_dataloader=Evaluator(label="test", dataloader=task.evaluation_loader()),
             eval_interval=recipe.eval_interval,
             max_duration=recipe.duration,
             optimizers=_optimizer(recipe.optimizer, model),
             schedulers=_scheduler(recipe.schedule),
             algorithms=algorithms,
-            callbacks=[TrainingCurve(), *([watcher] if watcher else []), metrics_file.line_an_epoch],
+            callbacks=[*task.callbacks(), metrics_file.line_an_epoch],
             loggers=metrics_file,
             precision=precision,
             compile_config={} if recipe.model.compile else None,
@@ -148,27 +125,16 @@ def _train(recipe: Recipe, folder: RunFolder, overwrite: bool, progress: bool) -
         if trainer.state.timestamp < recipe.duration:  # else it was stopped between its last step and its result
             _fit(trainer, recipe)
             metrics_file.finish(trainer.state)
-        collector = PredictionCollector()
-        trainer.state.callbacks.append(collector)
-        fresh = evaluation_loader(splits, recipe.data)  # Composer refuses one whose workers live on
-        trainer.eval(eval_dataloader=Evaluator(label="predictions", dataloader=fresh))
-        logits, labels = collector.gathered(len(test.dataset))  # type: ignore[arg-type]
+        measured = task.measure(trainer)
         result = {
             "name": recipe.name,
+            "task": recipe.task,
             "smoothing": recipe.smoothing,
             "plan": describe(trainer),
-            "metrics": {
-                "accuracy": accuracy(logits, labels),
-                "nll": negative_log_likelihood(logits, labels),
-                "ece": expected_calibration_error(logits, labels),
-                "brier": brier_score(logits, labels),
-            },
-            "units": {"accuracy": "fraction", "nll": "nats", "ece": "fraction, 15 bins", "brier": "0 to 2"},
+            "metrics": dict(measured.metrics),
+            "units": dict(measured.units),
             "seed": recipe.seed,
-            "classes": list(splits.classes),
-            "image_shape": list(splits.image_shape),
-            "examples": {"train": len(splits.train), "test": len(splits.test)},  # type: ignore[arg-type]
-            "wrong_labels": splits.wrong_labels,
+            **task.facts,
             "epochs": int(trainer.state.timestamp.epoch),
             "steps": int(trainer.state.timestamp.batch),
             "precision": precision.value,
@@ -180,19 +146,14 @@ def _train(recipe: Recipe, folder: RunFolder, overwrite: bool, progress: bool) -
             | {"python": platform.python_version()},
             "hardware": _hardware(),
             "command": _command(),
+            **measured.facts,
         }
-        features = None
-        if watcher is not None:
-            if watcher.interval is not None:  # else it has just measured, after the evaluation
-                watcher.measure(trainer.state, trainer.logger)
-            result["diagnostics"] = {name.removeprefix("diagnostics/"): n for name, n in watcher.numbers.items()}
-            features = kept_features(watcher, trainer.state)
     finally:
         trainer.close()
     if dist.get_global_rank() == 0:
-        folder.write_predictions(logits, labels)
-        if features is not None:
-            folder.write_features(features)
+        folder.write_predictions(measured.predictions)
+        if measured.features is not None:
+            folder.write_features(measured.features)
         folder.write_result(result)
     dist.barrier()
     return result

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from composer_ls.errors import RunFolderError
-from composer_ls.training.recipe import Recipe
+from composer_ls.training.recipe import Recipe, place_of
 
 __all__ = ["RunFolder", "differing_keys", "read_recipe", "told_if_unwritable", "write_text"]
 
@@ -35,7 +35,8 @@ class RunFolder:
         recipe_file: ``recipe.yaml``, resolved: enough to repeat the run.
         result_file: ``result.json``, which is there only when the run is finished.
         metrics_file: ``metrics.jsonl``, a line an epoch.
-        predictions_file: ``predictions.safetensors``: test ``logits`` (N, K) and ``labels`` (N,).
+        predictions_file: ``predictions.safetensors``, from which the metrics can be computed again. Of a classifier:
+            test ``logits`` (N, K) and ``labels`` (N,).
         features_file: ``features.safetensors``, if the recipe has ``diagnostics``: for the sets ``train`` and ``test``,
             penultimate ``<set>.features`` (M, D) and ``<set>.labels`` (M,); the last layer's ``weight`` (K, D) and
             ``bias`` (K,), if it has one; ``mutual_information`` (steps and nats, (S, 2)), if it was measured.
@@ -138,15 +139,13 @@ class RunFolder:
             there = None
         return there if isinstance(there, dict) else {}
 
-    def write_predictions(self, logits: Tensor, labels: Tensor) -> None:
+    def write_predictions(self, tensors: Mapping[str, Tensor]) -> None:
         """Write ``predictions.safetensors``."""
-        with _replacing(self.predictions_file) as temporary:
-            save_file({"logits": logits.float().contiguous(), "labels": labels.contiguous()}, temporary)
+        _write_tensors(self.predictions_file, tensors)
 
     def write_features(self, tensors: Mapping[str, Tensor]) -> None:
         """Write ``features.safetensors``."""
-        with _replacing(self.features_file) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        _write_tensors(self.features_file, tensors)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``, which makes the run finished, and drop the checkpoints that nobody asked to keep."""
@@ -188,7 +187,8 @@ def read_recipe(folder: Path) -> Recipe | None:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        keys = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors())
+        places = [place_of(problem["loc"])[0] for problem in error.errors()]
+        keys = ", ".join(".".join(place) or "combination of keys" for place in places)
         raise RunFolderError(f"{file} is not a recipe of this version of composer_ls: see its {keys}") from error
 
 
@@ -238,6 +238,11 @@ def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     with _replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    with _replacing(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
 
 
 @contextlib.contextmanager

@@ -90,6 +90,12 @@ def test_the_fingerprint_follows_what_decides_the_run_and_not_the_words():
     assert load_recipe("digits-mlp", ["seed=18"]).fingerprint() != base.fingerprint()
 
 
+def test_the_fingerprint_is_what_it_was_when_there_was_one_task_only():
+    """Finished runs are found by it."""
+    assert load_recipe("digits-mlp").fingerprint() == "b991ce3f"
+    assert load_recipe("cifar10-resnet20-fast", ["data.root=x", "diagnostics={}"]).fingerprint() == "4ade8eee"
+
+
 def test_the_fingerprint_does_not_change_when_a_default_is_written_out_or_an_algorithm_is_off():
     base = load_recipe("digits-mlp").fingerprint()
     for same in ("data.workers=0", "optimizer.momentum=0.9", "checkpoints.keep=false", "algorithms.mixup=null"):
@@ -120,7 +126,23 @@ def test_the_fingerprint_does_not_change_when_a_default_is_written_out_or_an_alg
         ("schedule.milestones=[80]", "schedule.milestones.0 is 80: a duration"),
         ("seed=-1", "seed is -1: input should be greater than or equal to 0"),
         ("data=4", "data is 4: input should be a valid dictionary"),
-        ("data.name=mnist", "data.name is 'mnist': input should be 'digits', 'cifar10', 'cifar100' or 'imagefolder'"),
+        (
+            "data.name=mnist",
+            "data.name is 'mnist': input should be 'digits', 'cifar10', 'cifar100', 'imagefolder' or 'camvid'",
+        ),
+        ("data={name: [cifar10]}", "data.name is \\['cifar10'\\]: input should be 'digits', 'cifar10'"),
+        ("data={root: here}", "the key data.name is missing"),
+        ("data={name: camvid, workers: 2}", "unknown key data.workers: allowed are name, root, batch_size, augmen"),
+        (
+            "data.name=camvid",
+            "model.name=mlp is for classification and data.name=camvid for segmentation: use data and",
+        ),
+        ("data.label_noise={rate: 0.1, pears: {}}", "unknown key data.label_noise.pears: did you mean pairs"),
+        (
+            "diagnostics={mutual_information: {draw: 3}}",
+            "unknown key diagnostics.mutual_information.draw: did you mean",
+        ),
+        ("loss=dice", "loss=dice is for segmentation: use loss=cross_entropy for classification"),
         ("model.name=resnet57", "model.name is 'resnet57': input should be 'mlp', 'cnn'"),
         ("seed.low=3", "goes into seed, which is a value, not a mapping"),
         ("seed", "'seed' is not key.path=value"),

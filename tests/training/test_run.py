@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from composer_ls.diagnostics.calibration import accuracy, expected_calibration_error
 from composer_ls.errors import RecipeError, RunFolderError
 from composer_ls.losses import cross_entropy
+from composer_ls.training import classification
 from composer_ls.training import run as run_module
 from composer_ls.training.recipe import load_recipe, shipped_recipes
 from composer_ls.training.run import train
@@ -187,7 +188,7 @@ def test_a_run_stopped_within_an_epoch_goes_on_with_the_same_crops(tmp_path, ima
             raise KeyboardInterrupt
         return cross_entropy(*arguments, **options)
 
-    monkeypatch.setattr(run_module, "cross_entropy", stops_in_the_second_epoch)
+    monkeypatch.setattr(classification, "cross_entropy", stops_in_the_second_epoch)
     with pytest.raises(KeyboardInterrupt):
         go(tmp_path / "stopped")
     monkeypatch.undo()

@@ -1,0 +1,106 @@
+"""Classification: one label an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from composer import Trainer
+from composer.core import Algorithm, Callback, Evaluator
+from composer.models import ComposerClassifier
+from torch.utils.data import DataLoader
+from torchmetrics import MetricCollection
+
+from composer_ls.diagnostics.calibration import (
+    accuracy,
+    brier_score,
+    expected_calibration_error,
+    negative_log_likelihood,
+)
+from composer_ls.losses import cross_entropy
+from composer_ls.training.callbacks import PredictionCollector, TrainingCurve
+from composer_ls.training.data import evaluation_loader, load_splits, training_loader
+from composer_ls.training.distillation import Distillation
+from composer_ls.training.models import build_model
+from composer_ls.training.recipe import Data, Model, Recipe
+from composer_ls.training.tasks import Measured, Task
+from composer_ls.training.watching import build_diagnostics, kept_features
+
+__all__ = ["Classification"]
+
+
+class Classification(Task):
+    """Images of :func:`~composer_ls.training.data.load_splits`, networks of
+    :func:`~composer_ls.training.models.build_model`, cross entropy.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device | str) -> None:
+        assert isinstance(recipe.data, Data)
+        assert isinstance(recipe.model, Model)
+        self._seed, self._data, self._model = recipe.seed, recipe.data, recipe.model
+        self._splits = splits = load_splits(recipe.data, device)
+        self._watcher = None
+        if recipe.diagnostics is not None:
+            self._watcher = build_diagnostics(recipe.diagnostics, splits, recipe.data)
+        self.num_classes = splits.num_classes
+        self.facts = {
+            "classes": list(splits.classes),
+            "image_shape": list(splits.image_shape),
+            "examples": {"train": len(splits.train), "test": len(splits.test)},  # type: ignore[arg-type]
+            "wrong_labels": splits.wrong_labels,
+        }
+
+    def check(self, algorithms: Sequence[Algorithm]) -> None:
+        """Raise a TeacherError if a teacher was trained for other data."""
+        for algorithm in algorithms:
+            if isinstance(algorithm, Distillation):
+                algorithm.check_data(self._splits.classes, self._splits.image_shape)
+
+    def model(self) -> ComposerClassifier:
+        """The network that the recipe names, and cross entropy."""
+        model = ComposerClassifier(
+            build_model(self._model.name, self._splits.image_shape, self.num_classes),
+            num_classes=self.num_classes,
+            loss_fn=cross_entropy,
+            train_metrics=MetricCollection([]),  # Composer would compute them in every step; see TrainingCurve
+        )
+        return model.to(memory_format=torch.channels_last) if self._model.channels_last else model
+
+    def training_loader(self) -> DataLoader[Any]:
+        """Images and labels."""
+        return training_loader(self._splits, self._data, self._seed)
+
+    def evaluation_loader(self) -> DataLoader[Any]:
+        """Images and labels."""
+        return evaluation_loader(self._splits, self._data)
+
+    def callbacks(self) -> list[Callback]:
+        """The training curve, and the diagnostics if the recipe asks for them."""
+        return [TrainingCurve(), *([self._watcher] if self._watcher else [])]
+
+    def measure(self, trainer: Trainer) -> Measured:
+        """Accuracy and calibration."""
+        collector, watcher = PredictionCollector(), self._watcher
+        trainer.state.callbacks.append(collector)
+        # A fresh loader: Composer refuses one whose workers live on.
+        trainer.eval(eval_dataloader=Evaluator(label="predictions", dataloader=self.evaluation_loader()))
+        logits, labels = collector.gathered(self.facts["examples"]["test"])
+        facts, features = {}, None
+        if watcher is not None:
+            if watcher.interval is not None:  # else it has just measured, after the evaluation
+                watcher.measure(trainer.state, trainer.logger)
+            facts["diagnostics"] = {name.removeprefix("diagnostics/"): n for name, n in watcher.numbers.items()}
+            features = kept_features(watcher, trainer.state)
+        return Measured(
+            metrics={
+                "accuracy": accuracy(logits, labels),
+                "nll": negative_log_likelihood(logits, labels),
+                "ece": expected_calibration_error(logits, labels),
+                "brier": brier_score(logits, labels),
+            },
+            units={"accuracy": "fraction", "nll": "nats", "ece": "fraction, 15 bins", "brier": "0 to 2"},
+            predictions={"logits": logits, "labels": labels},
+            features=features,
+            facts=facts,
+        )

@@ -1,0 +1,94 @@
+"""What a task is: everything that training needs to know and that is not the same for all runs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from composer import Trainer
+from composer.core import Algorithm, Callback
+from composer.models import ComposerModel
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from composer_ls.training.recipe import Recipe
+
+__all__ = ["Measured", "Task", "open_task"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a trained network does on the test split.
+
+    Attributes:
+        metrics: The numbers of ``result.json``.
+        units: The unit of each.
+        predictions: What ``predictions.safetensors`` holds, from which the metrics can be computed again.
+        features: What ``features.safetensors`` holds; ``None``: there is no such file.
+        facts: More entries of ``result.json``.
+
+    """
+
+    metrics: Mapping[str, float]
+    units: Mapping[str, str]
+    predictions: Mapping[str, Tensor]
+    features: Mapping[str, Tensor] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Task(ABC):
+    """One kind of problem, opened for one recipe: the data is there, the network is not made yet.
+
+    Attributes:
+        num_classes: K, over which targets are distributions.
+        facts: What ``result.json`` says of the data.
+
+    """
+
+    num_classes: int
+    facts: Mapping[str, Any]
+
+    def check(self, algorithms: Sequence[Algorithm]) -> None:
+        """Raise an InputError if an algorithm does not fit the data."""
+        return None
+
+    @abstractmethod
+    def model(self) -> ComposerModel:
+        """A network with new weights, and its loss."""
+
+    @abstractmethod
+    def training_loader(self) -> DataLoader[Any]:
+        """Shuffled batches of this process's share; the order follows from the recipe's seed and the epoch alone."""
+
+    @abstractmethod
+    def evaluation_loader(self) -> DataLoader[Any]:
+        """A new loader of this process's share of the test split, in order."""
+
+    def callbacks(self) -> list[Callback]:
+        """What watches the training, besides what watches every run."""
+        return []
+
+    @abstractmethod
+    def measure(self, trainer: Trainer) -> Measured:
+        """Try the trained network on the whole test split; every process gets the same answer."""
+
+
+def open_task(recipe: Recipe, device: torch.device | str = "cpu") -> Task:
+    """Open the data of a recipe for the task that it is of.
+
+    Args:
+        recipe: What to train.
+        device: Where to hold data that is held in memory.
+
+    Raises:
+        DataNotFoundError: The data is not there.
+        RecipeError: The recipe asks for what the data or the task do not have.
+
+    """
+    from composer_ls.training.classification import Classification
+
+    tasks: dict[str, type[Classification]] = {"classification": Classification}
+    return tasks[recipe.task](recipe, device)
