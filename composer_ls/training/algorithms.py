@@ -87,7 +87,9 @@ def _named_prior(prior: Any, label_counts: Callable[[], Tensor] | None) -> Any:
     if not isinstance(prior, str):
         return prior
     if prior not in {"uniform", "unigram"}:
-        raise ValueError(f"prior is {prior!r}, but must be uniform, unigram (the frequencies of the training labels) or a row")
+        raise ValueError(
+            f"prior is {prior!r}, but must be uniform, unigram (the frequencies of the training labels) or a row"
+        )
     if prior == "uniform" or label_counts is None:
         return None
     counts = label_counts().double()

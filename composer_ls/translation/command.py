@@ -32,10 +32,15 @@ def add_to(app: typer.Typer) -> None:
 
 def translate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run of a translation recipe.")],
-    beam: Annotated[int, typer.Option(help="Hypotheses followed at once; 1 is greedy.")] = 4,
+    beam: Annotated[
+        int | None, typer.Option(help="Hypotheses followed at once; 1 is greedy. Default: the recipe's model.beam.")
+    ] = None,
     length_penalty: Annotated[
-        float, typer.Option(help="0 prefers short translations, 1 compares means a subword.")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            help="0 prefers short translations, 1 compares means a subword. Default: the recipe's model.length_penalty."
+        ),
+    ] = None,
     temperature: Annotated[float, typer.Option(help="Of the softmax; above 1 is flatter.")] = 1.0,
     batch: Annotated[int, typer.Option(help="Sentences translated at once: time and memory only.")] = 64,
 ) -> None:

@@ -14,7 +14,7 @@ from composer_ls.diagnostics.calibration import reliability_bins
 from composer_ls.errors import MissingPackageError, TextError
 from composer_ls.translation.batches import IGNORED
 
-__all__ = ["Bleu", "TokenMetrics", "bleu", "require_sacrebleu", "token_metrics"]
+__all__ = ["Bleu", "TokenMetrics", "bleu", "require_sacrebleu", "token_metrics", "token_scores"]
 
 
 class Bleu(NamedTuple):
@@ -56,7 +56,7 @@ def bleu(translations: Sequence[str], references: Sequence[str], lowercase: bool
 
 
 def require_sacrebleu() -> Any:
-    """sacrebleu's BLEU.
+    """BLEU as sacrebleu computes it.
 
     Raises:
         MissingPackageError: The package sacrebleu is not installed.
@@ -134,3 +134,25 @@ def token_metrics(
         TokenMetrics(nll, math.exp(min(nll, 700)), ece, right / count, count)
         for nll, ece in zip((loss / count).tolist(), errors.tolist(), strict=True)
     ]
+
+
+def token_scores(batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """What the metrics of subwords can be computed from again, in the order of the batches.
+
+    Args:
+        batches: Logits ``(N, K, T)`` and labels ``(N, T)``, where -100 is padding.
+
+    Returns:
+        ``log_probability`` of each subword in nats ``(M,)``, ``confidence`` in the most likely one ``(M,)``, and whether
+        that is right, ``correct``, bool ``(M,)``.
+
+    """
+    parts = []
+    for logits, labels in batches:
+        counted = labels != IGNORED
+        scores = logits.movedim(1, -1)[counted].float().log_softmax(1)
+        best, predicted = scores.max(1)
+        right = labels[counted]
+        parts.append((scores.gather(1, right[:, None])[:, 0], best.exp(), predicted == right))
+    names = ("log_probability", "confidence", "correct")
+    return {name: torch.cat(part).cpu() for name, part in zip(names, zip(*parts, strict=True), strict=True)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,11 +24,11 @@ from composer_ls.training.distillation import Distillation
 from composer_ls.training.recipe import Recipe, TranslationData, TranslationModel
 from composer_ls.training.tasks import Measured, Task
 from composer_ls.translation.batches import IGNORED, Batch, EncodedPairs, TokenBatches, encode_pairs
-from composer_ls.translation.metrics import TokenMetrics, bleu, require_sacrebleu, token_metrics
+from composer_ls.translation.metrics import TokenMetrics, bleu, require_sacrebleu, token_metrics, token_scores
 from composer_ls.translation.subwords import Subwords
 from composer_ls.translation.text import Pairs, read_pairs
 from composer_ls.translation.transformer import Transformer
-from composer_ls.translation.translator import SUBWORDS_FILE, WEIGHTS_FILE, Translator, make_network
+from composer_ls.translation.translator import SUBWORDS_FILE, WEIGHTS_FILE, make_network, make_translator
 
 __all__ = ["Translation", "evaluation_logits"]
 
@@ -116,14 +115,11 @@ class Translation(Task):
         """What the network as it is now does on the test sets."""
         assert self._network is not None
         network, data = self._network.eval(), self._data
-        translator = Translator(network, self._subwords, data.too_long)
+        translator = make_translator(self._recipe, network, self._subwords)
         tests, files, signature = {}, {}, ""
         for name, pairs in self._tests.items():
-            logits = evaluation_logits(network, self._encoded_tests[name], data.batch_tokens)
-            found = token_metrics(logits)[0]
-            translations = translator.translate(
-                pairs.source, beam=self._model.beam, length_penalty=self._model.length_penalty
-            )
+            found = token_metrics(evaluation_logits(network, self._encoded_tests[name], data.batch_tokens))[0]
+            translations = translator.translate(pairs.source)
             score, signature = bleu(translations, pairs.target, data.lowercase)
             tests[name] = _numbers(score, found)
             files[f"translations.{name}.{data.target}"] = "".join(f"{line}\n" for line in translations)
@@ -137,7 +133,7 @@ class Translation(Task):
                 "ece": "fraction of subwords, 15 bins",
                 "accuracy": "fraction of subwords",
             },
-            predictions=None,
+            predictions=token_scores(evaluation_logits(network, self._encoded_tests[data.tests[0]], data.batch_tokens)),
             facts={"tests": tests, "bleu_signature": signature},
             files={SUBWORDS_FILE: self._subwords.to_json(), WEIGHTS_FILE: weights, **files},
         )
@@ -209,8 +205,12 @@ def _loader(batches: TokenBatches, *, shuffle: bool, seed: int, drop_last: bool)
     order = _BatchOrder(
         batches, dist.get_world_size(), dist.get_global_rank(), shuffle=shuffle, seed=seed, drop_last=drop_last
     )
-    loader = DataLoader(batches, batch_size=None, sampler=order)
+    loader = DataLoader(batches, batch_size=1, sampler=order, collate_fn=_only)  # Composer reads batch_size
     return DataSpec(loader, split_batch=_undivided, get_num_samples_in_batch=_sentences)
+
+
+def _only(batches: list[Batch]) -> Batch:
+    return batches[0]
 
 
 def _undivided(batch: Batch, microbatch_size: int | float | None) -> list[Batch]:

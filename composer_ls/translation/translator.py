@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from composer_ls.errors import InputError, RunFolderError
+from composer_ls.training.recipe import Recipe, TranslationData, TranslationModel
+from composer_ls.training.run_folder import read_recipe
 from composer_ls.translation.batches import encode_lines, padded
 from composer_ls.translation.beam_search import beam_search, check_search
 from composer_ls.translation.subwords import BEGIN, END, PAD, Subwords
@@ -29,11 +31,21 @@ class Translator:
         network: On the device to use.
         subwords: Of both languages.
         too_long: What happens to a sentence that is too long for the network: ``"cut"`` or ``"refuse"``.
+        beam: How many hypotheses are followed, unless :meth:`translate` is told otherwise; 1 is greedy.
+        length_penalty: Likewise; see :func:`~composer_ls.translation.beam_search.beam_search`.
 
     """
 
-    def __init__(self, network: Transformer, subwords: Subwords, too_long: str = "cut") -> None:
+    def __init__(
+        self,
+        network: Transformer,
+        subwords: Subwords,
+        too_long: str = "cut",
+        beam: int = 4,
+        length_penalty: float = 1.0,
+    ) -> None:
         self.network, self.subwords, self.too_long = network, subwords, too_long
+        self.beam, self.length_penalty = beam, length_penalty
 
     @classmethod
     def load(cls, run: str | Path, device: torch.device | str = "cpu") -> Translator:
@@ -43,10 +55,8 @@ class Translator:
             RunFolderError: The folder is not that of a finished run of a translation recipe.
 
         """
-        from composer_ls.training.run_folder import read_recipe
-
         folder = Path(run)
-        recipe = read_recipe(folder)
+        recipe = read_recipe(folder) if folder.is_dir() else None
         if recipe is None:
             raise RunFolderError(
                 f"there is no run in {folder.absolute()}: give the run folder that composer-ls train left"
@@ -57,7 +67,9 @@ class Translator:
                 f"multi30k-transformer"
             )
         if not (folder / "result.json").is_file():
-            raise RunFolderError(f"the run in {folder} is not finished: give the same composer-ls train command to go on")
+            raise RunFolderError(
+                f"the run in {folder} is not finished: give the same composer-ls train command to go on"
+            )
         subwords = Subwords.load(folder / SUBWORDS_FILE)
         network = make_network(recipe, len(subwords))
         try:
@@ -67,14 +79,14 @@ class Translator:
             raise RunFolderError(
                 f"the weights in {folder / WEIGHTS_FILE} cannot be read ({reason}): train the run again with --overwrite"
             ) from error
-        return cls(network.to(device).eval(), subwords, recipe.data.too_long)
+        return make_translator(recipe, network.to(device).eval(), subwords)
 
     def translate(
         self,
         lines: Sequence[str],
         *,
-        beam: int = 4,
-        length_penalty: float = 1.0,
+        beam: int | None = None,
+        length_penalty: float | None = None,
         temperature: float = 1.0,
         batch: int = 64,
         name: str = "the input",
@@ -84,8 +96,8 @@ class Translator:
 
         Args:
             lines: Sentences.
-            beam: How many hypotheses are followed; 1 is greedy.
-            length_penalty: See :func:`~composer_ls.translation.beam_search.beam_search`.
+            beam: Instead of the translator's.
+            length_penalty: Instead of the translator's.
             temperature: Of the softmax.
             batch: How many sentences are translated at once: it changes time and memory only.
             name: Where the lines are from, for messages.
@@ -96,6 +108,8 @@ class Translator:
             TextError: A sentence is longer than the network allows, and the recipe says to refuse it.
 
         """
+        beam = self.beam if beam is None else beam
+        length_penalty = self.length_penalty if length_penalty is None else length_penalty
         check_search(beam, length_penalty, temperature)
         if batch < 1:
             raise InputError(f"batch is {batch}, but must be at least 1: the sentences that are translated at once")
@@ -124,9 +138,18 @@ def length_limits(lengths: Tensor, longest: int) -> Tensor:
     return (lengths * 3 // 2 + 10).clamp(max=longest - 1)
 
 
-def make_network(recipe: Any, vocabulary: int) -> Transformer:
-    """The network of a translation recipe."""
-    model = recipe.model
-    return Transformer(
-        vocabulary, model.width, model.heads, model.layers, model.feedforward, model.dropout, recipe.data.longest
-    )
+def make_network(recipe: Recipe, vocabulary: int) -> Transformer:
+    """The network of a translation recipe, with new weights."""
+    model, data = recipe.model, recipe.data
+    assert isinstance(model, TranslationModel)
+    assert isinstance(data, TranslationData)
+    sizes = (model.width, model.heads, model.layers, model.feedforward)
+    return Transformer(vocabulary, *sizes, model.dropout, data.longest)
+
+
+def make_translator(recipe: Recipe, network: Transformer, subwords: Subwords) -> Translator:
+    """A translator that searches as a translation recipe says."""
+    model, data = recipe.model, recipe.data
+    assert isinstance(model, TranslationModel)
+    assert isinstance(data, TranslationData)
+    return Translator(network, subwords, data.too_long, model.beam, model.length_penalty)

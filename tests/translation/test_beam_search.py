@@ -112,7 +112,9 @@ def test_a_beam_as_wide_as_all_sequences_of_the_vocabulary_is_exhaustive_search(
         Toy(3, classes, seed, 1.0), limits, begin=B, end=E, beam=classes**3, length_penalty=penalty, temperature=0.7
     )
     toy = Toy(3, classes, seed, 1.0)
-    expected = [exhaustive(toy, number, limit, penalty, 0.7) for number, limit in zip(toy.seeds, [3, 2, 3], strict=True)]
+    expected = [
+        exhaustive(toy, number, limit, penalty, 0.7) for number, limit in zip(toy.seeds, [3, 2, 3], strict=True)
+    ]
     assert [tuple(row) for row in found] == expected
     best = [
         score(toy, number, words, limit, penalty, 0.7)
