@@ -67,3 +67,19 @@ def test_the_smoothed_loss_is_that_of_the_subwords_that_count(network):
 def test_embeddings_of_both_languages_and_the_output_are_one_table(network):
     shapes = [tuple(parameter.shape) for parameter in network.parameters()]
     assert sum(17 in shape for shape in shapes) == 1
+
+
+def test_a_batch_of_nothing_but_padding_costs_nothing_and_changes_nothing(network):
+    (source, target), labels = batch()
+    logits = network((source, target))
+    loss = cross_entropy(logits, smooth_labels(logits, torch.full_like(labels, -100), 0.1))
+    loss.backward()
+    assert loss.item() == 0
+    assert not any(parameter.grad.any() for parameter in network.parameters() if parameter.grad is not None)
+
+
+def test_a_label_outside_the_vocabulary_is_refused(network):
+    inputs, labels = batch()
+    logits = network(inputs)
+    with pytest.raises(ValueError, match="17"):
+        smooth_labels(logits, labels.masked_fill(labels == END, 17), 0.1)
