@@ -4,8 +4,8 @@
     python examples/paper/figure4_beam_search.py data.root=multi30k
 
 The full mode trains the recipe multi30k-transformer (English to German) on Multi30k, task 1, raw, and wants a GPU. The quick
-mode makes a toy language whose words have two translations each. Circles are at temperature 1; the printed table has each
-network's own best temperature for its likelihood, fitted on the split val.
+mode makes a toy language whose words have two translations each. Besides the curves, it prints what each network reaches at the
+temperature that suits its likelihood best on the split val.
 """
 
 import gzip
@@ -131,8 +131,8 @@ def draw(curves):
     return figure
 
 
-NOUNS = "man woman dog child horse boat tree house car street bird ball".split()
-VERBS = "sees holds finds follows draws paints".split()
+NOUNS = ["man", "woman", "dog", "child", "horse", "boat", "tree", "house", "car", "street", "bird", "ball"]
+VERBS = ["sees", "holds", "finds", "follows", "draws", "paints"]
 
 
 def write_toy_language(folder, train=2400, val=200, test=200):
