@@ -163,7 +163,7 @@ class _Measuring(Callback):
     """Measures while algorithms that evaluate with other weights, such as EMA, have put them in place."""
 
     def __init__(self, task: Translation) -> None:
-        self._task, self.measured = task, None
+        self._task = task
         self.measured: Measured | None = None
 
     def eval_start(self, state: State, logger: Logger) -> None:
@@ -173,6 +173,9 @@ class _Measuring(Callback):
 
 class _TokenMean(Metric):
     """The mean over subwords of their cross entropy (nats) or of whether the most likely one is right (fraction)."""
+
+    total: Tensor
+    count: Tensor
 
     def __init__(self, what: str) -> None:
         super().__init__()
