@@ -1,4 +1,4 @@
-"""The command line: composer-ls train | compare | report | bench | recipes."""
+"""The command line: composer-ls train | compare | report | translate | bench | recipes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import composer_ls
 from composer_ls.bench.command import add_to as add_bench
 from composer_ls.errors import InputError
 from composer_ls.report.command import add_to as add_compare
+from composer_ls.translation.command import add_to as add_translate
 
 __all__ = ["app", "main"]
 
@@ -96,6 +97,7 @@ def train(
 
 add_compare(app)
 add_bench(app)
+add_translate(app)
 
 
 @app.command()

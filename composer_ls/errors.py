@@ -4,11 +4,13 @@ __all__ = [
     "DataNotFoundError",
     "DiagnosticsError",
     "InputError",
+    "MissingPackageError",
     "RecipeError",
     "RunFolderBusyError",
     "RunFolderError",
     "TargetError",
     "TeacherError",
+    "TextError",
 ]
 
 
@@ -28,6 +30,10 @@ class DiagnosticsError(InputError):
     """Arrays or a network from which a diagnostic cannot be computed."""
 
 
+class MissingPackageError(InputError):
+    """An optional package that is not installed."""
+
+
 class RunFolderError(InputError):
     """A run folder that cannot be written, or that holds another run."""
 
@@ -38,6 +44,10 @@ class TargetError(InputError):
 
 class TeacherError(InputError):
     """A teacher that is not there, or that cannot teach this student."""
+
+
+class TextError(InputError):
+    """Text that cannot be read, or parallel texts that do not match."""
 
 
 class RunFolderBusyError(RunFolderError):

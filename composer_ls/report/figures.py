@@ -17,6 +17,7 @@ from composer_ls.report.comparison import Comparison
 from composer_ls.report.metrics import Metric
 from composer_ls.report.page import BASELINE, MUTED, SERIES, Look, Panel, look, svg
 from composer_ls.report.runs import Run
+from composer_ls.training.recipe import Data
 
 __all__ = ["confidence_panels", "curve_panels", "metric_panels", "reliability_panels"]
 
@@ -206,6 +207,7 @@ def _curve(runs: Iterable[Run], key: str) -> dict[float, list[float]]:
     """The values of all runs at each epoch that any of them has."""
     points: dict[float, list[float]] = defaultdict(list)
     for run in runs:
+        assert isinstance(run.recipe.data, Data)
         batches = run.result["examples"]["train"] // run.recipe.data.batch_size
         for line in run.lines:
             if math.isfinite(line.get(key, math.nan)):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import composer.algorithms
 from composer.core import Algorithm
+from torch import Tensor
 
 from composer_ls.algorithm import LabelSmoothing
 from composer_ls.errors import RecipeError
@@ -32,13 +33,16 @@ def algorithms_by_name() -> dict[str, type[Algorithm]]:
 
 
 def build_algorithms(
-    mapping: Mapping[str, Mapping[str, Any] | None], num_classes: int | None = None
+    mapping: Mapping[str, Mapping[str, Any] | None],
+    num_classes: int | None = None,
+    label_counts: Callable[[], Tensor] | None = None,
 ) -> list[Algorithm]:
     """One algorithm an entry, in order. An entry whose value is ``None`` is switched off.
 
     Args:
         mapping: From names to arguments.
         num_classes: K, if it is known, so that a prior can be checked.
+        label_counts: How often each class is a training label, ``(K,)``, for label smoothing's ``prior: unigram``.
 
     Raises:
         RecipeError: An unknown name or argument (what is allowed is named), or a value that the algorithm refuses.
@@ -68,9 +72,25 @@ def build_algorithms(
             if key not in allowed:
                 raise RecipeError(f"unknown key algorithms.{name}.{key}: allowed are {', '.join(allowed)}")
         try:
-            if name == "label_smoothing":
-                as_prior(arguments.get("prior"), num_classes)
+            if name == "label_smoothing" and "prior" in arguments:
+                prior = _named_prior(arguments["prior"], label_counts)
+                as_prior(prior, num_classes)
+                arguments = {**arguments, "prior": prior}
             built.append(known[name](**arguments))
         except (TypeError, ValueError, AssertionError) as error:
             raise RecipeError(f"algorithms.{name}: {error}") from error
     return built
+
+
+def _named_prior(prior: Any, label_counts: Callable[[], Tensor] | None) -> Any:
+    """A prior that is given as numbers, or by name: ``uniform``, or ``unigram`` for the training labels' frequencies."""
+    if not isinstance(prior, str):
+        return prior
+    if prior not in {"uniform", "unigram"}:
+        raise ValueError(
+            f"prior is {prior!r}, but must be uniform, unigram (the frequencies of the training labels) or a row"
+        )
+    if prior == "uniform" or label_counts is None:
+        return None
+    counts = label_counts().double()
+    return (counts / counts.sum()).float()

@@ -9,6 +9,7 @@ import torch
 from composer import Trainer
 from composer.core import Algorithm, Callback, Evaluator
 from composer.models import ComposerClassifier
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 
@@ -20,7 +21,7 @@ from composer_ls.diagnostics.calibration import (
 )
 from composer_ls.losses import cross_entropy
 from composer_ls.training.callbacks import PredictionCollector, TrainingCurve
-from composer_ls.training.data import evaluation_loader, load_splits, training_loader
+from composer_ls.training.data import evaluation_loader, labels_of, load_splits, training_loader
 from composer_ls.training.distillation import Distillation
 from composer_ls.training.models import build_model
 from composer_ls.training.recipe import Data, Model, Recipe
@@ -56,6 +57,10 @@ class Classification(Task):
         for algorithm in algorithms:
             if isinstance(algorithm, Distillation):
                 algorithm.check_data(self._splits.classes, self._splits.image_shape)
+
+    def label_counts(self) -> Tensor:
+        """How often each class is a training label, ``(K,)``."""
+        return torch.bincount(labels_of(self._splits.train), minlength=self.num_classes)
 
     def model(self) -> ComposerClassifier:
         """The network that the recipe names, and cross entropy."""

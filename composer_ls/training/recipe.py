@@ -76,6 +76,7 @@ ModelName = Literal[
     "resnet20", "resnet32", "resnet44", "resnet56", "resnet110",
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
 ]  # fmt: skip
+LANGUAGE = r"^[A-Za-z][A-Za-z0-9_-]*$"
 
 
 class Section(BaseModel):
@@ -127,6 +128,27 @@ class SegmentationData(Section):
     )
 
 
+class TranslationData(Section):
+    """Which sentences to translate, and into what."""
+
+    task: ClassVar[str] = "translation"
+    name: Literal["parallel_text"] = Field(description="files of sentences that translate one another line by line")
+    root: str = Field("data", description="folder of SPLIT.LANGUAGE, or with .gz behind; the split train is trained on")
+    source: str = Field("en", pattern=LANGUAGE, description="the language to translate from: an ending of files")
+    target: str = Field("de", pattern=LANGUAGE, description="the language to translate to")
+    tests: list[str] = Field(
+        ["test_2016_flickr", "test_2017_flickr"], min_length=1, description="splits to test on; the first is the run's"
+    )
+    examples: Integer | None = Field(None, ge=1, description="the first so many training pairs; null: all")
+    vocabulary: Integer = Field(8000, ge=300, description="subwords of both languages, learnt from the training pairs")
+    lowercase: Truth = Field(True, description="make capitals small, and do not count them in BLEU")
+    longest: Integer = Field(128, ge=2, description="subwords of a sentence at most, its end counted")
+    too_long: Literal["cut", "refuse"] = Field("cut", description="what happens to a sentence that is longer")
+    batch_tokens: Integer = Field(
+        4096, ge=2, description="subwords in one optimizer step of each process, of each language, padding counted"
+    )
+
+
 class Model(Section):
     """Which network to train, from scratch."""
 
@@ -148,6 +170,27 @@ class SegmentationModel(Section):
     compile: Truth = Field(False, description="torch.compile: a minute of compiling for faster steps")
 
 
+class TranslationModel(Section):
+    """Which network of sentences to train, from scratch, and how the test sets are translated."""
+
+    task: ClassVar[str] = "translation"
+    name: Literal["transformer"] = Field(description="normalisation first, one table of embeddings")
+    width: Integer = Field(256, ge=2, multiple_of=2, description="of embeddings and layers")
+    heads: Integer = Field(4, ge=1, description="of each attention; they divide the width")
+    layers: Integer = Field(3, ge=1, description="of the encoder, and of the decoder")
+    feedforward: Integer = Field(1024, ge=1, description="width within each layer")
+    dropout: Number = Field(0.1, ge=0, lt=1)
+    compile: Truth = Field(False, description="torch.compile: minutes of compiling for faster steps")
+    beam: Integer = Field(4, ge=1, description="hypotheses that a search follows; 1 is greedy")
+    length_penalty: Number = Field(1.0, ge=0, description="0 prefers short translations, 1 compares means a subword")
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> TranslationModel:
+        if self.width % self.heads:
+            raise ValueError(f"model.heads={self.heads} does not divide model.width={self.width}: make it a divisor")
+        return self
+
+
 class Optimizer(Section):
     """How the weights change."""
 
@@ -162,12 +205,19 @@ class Optimizer(Section):
 class Schedule(Section):
     """How the learning rate changes over the run."""
 
-    name: Literal["constant", "cosine", "linear", "multistep"] = Field(
-        "cosine", description="cosine and linear fall to zero"
+    name: Literal["constant", "cosine", "linear", "multistep", "inverse_sqrt"] = Field(
+        "cosine",
+        description="cosine and linear fall to zero; inverse_sqrt with the square root of time, from the end of its warmup",
     )
     warmup: Warmup = "0ba"
     milestones: list[Duration] = Field([], description="when multistep multiplies the rate by gamma")
     gamma: Number = Field(0.1, gt=0)
+
+    @model_validator(mode="after")
+    def _falls_from_somewhere(self) -> Schedule:
+        if self.name == "inverse_sqrt" and not re.search("[1-9]", self.warmup):
+            raise ValueError("schedule.name=inverse_sqrt needs a warmup, as schedule.warmup=1000ba or 0.1dur")
+        return self
 
 
 class Checkpoints(Section):
@@ -207,8 +257,8 @@ class Diagnostics(Section):
 
 
 # One section a task; its name tells which it is, so that a mistake in it is told against that task's keys.
-AnyData = Annotated[Data | SegmentationData, Field(discriminator="name")]
-AnyModel = Annotated[Model | SegmentationModel, Field(discriminator="name")]
+AnyData = Annotated[Data | SegmentationData | TranslationData, Field(discriminator="name")]
+AnyModel = Annotated[Model | SegmentationModel | TranslationModel, Field(discriminator="name")]
 
 
 class Recipe(Section):

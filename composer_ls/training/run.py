@@ -33,6 +33,7 @@ from composer_ls.training.callbacks import MetricsFile
 from composer_ls.training.claim import claimed
 from composer_ls.training.recipe import Optimizer, Recipe, Schedule
 from composer_ls.training.run_folder import RunFolder
+from composer_ls.training.schedules import InverseSquareRootScheduler
 from composer_ls.training.tasks import open_task
 
 __all__ = ["train"]
@@ -81,7 +82,7 @@ def _train(recipe: Recipe, folder: RunFolder, overwrite: bool, progress: bool) -
     started = datetime.now(timezone.utc)
     reproducibility.seed_all(recipe.seed)
     task = open_task(recipe, device.tensor_to_device(torch.empty(0)).device)
-    algorithms = build_algorithms(recipe.algorithms, task.num_classes)
+    algorithms = build_algorithms(recipe.algorithms, task.num_classes, task.label_counts)
     task.check(algorithms)
     reproducibility.seed_all(recipe.seed)  # again: one seed gives the same weights, whatever data and algorithms drew
     model = task.model()
@@ -154,6 +155,7 @@ def _train(recipe: Recipe, folder: RunFolder, overwrite: bool, progress: bool) -
         folder.write_predictions(measured.predictions)
         if measured.features is not None:
             folder.write_features(measured.features)
+        folder.write_files(measured.files)
         folder.write_result(result)
     dist.barrier()
     return result
@@ -206,6 +208,8 @@ def _scheduler(settings: Schedule) -> ComposerScheduler:
         return CosineAnnealingWithWarmupScheduler(settings.warmup)
     if settings.name == "linear":
         return LinearWithWarmupScheduler(settings.warmup, alpha_f=0.0)
+    if settings.name == "inverse_sqrt":
+        return InverseSquareRootScheduler(settings.warmup)
     return ConstantWithWarmupScheduler(settings.warmup)
 
 

@@ -24,6 +24,9 @@ from composer_ls.training.recipe import Recipe, place_of
 __all__ = ["RunFolder", "differing_keys", "read_recipe", "told_if_unwritable", "write_text"]
 
 
+TRANSLATOR_FILES = ("subwords.json", "model.safetensors", "translations.*")
+
+
 class RunFolder:
     """The folder of one run.
 
@@ -37,10 +40,14 @@ class RunFolder:
         metrics_file: ``metrics.jsonl``, a line an epoch.
         predictions_file: ``predictions.safetensors``, from which the metrics can be computed again. Of a classifier:
             test ``logits`` (N, K) and ``labels`` (N,); of label maps: the counts of
-            :class:`~composer_ls.diagnostics.segmentation.PixelCounts` for each image.
+            :class:`~composer_ls.diagnostics.segmentation.PixelCounts` for each image; of a translator: for every subword of
+            the test references its ``log_probability`` (M,), the ``confidence`` in the most likely one (M,), and whether
+            that was right, ``correct``.
         features_file: ``features.safetensors``, if the recipe has ``diagnostics``: for the sets ``train`` and ``test``,
             penultimate ``<set>.features`` (M, D) and ``<set>.labels`` (M,); the last layer's ``weight`` (K, D) and
             ``bias`` (K,), if it has one; ``mutual_information`` (steps and nats, (S, 2)), if it was measured.
+        translator_files: ``subwords.json`` and ``model.safetensors``, all that ``composer-ls translate`` needs, and
+            ``translations.SPLIT.LANGUAGE``, a line a sentence, if the recipe translates.
         checkpoint_folder: Composer's checkpoints, until the run is finished or for good if the recipe says so.
 
     """
@@ -120,6 +127,8 @@ class RunFolder:
         """Delete what a run left here, and nothing else; its recipe stays until the next one takes its place."""
         for file in (self.result_file, self.metrics_file, self.predictions_file, self.features_file):
             file.unlink(missing_ok=True)
+        for file in self.translator_files:
+            file.unlink(missing_ok=True)
         if _is_resolved(self._recipe_there()):
             shutil.rmtree(self.checkpoint_folder, ignore_errors=True)
 
@@ -147,6 +156,19 @@ class RunFolder:
     def write_features(self, tensors: Mapping[str, Tensor]) -> None:
         """Write ``features.safetensors``."""
         _write_tensors(self.features_file, tensors)
+
+    @property
+    def translator_files(self) -> list[Path]:
+        """Those that are there."""
+        return [file for pattern in TRANSLATOR_FILES for file in sorted(self.path.glob(pattern))]
+
+    def write_files(self, files: Mapping[str, str | Mapping[str, Tensor]]) -> None:
+        """Write files that only some tasks leave: text, or tensors."""
+        for name, content in files.items():
+            if isinstance(content, str):
+                write_text(self.path / name, content)
+            else:
+                _write_tensors(self.path / name, content)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``, which makes the run finished, and drop the checkpoints that nobody asked to keep."""

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from composer import Trainer
-from composer.core import Algorithm, Callback
+from composer.core import Algorithm, Callback, DataSpec
 from composer.models import ComposerModel
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from composer_ls.errors import RecipeError
 from composer_ls.training.recipe import Recipe
 
 __all__ = ["Measured", "Task", "open_task"]
@@ -29,6 +30,7 @@ class Measured:
         predictions: What ``predictions.safetensors`` holds, from which the metrics can be computed again.
         features: What ``features.safetensors`` holds; ``None``: there is no such file.
         facts: More entries of ``result.json``.
+        files: More files of the run folder: text, or tensors for safetensors, by name.
 
     """
 
@@ -37,6 +39,7 @@ class Measured:
     predictions: Mapping[str, Tensor]
     features: Mapping[str, Tensor] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str | Mapping[str, Tensor]] = field(default_factory=dict)
 
 
 class Task(ABC):
@@ -55,16 +58,20 @@ class Task(ABC):
         """Raise an InputError if an algorithm does not fit the data."""
         return None
 
+    def label_counts(self) -> Tensor:
+        """How often each class is a training label, ``(K,)``."""
+        raise RecipeError("prior is unigram, but training labels are not counted for this task: use prior=uniform")
+
     @abstractmethod
     def model(self) -> ComposerModel:
         """A network with new weights, and its loss."""
 
     @abstractmethod
-    def training_loader(self) -> DataLoader[Any]:
+    def training_loader(self) -> DataLoader[Any] | DataSpec:
         """Shuffled batches of this process's share; the order follows from the recipe's seed and the epoch alone."""
 
     @abstractmethod
-    def evaluation_loader(self) -> DataLoader[Any]:
+    def evaluation_loader(self) -> DataLoader[Any] | DataSpec:
         """A new loader of this process's share of the test split, in order."""
 
     def callbacks(self) -> list[Callback]:
@@ -88,6 +95,10 @@ def open_task(recipe: Recipe, device: torch.device | str = "cpu") -> Task:
         RecipeError: The recipe asks for what the data or the task do not have.
 
     """
+    if recipe.task == "translation":
+        from composer_ls.translation.task import Translation
+
+        return Translation(recipe, device)
     from composer_ls.training.classification import Classification
     from composer_ls.training.segmentation import Segmentation
 

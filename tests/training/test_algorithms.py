@@ -2,6 +2,7 @@
 
 import composer.algorithms
 import pytest
+import torch
 
 from composer_ls import LabelSmoothing
 from composer_ls.errors import RecipeError
@@ -36,3 +37,15 @@ def test_null_switches_an_algorithm_off():
 def test_a_wrong_entry_is_named_with_what_is_allowed(mapping, message):
     with pytest.raises(RecipeError, match=message):
         build_algorithms(mapping)
+
+
+def test_the_unigram_prior_is_the_frequency_of_training_labels():
+    (smoothing,) = build_algorithms({"label_smoothing": {"prior": "unigram"}}, 3, lambda: torch.tensor([3, 1, 0]))
+    assert smoothing.prior.tolist() == [0.75, 0.25, 0]
+    (uniform,) = build_algorithms({"label_smoothing": {"prior": "uniform"}}, 3)
+    assert uniform.prior is None
+
+
+def test_a_prior_of_another_name_is_refused():
+    with pytest.raises(RecipeError, match="prior is 'bigram', but must be uniform, unigram"):
+        build_algorithms({"label_smoothing": {"prior": "bigram"}}, 3)

@@ -19,6 +19,7 @@ SHIPPED = [
     "digits-cnn",
     "digits-mlp",
     "imagenet-resnet50",
+    "multi30k-transformer",
 ]
 
 
@@ -129,7 +130,7 @@ def test_the_fingerprint_does_not_change_when_a_default_is_written_out_or_an_alg
         ("data=4", "data is 4: input should be a valid dictionary"),
         (
             "data.name=mnist",
-            "data.name is 'mnist': input should be 'digits', 'cifar10', 'cifar100', 'imagefolder' or 'camvid'",
+            "data.name is 'mnist': input should be 'digits', 'cifar10', 'cifar100', 'imagefolder', 'camvid' or 'par",
         ),
         ("data={name: [cifar10]}", "data.name is \\['cifar10'\\]: input should be 'digits', 'cifar10'"),
         ("data={root: here}", "the key data.name is missing"),

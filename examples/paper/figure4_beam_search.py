@@ -1,0 +1,159 @@
+"""Translation in Müller et al. (2019), figure 4: BLEU, calibration and likelihood against the softmax's temperature.
+
+    python examples/paper/figure4_beam_search.py --quick
+    python examples/paper/figure4_beam_search.py data.root=multi30k
+
+The full mode trains the recipe multi30k-transformer (English to German) on Multi30k, task 1, raw, and wants a GPU. The quick
+mode makes a toy language whose words have two translations each. Besides the curves, it prints what each network reaches at the
+temperature that suits its likelihood best on the split val.
+"""
+
+import gzip
+import random
+
+import numpy as np
+from matplotlib import pyplot as plt
+from support import BLACK, BLUE, ORANGE, mean, options, run_all, save, shown
+
+from composer_ls.translation.batches import encode_pairs
+from composer_ls.translation.metrics import bleu, token_metrics
+from composer_ls.translation.task import evaluation_logits
+from composer_ls.translation.text import read_pairs
+from composer_ls.translation.translator import Translator
+
+TEMPERATURES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+FITTED = tuple(np.round(np.arange(0.4, 2.01, 0.02), 2).tolist())
+SETTINGS = {
+    "hard": ("algorithms.label_smoothing.smoothing=0",),
+    "smoothing 0.1": ("algorithms.label_smoothing={smoothing: 0.1}",),
+    "smoothing 0.1, unigram": ("algorithms.label_smoothing={smoothing: 0.1, prior: unigram}",),
+}
+STYLES = dict(zip(SETTINGS, ((BLACK, "o"), (BLUE, "D"), (ORANGE, "^")), strict=True))
+QUICK = (
+    "data.vocabulary=420", "data.batch_tokens=300", "data.longest=32", "data.tests=[test]",
+    "model={name: transformer, width: 64, heads: 4, layers: 1, feedforward: 128, dropout: 0.0}",
+    "optimizer.learning_rate=0.004", "schedule.warmup=40ba",
+    "duration=8ep", "eval_interval=8ep", "checkpoints.interval=8ep",
+)  # fmt: skip
+
+
+def main():
+    """Train, translate at every temperature, measure, draw."""
+    opts = options(__file__, __doc__)
+    overrides = ()
+    if opts.quick:
+        write_toy_language(opts.out / "toy")
+        overrides = (*QUICK, f"data.root={opts.out / 'toy'}")
+    runs = run_all(
+        opts,
+        {
+            (name, seed): ("multi30k-transformer", *overrides, *setting, f"seed={seed}")
+            for name, setting in SETTINGS.items()
+            for seed in opts.seeds
+        },
+    )
+    found = {name: [measure(runs[name, seed]) for seed in opts.seeds] for name in SETTINGS}
+    curves = {
+        name: {key: [mean([one[key][place] for one in each]) for place in range(len(TEMPERATURES))] for key in YLABELS}
+        for name, each in found.items()
+    }
+    fitted = {
+        name: {key: mean([one["fitted"][key] for one in each]) for key in each[0]["fitted"]}
+        for name, each in found.items()
+    }
+    signature = runs[next(iter(runs))].result["bleu_signature"]
+    save(opts, draw(curves), {"temperatures": TEMPERATURES, "curves": curves, "fitted": fitted, "bleu": signature})
+    plain = TEMPERATURES.index(1.0)
+    for name in SETTINGS:
+        at_one = ", ".join(f"{key} {shown(curves[name][key][plain])}" for key in YLABELS)
+        own = ", ".join(f"{key} {shown(value)}" for key, value in fitted[name].items())
+        print(f"{name}: {at_one}; at its own temperature: {own}")
+
+
+def measure(run):
+    """BLEU, ECE and NLL of one run on its first test set at every temperature, and at the one that fits val best."""
+    translator, recipe = Translator.load(run.folder), load(run)
+    data = recipe.data
+
+    def read(split):
+        return read_pairs(data.root, split, data.source, data.target)
+
+    def tokens(pairs, temperatures):
+        encoded = encode_pairs(pairs, translator.subwords, data.longest, data.too_long)
+        return token_metrics(evaluation_logits(translator.network, encoded, data.batch_tokens), temperatures)
+
+    test = read(data.tests[0])
+
+    def score(temperature):
+        return bleu(translator.translate(test.source, temperature=temperature), test.target, data.lowercase).score
+
+    best = FITTED[int(np.argmin([one.nll for one in tokens(read("val"), FITTED)]))]
+    (own,) = tokens(test, (best,))
+    found = tokens(test, TEMPERATURES)
+    return {
+        "bleu": [score(temperature) for temperature in TEMPERATURES],
+        "ece": [one.ece for one in found],
+        "nll": [one.nll for one in found],
+        "fitted": {"temperature": best, "bleu": score(best), "ece": own.ece, "nll": own.nll},
+    }
+
+
+def load(run):
+    """The recipe of a run."""
+    from composer_ls.training.run_folder import read_recipe
+
+    return read_recipe(run.folder)
+
+
+YLABELS = {
+    "bleu": "BLEU, beam 4",
+    "ece": "expected calibration error of subwords",
+    "nll": "negative log-likelihood of subwords (nats)",
+}
+
+
+def draw(curves):
+    """Three panels over temperature, with the mean of the seeds and its 95 % interval."""
+    figure, axes = plt.subplots(1, 3, figsize=(12.5, 4.2), layout="constrained")
+    for axis, (key, label) in zip(axes, YLABELS.items(), strict=True):
+        for name, (color, marker) in STYLES.items():
+            values = curves[name][key]
+            axis.plot(TEMPERATURES, [one["mean"] for one in values], color=color, marker=marker, label=name)
+            if len(values[0]["values"]) > 1:
+                low, high = ([one[end] for one in values] for end in ("low", "high"))
+                axis.fill_between(TEMPERATURES, low, high, color=color, alpha=0.12, linewidth=0)
+        axis.axvline(1, color="#999999", linewidth=1)
+        axis.set(xlabel="temperature of the softmax", ylabel=label)
+    axes[0].set_title("Translations: higher is better", fontsize=11)
+    axes[1].set_title("Calibration: lower is better", fontsize=11)
+    axes[2].set_title("Likelihood: lower is better", fontsize=11)
+    axes[0].legend(loc="lower left")
+    return figure
+
+
+NOUNS = ["man", "woman", "dog", "child", "horse", "boat", "tree", "house", "car", "street", "bird", "ball"]
+VERBS = ["sees", "holds", "finds", "follows", "draws", "paints"]
+
+
+def write_toy_language(folder, train=2400, val=200, test=200):
+    """Sentences such as "the red dog sees a boat", with two translations of every word, one of them twice as common."""
+    draw = random.Random(0)
+
+    def word(english):
+        return english[::-1] + ("a" if draw.random() < 2 / 3 else "o")
+
+    def pair():
+        subject, verb, thing = draw.choice(NOUNS), draw.choice(VERBS), draw.choice(NOUNS)
+        english = ["the", subject, verb, draw.choice(["a", "the"]), thing]
+        return " ".join(english), " ".join(map(word, [*english[:2], *english[3:], verb]))  # the verb comes last
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", train), ("val", val), ("test", test)):
+        pairs = [pair() for _ in range(count)]
+        for language, lines in zip(("en", "de"), zip(*pairs, strict=True), strict=True):
+            text = "".join(f"{line}\n" for line in lines)
+            (folder / f"{split}.{language}.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+if __name__ == "__main__":
+    main()

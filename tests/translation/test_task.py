@@ -1,0 +1,213 @@
+"""Translation recipes: training on a toy language, what a run leaves, and composer-ls translate."""
+
+import io
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+import toy_language
+from safetensors.torch import load_file
+
+from composer_ls.cli import main
+from composer_ls.errors import MissingPackageError, RecipeError, TextError
+from composer_ls.training.algorithms import build_algorithms
+from composer_ls.training.recipe import load_recipe
+from composer_ls.training.run import train
+from composer_ls.training.run_folder import RunFolder
+from composer_ls.training.tasks import open_task
+from composer_ls.translation.text import read_pairs
+from composer_ls.translation.translator import Translator
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy")
+    toy_language.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(data):
+    recipe = load_recipe(data / "toy.yaml")
+    folder = RunFolder(data / "run", recipe)
+    train(recipe, folder, progress=False)
+    return folder.path
+
+
+def test_a_run_learns_the_toy_language_and_leaves_its_numbers(run):
+    result = json.loads((run / "result.json").read_text())
+    assert result["task"] == "translation"
+    metrics = result["metrics"]
+    assert metrics["bleu"] > 30
+    assert metrics["accuracy"] > 0.85
+    assert 0 < metrics["nll"] < 1
+    assert metrics["perplexity"] == pytest.approx(math.exp(metrics["nll"]))
+    assert 0 < metrics["ece"] < 0.5
+    assert result["bleu_signature"].startswith("nrefs:1|case:lc|")
+    assert result["tests"]["test"] == metrics
+    assert result["plan"].startswith("smoothing 0.1, to the given prior; loss cross_entropy, fused")
+
+
+def test_the_predictions_give_the_metrics_again(run):
+    metrics = json.loads((run / "result.json").read_text())["metrics"]
+    scores = load_file(run / "predictions.safetensors")
+    assert -scores["log_probability"].double().mean().item() == pytest.approx(metrics["nll"], rel=1e-5)
+    assert scores["correct"].double().mean().item() == pytest.approx(metrics["accuracy"])
+    bins = (scores["confidence"] * 15).long().clamp(max=14)
+    gaps = torch.zeros(15).index_add(0, bins, scores["confidence"] - scores["correct"].float())
+    assert gaps.abs().sum().item() / len(bins) == pytest.approx(metrics["ece"], abs=1e-3)
+
+
+def test_the_run_folder_alone_translates_as_the_run_did(run, data):
+    source = read_pairs(data, "test", "en", "de").source
+    translations = (run / "translations.test.de").read_text().splitlines()
+    assert Translator.load(run).translate(source, batch=7) == translations
+
+
+def translate(run, text, monkeypatch, capfdbinary, *options):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+    code = 0
+    try:
+        main(["translate", str(run), *options])
+    except SystemExit as stop:
+        code = stop.code
+    return code or 0, *capfdbinary.readouterr()
+
+
+def test_translate_gives_a_line_a_line_and_empty_lines_stay(run, monkeypatch, capfdbinary):
+    text = b"A man runs\n\nThe red tree\r\n   \ndog"
+    code, out, _ = translate(run, text, monkeypatch, capfdbinary, "--beam", "3", "--batch", "1")
+    assert code == 0
+    man, tree, dog = Translator.load(run).translate(["a man runs", "the red tree", "dog"], beam=3)
+    assert out.decode() == f"{man}\n\n{tree}\n\n{dog}\n"
+    assert all((man, tree, dog))
+
+
+def test_translate_of_nothing_is_nothing(run, monkeypatch, capfdbinary):
+    assert translate(run, b"", monkeypatch, capfdbinary)[:2] == (0, b"")
+
+
+@pytest.mark.slow
+def test_translate_round_trips_on_a_pipe(run):
+    command = [sys.executable, "-m", "composer_ls", "translate", str(run), "--beam", "1"]
+    done = subprocess.run(command, input=b"The big dog\n\na child\n", capture_output=True, timeout=120)
+    assert done.returncode == 0
+    dog, child = Translator.load(run).translate(["the big dog", "a child"], beam=1)
+    assert done.stdout.decode() == f"{dog}\n\n{child}\n"
+
+
+def test_what_is_not_utf8_is_told_with_its_line(run, monkeypatch, capfdbinary):
+    code, out, err = translate(run, b"a dog\nM\xfctze\n", monkeypatch, capfdbinary)
+    assert code == 2
+    assert "standard input, line 2: byte 2 (0xfc) is not UTF-8" in err.decode()
+    assert b"Traceback" not in err
+    del out
+
+
+def test_a_long_line_is_cut_and_told(run, monkeypatch, capfdbinary, caplog):
+    code, out, _ = translate(run, b"a dog\n" + b"the man " * 30 + b"\n", monkeypatch, capfdbinary)
+    assert code == 0
+    assert len(out.splitlines()) == 2
+    assert "standard input: 1 of 2 sentences have more than 23 subwords (line 2) and were cut" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--beam", "0"), "beam is 0, but must be at least 1"),
+        (("--temperature", "0"), "temperature is 0.0, but must be more than 0"),
+        (("--length-penalty", "-1"), "length_penalty is -1.0, but must be at least 0"),
+        (("--batch", "0"), "batch is 0, but must be at least 1"),
+    ],
+)
+def test_a_wrong_option_is_named(run, monkeypatch, capfdbinary, option, message):
+    code, out, err = translate(run, b"a dog\n", monkeypatch, capfdbinary, *option)
+    assert (code, out) == (2, b"")
+    assert message in err.decode()
+
+
+def test_only_the_folder_of_a_finished_translation_run_translates(run, tmp_path, monkeypatch, capfdbinary):
+    _, _, err = translate(tmp_path / "none", b"", monkeypatch, capfdbinary)
+    assert "there is no run in" in err.decode()
+    recipe = load_recipe("digits-mlp")
+    folder = RunFolder(tmp_path / "digits", recipe)
+    folder.path.mkdir()
+    folder.write_recipe()
+    _, _, err = translate(folder.path, b"", monkeypatch, capfdbinary)
+    assert "is a run of the recipe digits-mlp, which does not translate" in err.decode()
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "recipe.yaml").write_text((run / "recipe.yaml").read_text())
+    _, _, err = translate(tmp_path / "half", b"", monkeypatch, capfdbinary)
+    assert "is not finished" in err.decode()
+
+
+def test_weights_of_other_subwords_are_told(run, data, tmp_path, monkeypatch, capfdbinary):
+    for name in ("recipe.yaml", "result.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    recipe = load_recipe(data / "toy.yaml", ["data.vocabulary=300"])
+    (tmp_path / "subwords.json").write_text(open_task(recipe)._subwords.to_json())
+    _, _, err = translate(tmp_path, b"a dog\n", monkeypatch, capfdbinary)
+    assert "model.safetensors cannot be read" in err.decode()
+
+
+def test_the_unigram_prior_is_the_frequency_of_subwords_in_the_training_translations(data):
+    task = open_task(load_recipe(data / "toy.yaml"))
+    counts = torch.zeros(task.num_classes)
+    for row in task._subwords.encode(read_pairs(data, "train", "en", "de").target):
+        for token in (*row, 2):
+            counts[token] += 1
+    (smoothing,) = build_algorithms({"label_smoothing": {"prior": "unigram"}}, task.num_classes, task.label_counts)
+    assert torch.allclose(smoothing.prior, counts / counts.sum(), atol=1e-6)
+    assert smoothing.prior[:2].sum() == 0  # padding and begin are never said
+
+
+def test_two_processes_of_one_seed_would_train_on_the_same_text(data):
+    first, second = (open_task(load_recipe(data / "toy.yaml")) for _ in range(2))
+    left, right = (next(iter(task.training_loader().dataloader)) for task in (first, second))
+    assert torch.equal(left[1], right[1])
+    other = open_task(load_recipe(data / "toy.yaml", ["seed=18"]))
+    assert not torch.equal(left[1][:, :1], next(iter(other.training_loader().dataloader))[1][:, :1])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        (["microbatch_size=8"], RecipeError, "microbatch_size=8 does not go with translation"),
+        (["data.too_long=refuse", "data.longest=4"], TextError, "data.longest=4 allows"),
+        (["data.batch_tokens=3"], RecipeError, "data.batch_tokens=3 is less than"),
+        (["algorithms.mixup={}"], RecipeError, "MixUp is for images"),
+        (["algorithms.label_smoothing.prior=bigram"], RecipeError, "prior is 'bigram', but must be uniform, unigram"),
+        (["schedule.warmup=0ba"], RecipeError, "schedule.name=inverse_sqrt needs a warmup"),
+        (["model.heads=3"], RecipeError, "model.heads=3 does not divide model.width=64"),
+        (["model={name: mlp}"], RecipeError, "use data and a model of one task"),
+        (["data.tests=[]"], RecipeError, "data.tests is"),
+        (["data.beam=3"], RecipeError, "unknown key data.beam"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_told(data, tmp_path, overrides, error, message):
+    def start():
+        recipe = load_recipe(data / "toy.yaml", overrides)
+        train(recipe, RunFolder(tmp_path / "run", recipe), progress=False)
+
+    with pytest.raises(error, match=message):
+        start()
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_training_stops_at_the_start_without_sacrebleu(data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics.bleu", None)
+    with pytest.raises(MissingPackageError, match="sacrebleu"):
+        open_task(load_recipe(data / "toy.yaml"))
+
+
+def test_another_run_leaves_no_file_of_the_one_before(run, data, tmp_path):
+    recipe = load_recipe(data / "toy.yaml")
+    folder = RunFolder(tmp_path, recipe)
+    for file in run.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    folder.clear()
+    assert [file.name for file in tmp_path.iterdir()] == ["recipe.yaml"]
