@@ -18,8 +18,8 @@ def dice_loss(input: Tensor, target: Tensor, ignore_index: int = -100) -> Tensor
 
     .. math:: 1 - \frac{1}{K}\sum_k \frac{2\sum\min(p_k, y_k)}{\sum p_k + \sum y_k}.
 
-    For hard labels :math:`\min(p, y) = p\,y`, so that it is the usual soft Dice loss. For smoothed and mixed targets the
-    usual one is least at a hard prediction; this one is least at p = y.
+    For hard labels :math:`\min(p, y) = p\,y`, so that it is the usual soft Dice loss. Of smoothed and mixed targets too it is
+    least at p = y, where the usual one, with :math:`p\,y`, still falls as p gets harder than y.
 
     Args:
         input: Logits ``(N, K, *spatial)``, any floating dtype.

@@ -53,6 +53,7 @@ def test_it_is_least_where_the_probabilities_are_the_smoothed_target():
     assert dice_loss(exact, target).item() == pytest.approx(0, abs=1e-12)
     assert dice_loss(5 * exact, target) > 0.01
     assert dice_loss(0.5 * exact, target) > 0.01
+    assert DiceLoss(softmax=True)(5 * exact, target) < DiceLoss(softmax=True)(exact, target)  # the usual one is not
 
 
 @pytest.mark.parametrize("ignore_index", [-100, -1, 2, 11, 255])
