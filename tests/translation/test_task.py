@@ -11,6 +11,7 @@ import torch
 import toy_language
 from safetensors.torch import load_file
 
+from composer_ls import cross_entropy
 from composer_ls.cli import main
 from composer_ls.errors import MissingPackageError, RecipeError, TextError
 from composer_ls.training.algorithms import build_algorithms
@@ -18,6 +19,7 @@ from composer_ls.training.recipe import load_recipe
 from composer_ls.training.run import train
 from composer_ls.training.run_folder import RunFolder
 from composer_ls.training.tasks import open_task
+from composer_ls.translation import task
 from composer_ls.translation.text import read_pairs
 from composer_ls.translation.translator import Translator
 
@@ -154,19 +156,19 @@ def test_weights_of_other_subwords_are_told(run, data, tmp_path, monkeypatch, ca
 
 
 def test_the_unigram_prior_is_the_frequency_of_subwords_in_the_training_translations(data):
-    task = open_task(load_recipe(data / "toy.yaml"))
-    counts = torch.zeros(task.num_classes)
-    for row in task._subwords.encode(read_pairs(data, "train", "en", "de").target):
+    opened = open_task(load_recipe(data / "toy.yaml"))
+    counts = torch.zeros(opened.num_classes)
+    for row in opened._subwords.encode(read_pairs(data, "train", "en", "de").target):
         for token in (*row, 2):
             counts[token] += 1
-    (smoothing,) = build_algorithms({"label_smoothing": {"prior": "unigram"}}, task.num_classes, task.label_counts)
+    (smoothing,) = build_algorithms({"label_smoothing": {"prior": "unigram"}}, opened.num_classes, opened.label_counts)
     assert torch.allclose(smoothing.prior, counts / counts.sum(), atol=1e-6)
     assert smoothing.prior[:2].sum() == 0  # padding and begin are never said
 
 
 def test_two_processes_of_one_seed_would_train_on_the_same_text(data):
     first, second = (open_task(load_recipe(data / "toy.yaml")) for _ in range(2))
-    left, right = (next(iter(task.training_loader().dataloader)) for task in (first, second))
+    left, right = (next(iter(one.training_loader().dataloader)) for one in (first, second))
     assert torch.equal(left[1], right[1])
     other = open_task(load_recipe(data / "toy.yaml", ["seed=18"]))
     assert not torch.equal(left[1][:, :1], next(iter(other.training_loader().dataloader))[1][:, :1])
@@ -211,3 +213,33 @@ def test_another_run_leaves_no_file_of_the_one_before(run, data, tmp_path):
             (tmp_path / file.name).write_bytes(file.read_bytes())
     folder.clear()
     assert [file.name for file in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_a_run_stopped_within_an_epoch_goes_on_with_the_same_sentences(data, tmp_path, monkeypatch):
+    overrides = [
+        "duration=2ep",
+        "checkpoints.interval=3ba",
+        "data.examples=60",
+        "model.dropout=0.1",
+        "data.batch_tokens=60",
+    ]
+    recipe = load_recipe(data / "toy.yaml", overrides)
+
+    def go(name):
+        return train(recipe, RunFolder(tmp_path / name, recipe), progress=False)
+
+    whole, calls = go("whole"), []
+
+    def stops_in_the_second_epoch(*arguments, **options):
+        calls.append(1)
+        if len(calls) > whole["steps"] - 2:
+            raise KeyboardInterrupt
+        return cross_entropy(*arguments, **options)
+
+    monkeypatch.setattr(task, "cross_entropy", stops_in_the_second_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        go("stopped")
+    monkeypatch.undo()
+    resumed = go("stopped")
+    assert resumed["steps"] == whole["steps"] > 6
+    assert resumed["metrics"] == pytest.approx(whole["metrics"], rel=1e-6)
