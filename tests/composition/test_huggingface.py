@@ -23,6 +23,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 from composer_ls import LabelSmoothing
 from composer_ls.composition import DoubleSmoothingError, describe
 from composer_ls.errors import TargetError
+from composer_ls.kernels import eager
 
 V, T, N = 41, 9, 8  # vocabulary, tokens, examples
 SMALL = {"vocab_size": V, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -182,7 +183,8 @@ class SecondStep(Callback):
 
 @pytest.mark.parametrize("task", ["causal LM", "masked LM", "sequence to sequence"])
 @pytest.mark.parametrize("bf16", [False, True])
-def test_nothing_of_tokens_times_vocabulary_beside_logits_and_gradient(task, bf16):
+def test_nothing_of_tokens_times_vocabulary_beside_logits_and_gradient(task, bf16, monkeypatch):
+    monkeypatch.setattr(eager, "CHUNK", 1 << 18)
     vocabulary = 24_000
     cls, config, _ = TASKS[task]
     config = config()
