@@ -90,7 +90,7 @@ def run_all(opts, settings):
     """
     tasks = []
     for key, (recipe, *overrides) in settings.items():
-        folder = opts.out / "runs" / "-".join(map(str, key))
+        folder = opts.out / "runs" / opts.name / "-".join(map(str, key))
         tasks.append((recipe, [*overrides, *opts.overrides], folder, opts.jobs > 1))
     print(f"{opts.name}: {len(tasks)} runs, {opts.jobs} at once", flush=True)
     if opts.jobs == 1:
