@@ -298,14 +298,14 @@ def _as_rows(logits: Tensor, rows: RowTargets, factor: Tensor | None) -> tuple[T
 def _reduced(x: Tensor, rows: RowTargets, factor: Tensor | None, total: Tensor | float, reduction: str) -> Tensor:
     kernel = choose(x, rows.classes.shape[1])
     scale = _inverse(total) if reduction == "mean" else 1.0
-    if torch.is_grad_enabled() and x.requires_grad and kernel is not composite.loss_rows and reduction != "none":
-        return _TotalLoss.apply(x, rows, factor, scale, kernel)
     if kernel is composite.loss_rows:
         losses = composite.differentiable_rows(x, rows)
-    elif torch.is_grad_enabled() and x.requires_grad:
+    elif not (torch.is_grad_enabled() and x.requires_grad):
+        losses = kernel(x.detach(), rows, None, None)
+    elif reduction == "none":
         losses = _RowLosses.apply(x, rows, kernel)
     else:
-        losses = kernel(x.detach(), rows, None, None)
+        return _TotalLoss.apply(x, rows, factor, scale, kernel)
     if factor is not None:
         losses = losses * factor
     return losses if reduction == "none" else losses.sum() * scale

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -28,7 +27,7 @@ def loss_rows(logits: Tensor, target: RowTargets, grad: Tensor | None, scale: Te
         return _chunk_loss(logits, target, grad, scale)
     shape = (len(logits), 1, *logits.shape[2:])
     losses = logits.new_empty(shape, dtype=dtype)
-    for part in _chunks(logits, CHUNK):
+    for part in _chunks(logits):
         some = target.map(lambda field, part=part: _part(field, shape, part))  # type: ignore[misc]
         some_scale = _part(scale, shape, part) if isinstance(scale, Tensor) else scale
         losses[part] = _chunk_loss(logits[part], some, None if grad is None else grad[part], some_scale)
@@ -39,14 +38,14 @@ def _holds_work(grad: Tensor, dtype: torch.dtype) -> bool:
     return grad.dtype == dtype and grad.is_contiguous()
 
 
-def _chunks(logits: Tensor, chunk: int) -> list[tuple[slice, ...]]:
+def _chunks(logits: Tensor) -> list[tuple[slice, ...]]:
     """Indices that cut the logits: whole examples if one is small enough, else some positions of one example."""
     examples, positions = logits.shape[0], logits.shape[2:].numel()
     size = logits.shape[1] * positions
-    if size <= chunk or logits.ndim == 2:
-        step = max(1, chunk // max(1, size))
+    if size <= CHUNK or logits.ndim == 2:
+        step = max(1, CHUNK // max(1, size))
         return [(slice(first, first + step),) for first in range(0, examples, step)]
-    width = max(1, chunk // logits.shape[1])
+    width = max(1, CHUNK // logits.shape[1])
     return [
         (slice(first, first + 1), slice(None), slice(left, left + width))
         for first in range(examples)
@@ -69,19 +68,17 @@ def _chunk_loss(x: Tensor, target: RowTargets, grad: Tensor | None, scale: Tenso
     else:
         work = x if own else torch.empty_like(x)
     some = _few if x.numel() <= TINY and target.prior is None else _many
-    losses, spoiled = some(x, target, work, None if grad is None else scale)
+    losses, finite = some(x, target, work, None if grad is None else scale)
     if target.ignored is not None:
         losses.masked_fill_(target.ignored, 0)
-        if grad is not None and (x.device.type != "cpu" or spoiled()):
+        if grad is not None and not finite:
             work.masked_fill_(target.ignored, 0)  # else their mass of 0 has done it, and a pass is saved
     if grad is not None and work.data_ptr() != grad.data_ptr():
         grad.copy_(work)
     return losses
 
 
-def _few(
-    x: Tensor, target: RowTargets, work: Tensor, scale: Tensor | float | None
-) -> tuple[Tensor, Callable[[], bool]]:
+def _few(x: Tensor, target: RowTargets, work: Tensor, scale: Tensor | float | None) -> tuple[Tensor, bool]:
     """As :func:`_many`, in fewer operations, where each costs more than its arithmetic: the target is made dense."""
     torch.log_softmax(x, 1, out=work)
     rows = _uniform_rows(x, target)
@@ -94,7 +91,7 @@ def _few(
         if not isinstance(target.mass, float) or target.mass != 1:
             work.mul_(target.mass)
         work.sub_(rows).mul_(scale)
-    return losses, lambda: True
+    return losses, False
 
 
 def _uniform_rows(x: Tensor, target: RowTargets) -> Tensor:
@@ -105,26 +102,24 @@ def _uniform_rows(x: Tensor, target: RowTargets) -> Tensor:
     return add_labels(rows, target, target.hard)
 
 
-def _many(
-    x: Tensor, target: RowTargets, work: Tensor, scale: Tensor | float | None
-) -> tuple[Tensor, Callable[[], bool]]:
-    """The loss of each row, the gradient times ``scale`` in ``work``, and a look whether that may not be finite."""
+def _many(x: Tensor, target: RowTargets, work: Tensor, scale: Tensor | float | None) -> tuple[Tensor, bool]:
+    """The loss of each row, the gradient times ``scale`` in ``work``, and whether that is known to be finite."""
     finite = False
     if x.device.type == "cpu" and target.prior is None and work.data_ptr() != x.data_ptr():
         label = x.gather(1, target.classes[:, :1])
         if bool(label.abs().max() <= NEAR):
-            losses, total, left = _as_they_are(x, label, target, work)
-            finite = math.isfinite(total.sum())
+            losses, left, finite = _as_they_are(x, label, target, work)
     if not finite:  # unknown, or too far from 0
-        losses, total, left = _from_the_maximum(x, target, work)
+        losses, left = _from_the_maximum(x, target, work)
     if scale is not None:
         _finish_gradient(work, left, target, scale)
-    return losses, lambda: not finite
+    return losses, finite
 
 
-def _as_they_are(x: Tensor, label: Tensor, target: RowTargets, work: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The losses; a sum of exponentials that is finite if they are; and what ``work`` is to be divided by to be the
-    softmax, if it is not. Logits of labels that are near 0 keep their digits in a difference, which saves a pass.
+def _as_they_are(x: Tensor, label: Tensor, target: RowTargets, work: Tensor) -> tuple[Tensor, Tensor | None, bool]:
+    """The losses; what ``work`` is to be divided by to be the softmax, if it is not; and whether all of that is finite.
+
+    Logits of labels that are near 0 keep their digits in a difference, which saves a pass.
     """
     if work.ndim == 2:
         torch.softmax(x, 1, out=work)  # one pass for what exp(), sum() and a division take three for
@@ -138,10 +133,10 @@ def _as_they_are(x: Tensor, label: Tensor, target: RowTargets, work: Tensor) -> 
         losses.sub_(_sum(_times(target.hard, x.gather(1, target.classes).sub_(label))))
     if target.soft is not None:
         losses.sub_(_times(target.soft, _prior_logits(x, target).sub_(label)))
-    return losses, total, left
+    return losses, left, math.isfinite(total.sum())
 
 
-def _from_the_maximum(x: Tensor, target: RowTargets, work: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def _from_the_maximum(x: Tensor, target: RowTargets, work: Tensor) -> tuple[Tensor, Tensor | None]:
     """The same from logits less their maximum, so that the losses keep their digits wherever that is."""
     torch.sub(x, x.amax(1, keepdim=True), out=work)
     taken = _taken(work, target)
@@ -150,7 +145,7 @@ def _from_the_maximum(x: Tensor, target: RowTargets, work: Tensor) -> tuple[Tens
         total, left = work.amax(1, keepdim=True).reciprocal_(), None
     else:
         total = left = work.exp_().sum(1, keepdim=True)
-    return _times(target.mass, total.log()).sub_(taken), total, left
+    return _times(target.mass, total.log()).sub_(taken), left
 
 
 def _taken(x: Tensor, target: RowTargets) -> Tensor:
