@@ -115,11 +115,12 @@ def recipes(
         print(json.dumps(Recipe.model_json_schema(), indent=2))
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0))
-    for heading in ("recipe", "what it is", "what it needs"):
-        table.add_column(heading, overflow="fold")
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("what it is", overflow="fold")
+    table.add_column("what it needs", overflow="fold")
     for name in shipped_recipes():
         recipe = load_recipe(name)
-        table.add_row(Text(name, style="bold"), recipe.description, recipe.needs)
+        table.add_row(Text(name, style="bold"), Text(recipe.description), Text(recipe.needs))
     Console().print(table)
 
 
@@ -152,7 +153,7 @@ def diagnose(
     except ValueError:
         raise InputError(f"--classes is {classes!r}, but must be three numbers, as in --classes 0,1,2") from None
     diagnosed = write_page(runs, out, chosen)
-    Console().print(f"{out}: {', '.join(run.name for run in diagnosed)}", soft_wrap=True)
+    Console().print(Text(f"{out}: {', '.join(run.name for run in diagnosed)}"), soft_wrap=True)
 
 
 _METRICS = {"nll": "NLL (nats)", "ece": "ECE (15 bins)", "brier": "Brier score"}

@@ -43,6 +43,7 @@ def test_recipes_lists_each_with_what_it_needs(capsys):
     listing = succeed(capsys, "recipes")
     assert all(name in listing for name in shipped_recipes())
     assert "data.download=true" in listing
+    assert "'composer_ls[nlp]'" in listing.replace("\n", "")  # brackets are no markup
 
 
 def test_recipes_shows_one_as_yaml_and_prints_the_schema(capsys):

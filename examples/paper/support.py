@@ -40,6 +40,8 @@ class Options:
     """What a script was asked for."""
 
     name: str
+    recipe: str | None
+    stem: str
     quick: bool
     out: Path
     seeds: list
@@ -47,21 +49,25 @@ class Options:
     overrides: list
 
 
-def options(script, description):
-    """Read the command line of a script."""
+def options(script, description, recipe=None):
+    """Read the command line of a script; ``recipe`` is the full mode's, if another may take its place."""
     name = Path(script).stem
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="scikit-learn's digits, in a minute or two on 2 cores")
     parser.add_argument("--out", type=Path, help=f"folder of the figure, the numbers and the runs; default: {name}")
     parser.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
     parser.add_argument("--jobs", type=int, help="runs at once; default: 1, or a core each with --quick")
+    if recipe:
+        parser.add_argument("--recipe", default=recipe, help=f"of the full mode (default: {recipe})")
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="for every recipe, as in data.download=true or data.root=DIR"
     )
     given = parser.parse_args()
     jobs = given.jobs or (min(4, os.cpu_count() or 1) if given.quick else 1)
     seeds = list(range(1, given.seeds + 1))
-    return Options(name, given.quick, given.out or Path(name), seeds, jobs, given.overrides)
+    chosen = getattr(given, "recipe", None)
+    stem = name if given.quick else f"{name}-{'full' if chosen == recipe else chosen}"
+    return Options(name, chosen, stem, given.quick, given.out or Path(name), seeds, jobs, given.overrides)
 
 
 @dataclass(frozen=True)
@@ -128,10 +134,9 @@ def shown(summary, digits=3):
 
 
 def save(opts, figure, numbers):
-    """Write NAME.png and NAME.json (NAME-full for the full mode)."""
+    """Write NAME.png and NAME.json; NAME-full in the full mode, NAME-RECIPE with another recipe."""
     opts.out.mkdir(parents=True, exist_ok=True)
-    stem = opts.name if opts.quick else f"{opts.name}-full"
-    figure.savefig(opts.out / f"{stem}.png")
+    figure.savefig(opts.out / f"{opts.stem}.png")
     text = json.dumps({"seeds": opts.seeds, **numbers}, indent=1)
-    (opts.out / f"{stem}.json").write_text(text + "\n", encoding="utf-8")
-    print(f"wrote {opts.out / stem}.png and .json")
+    (opts.out / f"{opts.stem}.json").write_text(text + "\n", encoding="utf-8")
+    print(f"wrote {opts.out / opts.stem}.png and .json")

@@ -20,6 +20,7 @@ SHIPPED = [
     "digits-mlp",
     "imagenet-resnet50",
     "multi30k-transformer",
+    "multi30k-transformer-small",
 ]
 
 
