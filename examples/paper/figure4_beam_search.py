@@ -5,7 +5,7 @@
     python examples/paper/figure4_beam_search.py data.root=multi30k
 
 The full mode trains the recipe multi30k-transformer (English to German) on Multi30k, task 1, raw, and wants a GPU; its small
-sister takes 20 minutes a run on a core. The quick mode makes a toy language whose words have two translations each. Besides the curves, it prints what each network reaches at the
+sister takes 15 minutes a run on a core. The quick mode makes a toy language whose words have two translations each. Besides the curves, it prints what each network reaches at the
 temperature that suits its likelihood best on the split val.
 """
 
