@@ -14,6 +14,7 @@ __all__ = [
     "CrossFitted",
     "ReliabilityBins",
     "accuracy",
+    "bins_of_confidence",
     "brier_score",
     "cross_fit_temperature",
     "expected_calibration_error",
@@ -148,12 +149,16 @@ def reliability_bins(logits: Tensor, labels: Tensor, bins: int = 15) -> Reliabil
     """
     _check(logits, labels)
     confidence, predicted = logits.double().softmax(1).max(1)
-    right = (predicted == labels).double()
-    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=logits.device)
+    return bins_of_confidence(confidence, predicted == labels, bins)
+
+
+def bins_of_confidence(confidence: Tensor, correct: Tensor, bins: int = 15) -> ReliabilityBins:
+    """As :func:`reliability_bins`, where only the confidence ``(N,)`` is known and what was ``correct``, bool ``(N,)``."""
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)
     bin_of = (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, bins - 1)
     counts, confidences, rights = (
-        torch.zeros(bins, dtype=torch.float64, device=logits.device).index_add_(0, bin_of, values)
-        for values in (torch.ones_like(confidence), confidence, right)
+        torch.zeros(bins, dtype=torch.float64, device=confidence.device).index_add_(0, bin_of, values)
+        for values in (torch.ones_like(confidence), confidence, correct.double())
     )
     return ReliabilityBins(counts, confidences / counts, rights / counts)
 

@@ -18,13 +18,21 @@ from torch.utils.data.distributed import DistributedSampler
 from torchmetrics import Metric, MetricCollection
 
 from composer_ls.composition.mixers import mixers_among
+from composer_ls.diagnostics.tokens import (
+    TokenScores,
+    perplexity,
+    token_accuracy,
+    token_calibration_error,
+    token_nll,
+    token_scores,
+)
 from composer_ls.errors import RecipeError
 from composer_ls.losses import cross_entropy
 from composer_ls.training.distillation import Distillation
 from composer_ls.training.recipe import Recipe, TranslationData, TranslationModel
 from composer_ls.training.tasks import Measured, Task
 from composer_ls.translation.batches import IGNORED, Batch, EncodedPairs, TokenBatches, encode_pairs
-from composer_ls.translation.metrics import TokenMetrics, bleu, require_sacrebleu, token_metrics, token_scores
+from composer_ls.translation.bleu import bleu, require_sacrebleu
 from composer_ls.translation.subwords import Subwords
 from composer_ls.translation.text import Pairs, read_pairs
 from composer_ls.translation.transformer import Transformer
@@ -116,12 +124,13 @@ class Translation(Task):
         assert self._network is not None
         network, data = self._network.eval(), self._data
         translator = make_translator(self._recipe, network, self._subwords)
-        tests, files, signature = {}, {}, ""
+        tests, files, scores, signature = {}, {}, {}, ""
         for name, pairs in self._tests.items():
-            found = token_metrics(evaluation_logits(network, self._encoded_tests[name], data.batch_tokens))[0]
+            logits = evaluation_logits(network, self._encoded_tests[name], data.batch_tokens)
+            (scores[name],) = token_scores(logits, ignore_index=IGNORED)
             translations = translator.translate(pairs.source)
             score, signature = bleu(translations, pairs.target, data.lowercase)
-            tests[name] = _numbers(score, found)
+            tests[name] = _numbers(score, scores[name])
             files[f"translations.{name}.{data.target}"] = "".join(f"{line}\n" for line in translations)
         weights = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
         return Measured(
@@ -133,7 +142,7 @@ class Translation(Task):
                 "ece": "fraction of subwords, 15 bins",
                 "accuracy": "fraction of subwords",
             },
-            predictions=token_scores(evaluation_logits(network, self._encoded_tests[data.tests[0]], data.batch_tokens)),
+            predictions=scores[data.tests[0]]._asdict(),
             facts={"tests": tests, "bleu_signature": signature},
             files={SUBWORDS_FILE: self._subwords.to_json(), WEIGHTS_FILE: weights, **files},
         )
@@ -149,13 +158,13 @@ def evaluation_logits(network: Transformer, pairs: EncodedPairs, batch_tokens: i
             yield network((source.to(device), target.to(device))), labels.to(device)
 
 
-def _numbers(score: float, found: TokenMetrics) -> dict[str, float]:
+def _numbers(score: float, tokens: TokenScores) -> dict[str, float]:
     return {
         "bleu": score,
-        "nll": found.nll,
-        "perplexity": found.perplexity,
-        "ece": found.ece,
-        "accuracy": found.accuracy,
+        "nll": token_nll(tokens),
+        "perplexity": perplexity(tokens),
+        "ece": token_calibration_error(tokens),
+        "accuracy": token_accuracy(tokens),
     }
 
 

@@ -16,8 +16,9 @@ import numpy as np
 from matplotlib import pyplot as plt
 from support import BLACK, BLUE, ORANGE, mean, options, run_all, save, shown
 
+from composer_ls.diagnostics.tokens import token_calibration_error, token_nll, token_scores
 from composer_ls.translation.batches import encode_pairs
-from composer_ls.translation.metrics import bleu, token_metrics
+from composer_ls.translation.bleu import bleu
 from composer_ls.translation.task import evaluation_logits
 from composer_ls.translation.text import read_pairs
 from composer_ls.translation.translator import Translator
@@ -79,23 +80,27 @@ def measure(run):
     def read(split):
         return read_pairs(data.root, split, data.source, data.target)
 
-    def tokens(pairs, temperatures):
+    def scores(pairs, temperatures):
         encoded = encode_pairs(pairs, translator.subwords, data.longest, data.too_long)
-        return token_metrics(evaluation_logits(translator.network, encoded, data.batch_tokens), temperatures)
+        return token_scores(evaluation_logits(translator.network, encoded, data.batch_tokens), temperatures)
 
     test = read(data.tests[0])
 
     def score(temperature):
         return bleu(translator.translate(test.source, temperature=temperature), test.target, data.lowercase).score
 
-    best = FITTED[int(np.argmin([one.nll for one in tokens(read("val"), FITTED)]))]
-    (own,) = tokens(test, (best,))
-    found = tokens(test, TEMPERATURES)
+    best = FITTED[int(np.argmin([token_nll(one) for one in scores(read("val"), FITTED)]))]
+    *found, own = scores(test, (*TEMPERATURES, best))
     return {
         "bleu": [score(temperature) for temperature in TEMPERATURES],
-        "ece": [one.ece for one in found],
-        "nll": [one.nll for one in found],
-        "fitted": {"temperature": best, "bleu": score(best), "ece": own.ece, "nll": own.nll},
+        "ece": [token_calibration_error(one) for one in found],
+        "nll": [token_nll(one) for one in found],
+        "fitted": {
+            "temperature": best,
+            "bleu": score(best),
+            "ece": token_calibration_error(own),
+            "nll": token_nll(own),
+        },
     }
 
 

@@ -1,0 +1,105 @@
+"""How good the probabilities of a sequence model are: scores of each token, and the numbers that follow from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from composer_ls.diagnostics.calibration import ReliabilityBins, bins_of_confidence
+
+__all__ = [
+    "TokenScores",
+    "perplexity",
+    "token_accuracy",
+    "token_bins",
+    "token_calibration_error",
+    "token_nll",
+    "token_scores",
+]
+
+
+class TokenScores(NamedTuple):
+    """What is kept of each token in place of its logits. Tokens that are ignored have no entry.
+
+    Attributes:
+        log_probability: Of the token itself, nats, float32 ``(M,)``.
+        confidence: The probability of the token that is the most likely one, float32 ``(M,)``.
+        correct: Whether that is the token itself, bool ``(M,)``.
+
+    """
+
+    log_probability: Tensor
+    confidence: Tensor
+    correct: Tensor
+
+
+def token_scores(
+    batches: Iterable[tuple[Tensor, Tensor]], temperatures: Sequence[float] = (1.0,), ignore_index: int = -100
+) -> list[TokenScores]:
+    """The scores at each temperature, with the logits of one batch in memory at a time.
+
+    Args:
+        batches: Logits ``(N, K, T)`` and integer labels ``(N, T)``.
+        temperatures: By which the logits are divided.
+        ignore_index: The label of tokens that do not count, as padding does not.
+
+    Raises:
+        ValueError: No token counts.
+
+    Example:
+        >>> import torch
+        >>> from composer_ls.diagnostics.tokens import token_accuracy, token_calibration_error, token_nll, token_scores
+        >>> logits, labels = torch.zeros(1, 4, 3), torch.tensor([[2, 0, -100]])
+        >>> (scores,) = token_scores([(logits, labels)])
+        >>> round(token_nll(scores), 4), token_accuracy(scores)  # log 4, and 0 is right half the time
+        (1.3863, 0.5)
+        >>> token_calibration_error(scores)
+        0.25
+
+    """
+    parts: list[list[TokenScores]] = [[] for _ in temperatures]
+    for logits, labels in batches:
+        counted = labels != ignore_index
+        rows, right = logits.movedim(1, -1)[counted].float(), labels[counted][:, None]
+        for part, temperature in zip(parts, temperatures, strict=True):
+            log_probabilities = (rows / temperature).log_softmax(1)
+            best, predicted = log_probabilities.max(1, keepdim=True)
+            found = log_probabilities.gather(1, right), best.exp(), predicted == right
+            part.append(TokenScores(*(tensor.squeeze(1).cpu() for tensor in found)))
+    scores = [TokenScores(*map(torch.cat, zip(*part, strict=True))) for part in parts if part]
+    if not scores or not len(scores[0].correct):
+        raise ValueError(f"there are no tokens to score: give at least one whose label is not {ignore_index}")
+    return scores
+
+
+def token_nll(scores: TokenScores) -> float:
+    """Mean negative log probability of the tokens, nats."""
+    return -scores.log_probability.double().mean().item()
+
+
+def perplexity(scores: TokenScores) -> float:
+    """``exp`` of :func:`token_nll`; infinite where that is beyond what a float holds."""
+    nll = token_nll(scores)
+    return math.exp(nll) if nll < 700 else math.inf if nll == nll else math.nan
+
+
+def token_accuracy(scores: TokenScores) -> float:
+    """How often the most likely token is the right one, fraction."""
+    return scores.correct.double().mean().item()
+
+
+def token_bins(scores: TokenScores, bins: int = 15) -> ReliabilityBins:
+    """The reliability diagram; see :func:`~composer_ls.diagnostics.calibration.reliability_bins`."""
+    return bins_of_confidence(scores.confidence.double(), scores.correct, bins)
+
+
+def token_calibration_error(scores: TokenScores, bins: int = 15) -> float:
+    """Expected calibration error of the tokens, in [0, 1]; NaN if a confidence is."""
+    if not scores.confidence.isfinite().all():
+        return math.nan
+    counts, confidence, accuracy = token_bins(scores, bins)
+    return ((counts * (confidence - accuracy).abs()).nansum() / counts.sum()).item()

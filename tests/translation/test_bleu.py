@@ -1,0 +1,35 @@
+"""BLEU is sacrebleu's."""
+
+import sys
+
+import pytest
+import sacrebleu
+
+from composer_ls.errors import MissingPackageError, TextError
+from composer_ls.translation.bleu import bleu
+
+REFERENCES = ["Zwei junge Männer sind im Freien.", "Ein kleines Mädchen klettert in ein Spielhaus aus Holz."]
+TRANSLATIONS = ["zwei junge männer sind draußen im freien .", "ein mädchen klettert in ein spielhaus aus holz."]
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_bleu_is_that_of_sacrebleu(lowercase):
+    found = bleu(TRANSLATIONS, REFERENCES, lowercase)
+    assert found.score == sacrebleu.corpus_bleu(TRANSLATIONS, [REFERENCES], lowercase=lowercase).score
+    assert f"case:{'lc' if lowercase else 'mixed'}|" in found.signature
+    assert sacrebleu.__version__ in found.signature
+
+
+def test_bleu_of_the_reference_is_100():
+    assert bleu(REFERENCES, REFERENCES).score == pytest.approx(100)
+
+
+def test_bleu_of_different_numbers_of_sentences_is_refused():
+    with pytest.raises(TextError, match="1 translations and 2 references"):
+        bleu(TRANSLATIONS[:1], REFERENCES)
+
+
+def test_a_missing_sacrebleu_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics.bleu", None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'composer_ls\[nlp\]'"):
+        bleu(TRANSLATIONS, REFERENCES)
