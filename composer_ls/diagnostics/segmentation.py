@@ -8,7 +8,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["PixelCounts", "count_pixels", "mean_iou", "pixel_accuracy", "pixel_calibration_error", "pixel_nll"]
+from composer_ls.diagnostics.calibration import ReliabilityBins
+
+__all__ = [
+    "PixelCounts",
+    "count_pixels",
+    "mean_iou",
+    "pixel_accuracy",
+    "pixel_bins",
+    "pixel_calibration_error",
+    "pixel_nll",
+]
 
 
 class PixelCounts(NamedTuple):
@@ -84,6 +94,12 @@ def pixel_accuracy(counts: PixelCounts) -> float:
 def pixel_nll(counts: PixelCounts) -> float:
     """Mean negative log probability of the pixels' labels, nats."""
     return (counts.nll.sum() / counts.confusion.sum()).item()
+
+
+def pixel_bins(counts: PixelCounts) -> ReliabilityBins:
+    """The reliability diagram of all images together; see :func:`~composer_ls.diagnostics.calibration.reliability_bins`."""
+    number, confidence, right = counts.bins.sum(0).unbind(-1)
+    return ReliabilityBins(number, confidence / number, right / number)
 
 
 def pixel_calibration_error(counts: PixelCounts) -> float:

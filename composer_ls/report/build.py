@@ -11,7 +11,7 @@ from typing import Any
 
 from composer_ls.report.comparison import Comparison, Difference, compare_runs, listed
 from composer_ls.report.figures import FEW, confidence_panels, curve_panels, metric_panels, reliability_panels
-from composer_ls.report.metrics import METRICS, Metric
+from composer_ls.report.metrics import Metric
 from composer_ls.report.page import render, write
 from composer_ls.report.runs import Run, read_runs
 from composer_ls.report.settings import SMOOTHING, other_keys
@@ -64,7 +64,7 @@ def summary(comparison: Comparison) -> str:
         ]
     )
     for setting, smoothing, runs in comparison:
-        for metric in METRICS:
+        for metric in comparison.task.metrics:
             mean = comparison.mean(metric, setting, smoothing).scaled(1 / metric.scale)
             row: list[Any] = [setting, f"{smoothing:g}", metric.key, "higher" if metric.higher_is_better else "lower"]
             row += [len(runs), *map(_number, mean[:3])]
@@ -93,7 +93,7 @@ def html(comparison: Comparison) -> str:
         recipe_yaml=recipe.to_yaml(),
         varied=[SMOOTHING, "seed", *other_keys([run.recipe for run in runs])],
         summary=_what_it_is(comparison, runs),
-        glance=len(comparison.differences) > len(METRICS),
+        glance=len(comparison.differences) > len(comparison.task.metrics),
         verdicts=[
             {
                 "heading": heading(comparison, setting),
@@ -111,6 +111,7 @@ def html(comparison: Comparison) -> str:
         reliability_figures=reliability_panels(comparison),
         confidence_figures=confidence_panels(comparison),
         curve_figures=curve_panels(comparison),
+        counted=comparison.task.counted,
         few=FEW,
         left_out=[
             {"folder": _below(comparison.folder, one.folder), "reason": one.reason} for one in comparison.left_out

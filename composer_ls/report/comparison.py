@@ -10,10 +10,11 @@ from functools import cached_property
 from pathlib import Path
 
 from composer_ls.errors import InputError
-from composer_ls.report.metrics import METRICS, STEP_TIME, Metric
+from composer_ls.report.metrics import STEP_TIME, Metric
 from composer_ls.report.runs import LeftOut, Run
 from composer_ls.report.settings import names_of_settings
 from composer_ls.report.statistics import Interval, holm, interval_of_mean, paired_p_value, seeds_needed
+from composer_ls.report.tasks import TASK_REPORTS, TaskReport
 
 __all__ = ["Comparison", "Difference", "Verdict", "compare_runs", "listed"]
 
@@ -153,12 +154,14 @@ class Comparison:
 
     Attributes:
         folder: Where they are.
+        task: How they are judged.
         runs: By the setting's name, smoothing and seed.
         left_out: Folders that could not be used.
 
     """
 
     folder: Path
+    task: TaskReport
     runs: Mapping[str, Mapping[float, Mapping[int, Run]]]
     left_out: Sequence[LeftOut]
 
@@ -189,7 +192,7 @@ class Comparison:
         found = [
             Difference(setting, smoothing, metric, self.difference(metric, setting, smoothing))
             for setting, smoothing, _ in self
-            for metric in METRICS
+            for metric in self.task.metrics
             if smoothing != 0
         ]
         p_values = holm([math.nan if one.interval is None else paired_p_value(one.interval) for one in found])
@@ -212,7 +215,7 @@ class Comparison:
             return []
         return [
             Verdict(setting, metric, tuple(self.differences[setting, smoothing, metric.key] for smoothing in factors))
-            for metric in METRICS
+            for metric in self.task.metrics
         ]
 
     def warnings(self, setting: str) -> list[str]:
@@ -227,7 +230,7 @@ class Comparison:
     @property
     def columns(self) -> tuple[Metric, ...]:
         """What a table shows."""
-        return (*METRICS, STEP_TIME)
+        return (*self.task.metrics, STEP_TIME)
 
 
 def compare_runs(folder: Path, runs: Sequence[Run], left_out: Sequence[LeftOut]) -> Comparison:
@@ -243,7 +246,7 @@ def compare_runs(folder: Path, runs: Sequence[Run], left_out: Sequence[LeftOut])
             f"there are no finished runs in {folder.absolute()}{unusable}: `composer-ls compare` makes some, as does "
             f"`composer-ls train RECIPE --out {folder}/NAME`"
         )
-    names = sorted({run.recipe.name for run in runs})
+    names = sorted({f"{run.recipe.name} for {run.recipe.task}" for run in runs})
     if len(names) > 1:
         raise InputError(
             f"{folder.absolute()} holds runs of several recipes ({', '.join(names)}), which cannot be compared by seed: "
@@ -260,7 +263,7 @@ def compare_runs(folder: Path, runs: Sequence[Run], left_out: Sequence[LeftOut])
             left_out.append(LeftOut(run.folder, f"it is the same run as {seeds[run.recipe.seed].folder}"))
         else:
             seeds[run.recipe.seed] = run
-    return Comparison(folder, sorted_runs, left_out)
+    return Comparison(folder, TASK_REPORTS[runs[0].recipe.task], sorted_runs, left_out)
 
 
 def _natural(name: str) -> tuple[bool, list[tuple[bool, float, str]]]:

@@ -285,19 +285,20 @@ def _check(recipes: Sequence[dict[str, Any]], answer: Connection) -> None:
     _end_with_the_parent()
     from composer_ls.training.algorithms import build_algorithms
     from composer_ls.training.recipe import Recipe
-    from composer_ls.training.tasks import open_task
+    from composer_ls.training.tasks import Task, open_task
 
     problem = None
     try:
-        classes: dict[str, int] = {}
+        tasks: dict[str, Task] = {}
         seen = set()
         for recipe in map(Recipe.model_validate, recipes):
             data = recipe.data.model_dump_json()
-            if data not in classes:
-                classes[data] = open_task(recipe).num_classes
+            if data not in tasks:
+                tasks[data] = open_task(recipe)
             if (key := data + repr(recipe.algorithms)) not in seen:
                 seen.add(key)
-                build_algorithms(recipe.algorithms, classes[data])
+                task = tasks[data]
+                task.check(build_algorithms(recipe.algorithms, task.num_classes, task.label_counts))
     except InputError as error:
         problem = str(error)
     answer.send(problem)

@@ -17,7 +17,6 @@ from composer_ls.report.comparison import Comparison
 from composer_ls.report.metrics import Metric
 from composer_ls.report.page import BASELINE, MUTED, SERIES, Look, Panel, look, svg
 from composer_ls.report.runs import Run
-from composer_ls.training.recipe import Data
 
 __all__ = ["confidence_panels", "curve_panels", "metric_panels", "reliability_panels"]
 
@@ -95,14 +94,17 @@ def reliability_panels(comparison: Comparison) -> list[Panel]:
     panels = []
     for setting, smoothing, runs in comparison:
         title = f"smoothing {smoothing:g}" + (f", {setting}" if setting else "")
-        temperature = math.exp(np.mean([math.log(run.temperature) for run in runs.values()]))
         ece = comparison.mean(next(metric for metric in comparison.columns if metric.key == "ece"), setting, smoothing)
-        picture = svg(partial(_reliability, runs=runs.values()), f"reliability diagram, {title}", height=290)
-        panels.append(Panel(title, picture, f"ECE {ece.mean:.4f}; best temperature {temperature:.3g}"))
+        draw = partial(_reliability, runs=runs.values(), counted=comparison.task.counted)
+        caption = f"ECE {ece.mean:.4f}"
+        temperatures = [run.temperature for run in runs.values() if run.temperature is not None]
+        if temperatures:
+            caption += f"; best temperature {math.exp(np.mean(np.log(temperatures))):.3g}"
+        panels.append(Panel(title, svg(draw, f"reliability diagram, {title}", height=290), caption))
     return panels
 
 
-def _reliability(figure: Figure, runs: Iterable[Run]) -> None:
+def _reliability(figure: Figure, runs: Iterable[Run], counted: str) -> None:
     counts, confidence, right = _pooled(runs)
     with np.errstate(invalid="ignore"):
         confidence, accuracy = confidence / counts, right / counts
@@ -118,8 +120,8 @@ def _reliability(figure: Figure, runs: Iterable[Run]) -> None:
     above.set(ylim=(-0.03, 1.03), ylabel="accuracy")
     edges = np.linspace(0, 1, len(counts) + 1)
     below.bar(edges[:-1], counts, width=np.diff(edges) * 0.92, align="edge", color=SERIES[0])
-    below.set(xlim=(0, 1.02), yscale="log", ylim=(0.7, 2 * counts.max()), xlabel="confidence", ylabel="examples")
-    below.yaxis.set_major_locator(FixedLocator([1, 100, 10_000, 1_000_000]))
+    below.set(xlim=(0, 1.02), yscale="log", ylim=(0.7, 2 * counts.max()), xlabel="confidence", ylabel=counted)
+    below.yaxis.set_major_locator(FixedLocator([1, 100, 10_000, 1_000_000, 100_000_000]))
     below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     below.minorticks_off()
 
@@ -162,29 +164,22 @@ def confidence_panels(comparison: Comparison) -> list[Panel]:
     return panels
 
 
-_CURVES = (
-    ("metrics/train/CrossEntropy", "training loss (nats)", True),
-    ("metrics/test/CrossEntropy", "test NLL (nats)", False),
-    ("metrics/test/MulticlassAccuracy", "test accuracy", False),
-)
-
-
 def curve_panels(comparison: Comparison) -> list[Panel]:
     """Training curves, a line a smoothing: the mean over seeds with their range. Losses are those of the hard labels."""
     panels = []
     for setting, factors in comparison.runs.items():
-        for key, name, logarithmic in _CURVES:
-            title = name + (f", {setting}" if setting else "")
-            curves = {smoothing: _curve(runs.values(), key) for smoothing, runs in factors.items()}
-            curves = {smoothing: curve for smoothing, curve in curves.items() if curve}
+        for curve in comparison.task.curves:
+            title = curve.name + (f", {setting}" if setting else "")
+            curves = {smoothing: _curve(runs.values(), curve.key) for smoothing, runs in factors.items()}
+            curves = {smoothing: points for smoothing, points in curves.items() if points}
             if not curves:
-                panels.append(Panel(title, None, f"no run's metrics.jsonl holds {key}"))
+                panels.append(Panel(title, None, f"no run's metrics.jsonl holds {curve.key}"))
                 continue
 
             def draw(
                 figure: Figure,
                 curves: Mapping[float, Mapping[float, Sequence[float]]] = curves,
-                log: bool = logarithmic,
+                log: bool = curve.logarithmic,
             ) -> None:
                 axes = figure.subplots()
                 for smoothing, style in _looks(curves).items():
@@ -207,8 +202,10 @@ def _curve(runs: Iterable[Run], key: str) -> dict[float, list[float]]:
     """The values of all runs at each epoch that any of them has."""
     points: dict[float, list[float]] = defaultdict(list)
     for run in runs:
-        assert isinstance(run.recipe.data, Data)
-        batches = run.result["examples"]["train"] // run.recipe.data.batch_size
+        whole = next((line for line in run.lines if line["epoch"]), None)
+        if whole is None:
+            continue  # it was shorter than an epoch
+        batches = whole["batch"] / whole["epoch"]
         for line in run.lines:
             if math.isfinite(line.get(key, math.nan)):
                 points[round(line["batch"] / batches, 2)].append(line[key])

@@ -154,8 +154,7 @@ def make_plan(
         out: The folder; ``None`` for one below ``runs`` that follows from the recipe and the axes.
 
     Raises:
-        InputError: Wrong factors or axes, a recipe that is not for classification, or a folder with runs of another
-            recipe.
+        InputError: Wrong factors or axes, or a folder with runs of another recipe.
         RecipeError: A recipe, an override or a value that cannot be used.
 
     """
@@ -169,11 +168,6 @@ def make_plan(
         notes += more
     _refuse_clashes([axis.key for axis in axes], overrides)
     base = load_recipe(recipe, overrides)
-    if base.task != "classification":
-        raise InputError(
-            f"the recipe {base.name} is for {base.task}, but compare measures classification: train it once with each "
-            f"factor, with composer-ls train {recipe} {SMOOTHING}=0.1, and see the metrics in result.json"
-        )
     if out is None:
         key = json.dumps(
             [load_recipe(recipe, [*overrides, f"{SMOOTHING}=0", "seed=0"]).identity(), sorted(a.key for a in axes)]

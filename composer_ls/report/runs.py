@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from composer_ls.diagnostics.calibration import ReliabilityBins, cross_fit_temperature, reliability_bins
+from composer_ls.diagnostics.calibration import ReliabilityBins
 from composer_ls.errors import RunFolderError
-from composer_ls.report.metrics import METRICS, STEP_TIME
+from composer_ls.report.metrics import STEP_TIME
+from composer_ls.report.tasks import TASK_REPORTS
 from composer_ls.training.claim import claimant
 from composer_ls.training.recipe import Recipe
 from composer_ls.training.run_folder import RunFolder, read_recipe
@@ -33,7 +33,7 @@ class Run:
         result: Its ``result.json``.
         values: Each metric's value by key, unscaled.
         bins: Its reliability diagram.
-        temperature: The geometric mean of the two that scaled its logits.
+        temperature: The one that suits its test examples best; ``None`` where logits are not kept.
         lines: Its ``metrics.jsonl``.
 
     """
@@ -43,7 +43,7 @@ class Run:
     result: Mapping[str, Any]
     values: Mapping[str, float]
     bins: ReliabilityBins
-    temperature: float
+    temperature: float | None
     lines: Sequence[Mapping[str, float]]
 
 
@@ -88,11 +88,10 @@ def read_run(folder: Path, recipe: Recipe) -> Run:
     """Read and measure one finished run.
 
     Raises:
-        LeftOut: It is not finished or not for classification, or what it left is damaged.
+        LeftOut: It is not finished, or what it left is damaged.
 
     """
-    if recipe.task != "classification":
-        raise LeftOut(folder, f"it is for {recipe.task}, whose metrics are in its result.json")
+    task = TASK_REPORTS[recipe.task]
     files = RunFolder(folder, recipe)
     try:
         result = files.result()
@@ -103,18 +102,19 @@ def read_run(folder: Path, recipe: Recipe) -> Run:
         log = " (see its log.txt)" if (folder / "log.txt").is_file() else ""
         raise LeftOut(folder, f"it is being run by {by}" if by else f"it has begun, but not finished{log}")
     try:
-        tensors = load_file(files.predictions_file)
-        logits, labels = tensors["logits"], tensors["labels"]
-        values = {metric.key: metric.compute(logits, labels) for metric in METRICS}
+        predictions = load_file(files.predictions_file)
+        values = {
+            metric.key: float(result["metrics"][metric.key]) if metric.compute is None else metric.compute(predictions)
+            for metric in task.metrics
+        }
         values[STEP_TIME.key] = float(result["train_seconds"]) / int(result["steps"])
-        odd, even = cross_fit_temperature(logits, labels).temperatures
         return Run(
             folder,
             recipe,
             result,
             values,
-            reliability_bins(logits, labels),
-            math.sqrt(odd * even),
+            task.bins(predictions),
+            task.temperature(predictions) if task.temperature else None,
             _lines(files.metrics_file),
         )
     except FileNotFoundError as error:

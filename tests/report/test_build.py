@@ -10,7 +10,7 @@ from browser_support import complaints, measured, needs_chromium, screenshot
 from comparison_support import make_comparison, make_run
 
 from composer_ls.report.build import build_report
-from composer_ls.report.metrics import METRICS
+from composer_ls.report.tasks import CLASSIFICATION, TASK_REPORTS
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def text_of(page):
 def test_the_summary_has_a_line_for_each_setting_factor_and_metric(report):
     root, comparison = report
     rows = list(csv.DictReader(io.StringIO((root / "summary.csv").read_text())))
-    assert len(rows) == 2 * 3 * len(METRICS)
+    assert len(rows) == 2 * 3 * len(CLASSIFICATION.metrics)
     assert {row["metric"] for row in rows} == {"accuracy", "nll", "brier", "ece", "ece_scaled", "aurc"}
     (row,) = [r for r in rows if (r["setting"], r["smoothing"], r["metric"]) == ("plain", "0.1", "accuracy")]
     runs = comparison.runs["plain"]
@@ -78,15 +78,43 @@ def test_the_page_says_everything_that_it_should(report):
 
 def test_the_page_holds_every_figure(report):
     page = (report[0] / "report.html").read_text()
-    metrics, reliability, confidence, curves = len(METRICS) + 1, 6, 4, 6
+    metrics, reliability, confidence, curves = len(CLASSIFICATION.metrics) + 1, 6, 4, 6
     assert page.count("<svg") == metrics + reliability + confidence + curves
     assert 'aria-label="reliability diagram, smoothing 0.1, mixup(alpha 0.2)"' in page
+
+
+@pytest.mark.parametrize(
+    ("recipe", "task", "words"),
+    [
+        ("camvid-unet", "segmentation", ("mIoU", "fewer than 20 pixels", "test mIoU")),
+        ("multi30k-transformer", "translation", ("BLEU", "fewer than 20 subwords", "test accuracy of subwords")),
+    ],
+)
+def test_runs_of_other_tasks_are_judged_by_their_own_metrics(tmp_path, recipe, task, words):
+    comparison = build_report(make_comparison(tmp_path, (0.0, 0.1), 2, recipe=recipe))
+    rows = list(csv.DictReader((tmp_path / "summary.csv").open()))
+    own = TASK_REPORTS[task]
+    assert [row["metric"] for row in rows] == 2 * [metric.key for metric in own.metrics]
+    assert all(row["difference"] for row in rows if row["smoothing"] == "0.1")
+    text = text_of(tmp_path / "report.html")
+    assert all(word in text for word in words)
+    assert "best temperature" not in text  # logits are not kept
+    figures = len(own.metrics) + 1 + 2 + 2 + len(own.curves)
+    assert (tmp_path / "report.html").read_text().count("<svg") == figures
+    # Predictions are the same as those of a classifier, and so are the numbers that all tasks have.
+    plain = build_report(make_comparison(tmp_path / "plain", (0.0, 0.1), 2))
+    for key in {"accuracy", "nll", "ece"}:
+        mine, theirs = (
+            one.mean(next(metric for metric in one.task.metrics if metric.key == key), "", 0.1)
+            for one in (comparison, plain)
+        )
+        assert mine.mean == pytest.approx(theirs.mean, rel=1e-4)
 
 
 def test_one_seed_says_that_nothing_can_be_said(tmp_path):
     build_report(make_comparison(tmp_path, (0.0, 0.1), 1))
     text = text_of(tmp_path / "report.html")
-    assert text.count("1 seed: nothing can be said from one seed") == len(METRICS)
+    assert text.count("1 seed: nothing can be said from one seed") == len(CLASSIFICATION.metrics)
     assert "nan" not in text.lower()
     assert "by chance" not in text
 

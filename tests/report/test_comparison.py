@@ -7,11 +7,11 @@ from comparison_support import make_comparison, make_run
 
 from composer_ls.errors import InputError
 from composer_ls.report.comparison import Difference, Verdict, compare_runs
-from composer_ls.report.metrics import METRICS
 from composer_ls.report.runs import read_runs
 from composer_ls.report.statistics import interval_of_mean, paired_p_value
+from composer_ls.report.tasks import CLASSIFICATION
 
-ACCURACY, NLL = METRICS[0], METRICS[1]
+ACCURACY, NLL = CLASSIFICATION.metrics[:2]
 
 
 def difference(values, metric=ACCURACY, smoothing=0.1, corrected_p=None):
@@ -126,7 +126,7 @@ def test_only_seeds_that_were_run_both_ways_are_paired(tmp_path):
 
 
 def test_the_correction_counts_every_difference(comparison):
-    assert comparison.tests == 2 * 2 * len(METRICS)
+    assert comparison.tests == 2 * 2 * len(CLASSIFICATION.metrics)
     for one in comparison.differences.values():
         assert one.corrected_p >= paired_p_value(one.interval)
 
@@ -167,5 +167,5 @@ def test_an_empty_folder_and_several_recipes_are_refused(tmp_path):
         compare_runs(tmp_path, *read_runs(tmp_path))
     make_run(tmp_path / "b")
     make_run(tmp_path / "c", recipe="digits-cnn")
-    with pytest.raises(InputError, match=r"holds runs of several recipes \(digits-cnn, digits-mlp\)"):
+    with pytest.raises(InputError, match=r"several recipes \(digits-cnn for classification, digits-mlp for"):
         compare_runs(tmp_path, *read_runs(tmp_path))

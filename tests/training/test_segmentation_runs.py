@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from composer_ls.diagnostics.segmentation import PixelCounts, mean_iou, pixel_calibration_error, pixel_nll
 from composer_ls.errors import InputError, RecipeError, TeacherError
 from composer_ls.report.diagnosed import read_all
-from composer_ls.report.plan import make_plan
 from composer_ls.report.runs import read_runs
 from composer_ls.training.models import UNet
 from composer_ls.training.recipe import load_recipe
@@ -110,12 +109,14 @@ def test_diagnostics_of_label_maps_are_refused(tmp_path, root):
         run(tmp_path, root, "diagnostics={}")
 
 
-def test_what_is_for_classification_says_so(tmp_path, finished):
+def test_diagnose_of_label_maps_is_refused(finished):
     path, _ = finished
-    with pytest.raises(InputError, match="recipe camvid-unet is for segmentation, but compare measures classification"):
-        make_plan("camvid-unet", [], "0,0.1", 1, [], tmp_path)
     with pytest.raises(InputError, match="is for segmentation, but diagnose looks at classification"):
         read_all([path])
-    runs, left_out = read_runs(path.parent)
-    assert not runs
-    assert "it is for segmentation, whose metrics are in its result.json" in str(left_out[0])
+
+
+def test_a_report_computes_what_the_run_measured(finished):
+    path, result = finished
+    (reported,), left_out = read_runs(path)
+    assert not left_out
+    assert {key: reported.values[key] for key in result["metrics"]} == pytest.approx(result["metrics"])

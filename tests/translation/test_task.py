@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from composer_ls import cross_entropy
 from composer_ls.cli import main
 from composer_ls.errors import MissingPackageError, RecipeError, TextError
+from composer_ls.report.runs import read_runs
 from composer_ls.training.algorithms import build_algorithms
 from composer_ls.training.recipe import load_recipe
 from composer_ls.training.run import train
@@ -61,6 +62,22 @@ def test_the_predictions_give_the_metrics_again(run):
     bins = (scores["confidence"] * 15).long().clamp(max=14)
     gaps = torch.zeros(15).index_add(0, bins, scores["confidence"] - scores["correct"].float())
     assert gaps.abs().sum().item() / len(bins) == pytest.approx(metrics["ece"], abs=1e-3)
+
+
+def test_a_report_computes_what_the_run_measured(run):
+    (reported,), _ = read_runs(run)
+    metrics = json.loads((run / "result.json").read_text())["metrics"]
+    assert reported.values == pytest.approx({key: metrics.get(key, reported.values[key]) for key in reported.values})
+    assert {"bleu", "accuracy", "nll", "ece"} < set(reported.values)
+
+
+def test_compare_says_whether_smoothing_helps_translation(data, tmp_path, capsys):
+    words = ["duration=1ep", "--smoothing", "0,0.1", "--seeds", "1", "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as exit_info:
+        main(["compare", str(data / "toy.yaml"), *words])
+    assert not exit_info.value.code
+    assert "BLEU" in capsys.readouterr().out
+    assert (tmp_path / "out" / "report.html").is_file()
 
 
 def test_the_run_folder_alone_translates_as_the_run_did(run, data):
