@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from composer.core import Callback, State
+from composer import Trainer
+from composer.core import Callback, DataSpec, Evaluator, State
 from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from composer_ls.training.run_folder import write_text
 
-__all__ = ["MetricsFile", "PredictionCollector", "TrainingCurve"]
+__all__ = ["MetricsFile", "PredictionCollector", "TrainingCurve", "collect"]
 
 
 class MetricsFile(LoggerDestination):
@@ -147,6 +149,27 @@ class TrainingCurve(Callback):
         self.epoch_end(state, logger)
 
 
+def collect(
+    trainer: Trainer,
+    loader: DataLoader[Any] | DataSpec,
+    examples: int,
+    kept: Callable[[Tensor, Tensor], tuple[Tensor, ...]] | None = None,
+) -> tuple[Tensor, ...]:
+    """Evaluate, and keep something of each example; see :class:`PredictionCollector`.
+
+    Args:
+        trainer: With the trained network.
+        loader: A fresh one: Composer refuses one whose workers live on.
+        examples: How many all processes have together.
+        kept: What; ``None``: logits and labels.
+
+    """
+    collector = PredictionCollector(kept or _logits_and_labels)
+    trainer.state.callbacks.append(collector)
+    trainer.eval(eval_dataloader=Evaluator(label="predictions", dataloader=loader))
+    return collector.gathered(examples)
+
+
 def _logits_and_labels(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
     return logits, labels
 
@@ -155,11 +178,11 @@ class PredictionCollector(Callback):
     """Keeps something of each test example in one pass, from every process, in the order of the data.
 
     Args:
-        kept: From the logits and labels of a batch to tensors with an entry an example. By default these two themselves.
+        kept: From the logits and labels of a batch to tensors with an entry an example.
 
     """
 
-    def __init__(self, kept: Callable[[Tensor, Tensor], tuple[Tensor, ...]] = _logits_and_labels) -> None:
+    def __init__(self, kept: Callable[[Tensor, Tensor], tuple[Tensor, ...]]) -> None:
         self._kept = kept
         self._batches: list[tuple[Tensor, ...]] = []
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from composer import Trainer
-from composer.core import Algorithm, Callback, Evaluator
+from composer.core import Algorithm, Callback
 from composer.models import ComposerClassifier
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -20,7 +20,7 @@ from composer_ls.diagnostics.calibration import (
     negative_log_likelihood,
 )
 from composer_ls.losses import cross_entropy
-from composer_ls.training.callbacks import PredictionCollector, TrainingCurve
+from composer_ls.training.callbacks import TrainingCurve, collect
 from composer_ls.training.data import evaluation_loader, labels_of, load_splits, training_loader
 from composer_ls.training.distillation import Distillation
 from composer_ls.training.models import build_model
@@ -86,12 +86,8 @@ class Classification(Task):
 
     def measure(self, trainer: Trainer) -> Measured:
         """Accuracy and calibration."""
-        collector, watcher = PredictionCollector(), self._watcher
-        trainer.state.callbacks.append(collector)
-        # A fresh loader: Composer refuses one whose workers live on.
-        trainer.eval(eval_dataloader=Evaluator(label="predictions", dataloader=self.evaluation_loader()))
-        logits, labels = collector.gathered(self.facts["examples"]["test"])
-        facts, features = {}, None
+        logits, labels = collect(trainer, self.evaluation_loader(), self.facts["examples"]["test"])
+        watcher, facts, features = self._watcher, {}, None
         if watcher is not None:
             if watcher.interval is not None:  # else it has just measured, after the evaluation
                 watcher.measure(trainer.state, trainer.logger)

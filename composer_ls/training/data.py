@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torchvision
 from composer.utils import dist
@@ -18,8 +17,9 @@ from torchvision.transforms import v2
 
 from composer_ls.errors import DataNotFoundError, RecipeError
 from composer_ls.training.decoded_cache import decoded
+from composer_ls.training.epoch_sampler import EpochSampler
 from composer_ls.training.label_noise import noisy_labels, relabel
-from composer_ls.training.memory_images import CropFlip, EpochSampler, InMemory, MemoryImages
+from composer_ls.training.memory_images import CropFlip, InMemory, MemoryImages
 from composer_ls.training.recipe import Data, LabelNoise, SegmentationData
 
 __all__ = ["Splits", "evaluation_loader", "labels_of", "load_splits", "training_loader"]
@@ -87,9 +87,7 @@ def training_loader(splits: Splits, data: Data | SegmentationData, seed: int) ->
     train = splits.train
     if isinstance(train, InMemory) and data.augmentation == "crop_flip":
         train = CropFlip(train, splits.image_shape[1] // 8, seed)
-    far_apart = int(np.random.SeedSequence(seed).generate_state(1)[0])  # the sampler adds the epoch to its seed
-    sampler = EpochSampler(train, world, dist.get_global_rank(), shuffle=True, seed=far_apart, drop_last=True)
-    return _loader(train, data, data.batch_size // world, sampler, drop_last=True)
+    return _loader(train, data, data.batch_size // world, EpochSampler(train, seed), drop_last=True)
 
 
 def evaluation_loader(splits: Splits, data: Data | SegmentationData) -> DataLoader[Any]:

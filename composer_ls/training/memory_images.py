@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,14 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-from torch.utils.data.distributed import DistributedSampler
 
-__all__ = ["CropFlip", "EpochSampler", "InMemory", "MemoryImages", "MemoryLabelMaps", "crop_flip"]
+__all__ = ["CropFlip", "InMemory", "MemoryImages", "MemoryLabelMaps", "crop_flip"]
 
 Batch = tuple[Tensor, Tensor]
 
 
-class InMemory(Dataset[Batch]):
+class InMemory(Dataset[Batch], ABC):
     """Images as bytes on one device, of which whole batches are made at once.
 
     Args:
@@ -67,9 +67,9 @@ class InMemory(Dataset[Batch]):
         pixels = pixels.to(torch.float32, memory_format=torch.contiguous_format)
         return pixels.mul_(1 / self.white).sub_(self._mean).div_(self._std)
 
+    @abstractmethod
     def finished(self, images: Tensor, at: Tensor) -> Batch:
         """The batch of some bytes, cut and mirrored or not, which stand at these positions."""
-        raise NotImplementedError
 
 
 class MemoryImages(InMemory):
@@ -207,13 +207,3 @@ def crop_flip(images: Tensor, tops: Tensor, lefts: Tensor, flips: Tensor, paddin
     )
     cropped = windows[torch.arange(batch, device=images.device), tops, lefts]
     return torch.where(flips.view(-1, 1, 1, 1), cropped.flip(2), cropped)
-
-
-class EpochSampler(DistributedSampler[Any]):
-    """Composer tells its sampler the epoch; this one tells :class:`CropFlip` too."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Shuffle, shift and mirror as in this epoch."""
-        super().set_epoch(epoch)
-        if isinstance(self.dataset, CropFlip):
-            self.dataset.set_epoch(epoch)

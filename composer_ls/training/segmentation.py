@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from composer import Trainer
-from composer.core import Algorithm, Evaluator
+from composer.core import Algorithm
 from composer.models import ComposerClassifier
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -25,7 +25,7 @@ from composer_ls.diagnostics.segmentation import (
 from composer_ls.dice import dice_loss
 from composer_ls.errors import RecipeError
 from composer_ls.losses import cross_entropy
-from composer_ls.training.callbacks import PredictionCollector
+from composer_ls.training.callbacks import collect
 from composer_ls.training.data import evaluation_loader, training_loader
 from composer_ls.training.distillation import Distillation
 from composer_ls.training.label_maps import load_label_maps
@@ -94,10 +94,8 @@ class Segmentation(Task):
 
     def measure(self, trainer: Trainer) -> Measured:
         """Overlap, accuracy and calibration of pixels, and what they follow from for each image."""
-        collector = PredictionCollector(count_pixels)
-        trainer.state.callbacks.append(collector)
-        trainer.eval(eval_dataloader=Evaluator(label="predictions", dataloader=self.evaluation_loader()))
-        counts = PixelCounts(*collector.gathered(self.facts["examples"]["test"]))
+        examples = self.facts["examples"]["test"]
+        counts = PixelCounts(*collect(trainer, self.evaluation_loader(), examples, count_pixels))
         return Measured(
             metrics={
                 "mean_iou": mean_iou(counts),

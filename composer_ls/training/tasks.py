@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,9 +54,9 @@ class Task(ABC):
     num_classes: int
     facts: Mapping[str, Any]
 
+    @abstractmethod
     def check(self, algorithms: Sequence[Algorithm]) -> None:
         """Raise an InputError if an algorithm does not fit the data."""
-        return None
 
     def label_counts(self) -> Tensor:
         """How often each class is a training label, ``(K,)``."""
@@ -95,15 +95,14 @@ def open_task(recipe: Recipe, device: torch.device | str = "cpu") -> Task:
         RecipeError: The recipe asks for what the data or the task do not have.
 
     """
-    if recipe.task == "translation":
-        from composer_ls.translation.task import Translation
+    if recipe.task == "classification":
+        from composer_ls.training.classification import Classification
 
-        return Translation(recipe, device)
-    from composer_ls.training.classification import Classification
-    from composer_ls.training.segmentation import Segmentation
+        return Classification(recipe, device)
+    if recipe.task == "segmentation":
+        from composer_ls.training.segmentation import Segmentation
 
-    tasks: dict[str, Callable[[Recipe, torch.device | str], Task]] = {
-        "classification": Classification,
-        "segmentation": Segmentation,
-    }
-    return tasks[recipe.task](recipe, device)
+        return Segmentation(recipe, device)
+    from composer_ls.translation.task import Translation
+
+    return Translation(recipe, device)

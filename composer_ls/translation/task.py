@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-import numpy as np
 import torch
 from composer import Trainer
 from composer.core import Algorithm, Callback, DataSpec, Evaluator, State
@@ -13,7 +13,7 @@ from composer.models import ComposerClassifier
 from composer.utils import dist
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from torch.utils.data.distributed import DistributedSampler
 from torchmetrics import Metric, MetricCollection
 
@@ -29,6 +29,7 @@ from composer_ls.diagnostics.tokens import (
 from composer_ls.errors import RecipeError
 from composer_ls.losses import cross_entropy
 from composer_ls.training.distillation import Distillation
+from composer_ls.training.epoch_sampler import EpochSampler
 from composer_ls.training.recipe import Recipe, TranslationData, TranslationModel
 from composer_ls.training.tasks import Measured, Task
 from composer_ls.translation.batches import IGNORED, Batch, EncodedPairs, TokenBatches, encode_pairs
@@ -103,13 +104,15 @@ class Translation(Task):
     def training_loader(self) -> DataSpec:
         """Batches of tokens."""
         batches = TokenBatches(self._train, self._data.batch_tokens, self._recipe.seed)
-        far_apart = int(np.random.SeedSequence(self._recipe.seed).generate_state(1)[0])  # epochs are added to it
-        return _loader(batches, shuffle=True, seed=far_apart, drop_last=True)
+        return _loader(batches, EpochSampler(batches, self._recipe.seed))
 
     def evaluation_loader(self) -> DataSpec:
         """The first test set, teacher-forced."""
         batches = TokenBatches(self._encoded_tests[self._data.tests[0]], self._data.batch_tokens, None)
-        return _loader(batches, shuffle=False, seed=0, drop_last=False)
+        order: DistributedSampler[Batch] = DistributedSampler(
+            batches, dist.get_world_size(), dist.get_global_rank(), shuffle=False
+        )
+        return _loader(batches, order)
 
     def measure(self, trainer: Trainer) -> Measured:
         """BLEU, likelihood and calibration on every test set; those of the first are the run's metrics."""
@@ -205,18 +208,7 @@ class _TokenMean(Metric):
         return (self.total / self.count).float()
 
 
-class _BatchOrder(DistributedSampler[Batch]):
-    """Composer tells its sampler the epoch; this one tells the batches too."""
-
-    def set_epoch(self, epoch: int) -> None:
-        super().set_epoch(epoch)
-        self.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
-
-
-def _loader(batches: TokenBatches, *, shuffle: bool, seed: int, drop_last: bool) -> DataSpec:
-    order = _BatchOrder(
-        batches, dist.get_world_size(), dist.get_global_rank(), shuffle=shuffle, seed=seed, drop_last=drop_last
-    )
+def _loader(batches: TokenBatches, order: Sampler[Any]) -> DataSpec:
     loader = DataLoader(batches, batch_size=1, sampler=order, collate_fn=_only)  # Composer reads batch_size
     return DataSpec(loader, split_batch=_undivided, get_num_samples_in_batch=_sentences)
 
