@@ -287,6 +287,7 @@ def test_any_sequence_of_supported_operations_agrees_with_the_dense_tensor(gener
         if pair.dense.numel() == 0:
             break
         operation(pair, data.draw)
+    pair.check()
 
 
 @given(generators(), st.sampled_from(SHAPES), st.integers(1, 3), st.integers(0, 2))

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from composer_ls.report.comparison import Comparison, Difference, compare_runs, listed
-from composer_ls.report.figures import FEW, confidence_panels, curve_panels, metric_panels, reliability_panels
+from composer_ls.report.figures import confidence_panels, curve_panels, metric_panels, reliability_panels
 from composer_ls.report.metrics import Metric
-from composer_ls.report.page import render, write
+from composer_ls.report.page import FEW, render, write
 from composer_ls.report.runs import Run, read_runs
 from composer_ls.report.settings import SMOOTHING, other_keys
 

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import torch
 from markupsafe import Markup
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from composer_ls.diagnostics.calibration import (
@@ -27,14 +26,24 @@ from composer_ls.diagnostics.normalisation import normalised_confidence
 from composer_ls.diagnostics.selective import aurc, log_odds, risk_coverage
 from composer_ls.diagnostics.summary import summarise
 from composer_ls.report.diagnosed import Diagnosed, read_all
-from composer_ls.report.page import BASELINE, MUTED, Look, Panel, look, render, svg, write
+from composer_ls.report.page import (
+    BASELINE,
+    FEW,
+    MUTED,
+    Look,
+    Panel,
+    axis_of_counts,
+    legend_below,
+    look,
+    render,
+    svg,
+    write,
+)
 
 __all__ = ["diagnose", "html"]
 
 SHOWN = 100
 """Examples of a class in a projection, as in Müller et al., 2019."""
-FEW = 20
-"""Examples in a bin whose accuracy says little."""
 SPLITS = {"train": "training", "test": "test"}
 
 Drawn = tuple[Markup, str]
@@ -153,11 +162,7 @@ def _reliability(run: Diagnosed) -> Drawn:
             below.bar(left.numpy(), bins.counts.numpy(), width=0.46 / len(edges), align="edge", color=style.color)
         above.set(ylim=(-0.03, 1.03), ylabel="accuracy")
         above.legend(loc="lower right")
-        below.set(xlim=(0, 1.02), yscale="log", xlabel="confidence", ylabel="examples")
-        below.set_ylim(0.7, 2 * float(before.counts.max().maximum(after.counts.max())))
-        below.yaxis.set_major_locator(FixedLocator([1, 100, 10_000, 1_000_000]))
-        below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        below.minorticks_off()
+        axis_of_counts(below, float(before.counts.max().maximum(after.counts.max())), "examples")
 
     temperature = math.sqrt(temperatures[0] * temperatures[1])
     caption = f"ECE {errors[0]:.4f}, scaled by temperature {temperature:.3g}: {errors[1]:.4f}"
@@ -182,7 +187,7 @@ def _information(runs: Sequence[Diagnosed], looks: Sequence[Look]) -> Drawn:
             )
         axes.set(xlabel="step", ylabel="nats", ylim=(0, None))
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        _legend_below(figure, axes)
+        legend_below(figure, axes)
 
     others = [run.name for run in runs if "mutual_information" not in run.features]
     missing = f"; not recorded: {', '.join(others)}" if others else ""
@@ -214,7 +219,7 @@ def _risks(runs: Sequence[Diagnosed], looks: Sequence[Look], score: Score) -> Dr
         )
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1))
-        _legend_below(figure, axes)
+        legend_below(figure, axes)
 
     return svg(
         draw, "risk against coverage", height=250 + _legend_height(run.name + ": 0.000" for run in runs)
@@ -227,10 +232,6 @@ def _wrapped(name: str) -> str:
 
 def _legend_height(names: Iterable[str]) -> int:
     return 17 * sum(_wrapped(name).count("\n") + 1 for name in names)
-
-
-def _legend_below(figure: Figure, axes: Axes) -> None:
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center")
 
 
 def _of_summary(split: str, key: str, run: Diagnosed) -> float:

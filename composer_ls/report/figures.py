@@ -10,12 +10,23 @@ from functools import partial
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from composer_ls.report.comparison import Comparison
 from composer_ls.report.metrics import Metric
-from composer_ls.report.page import BASELINE, MUTED, SERIES, Look, Panel, look, svg
+from composer_ls.report.page import (
+    BASELINE,
+    FEW,
+    MUTED,
+    SERIES,
+    Look,
+    Panel,
+    axis_of_counts,
+    legend_below,
+    look,
+    svg,
+)
 from composer_ls.report.runs import Run
 
 __all__ = ["confidence_panels", "curve_panels", "metric_panels", "reliability_panels"]
@@ -23,8 +34,6 @@ __all__ = ["confidence_panels", "curve_panels", "metric_panels", "reliability_pa
 Array = NDArray[np.float64]
 WIDTH, HEIGHT = 340, 240
 FACTORS_A_ROW = 3  # of a legend
-FEW = 20
-"""Examples in a bin whose accuracy says little."""
 
 
 def metric_panels(comparison: Comparison) -> list[Panel]:
@@ -64,7 +73,7 @@ def _metric_panel(comparison: Comparison, metric: Metric) -> Panel:
         told = _far_apart(factors)
         axes.set_xticks([_place(factor) for factor in told], [f"{factor:g}" for factor in told])
         if len(settings) > 1:
-            _legend_below(figure, axes, columns=1 if max(map(len, settings)) > 18 else 2)
+            legend_below(figure, axes, columns=1 if max(map(len, settings)) > 18 else 2)
 
     rows = 0 if len(settings) == 1 else math.ceil(len(settings) / (1 if max(map(len, settings)) > 18 else 2))
     return Panel(
@@ -120,10 +129,7 @@ def _reliability(figure: Figure, runs: Iterable[Run], counted: str) -> None:
     above.set(ylim=(-0.03, 1.03), ylabel="accuracy")
     edges = np.linspace(0, 1, len(counts) + 1)
     below.bar(edges[:-1], counts, width=np.diff(edges) * 0.92, align="edge", color=SERIES[0])
-    below.set(xlim=(0, 1.02), yscale="log", ylim=(0.7, 2 * counts.max()), xlabel="confidence", ylabel=counted)
-    below.yaxis.set_major_locator(FixedLocator([1, 100, 10_000, 1_000_000, 100_000_000]))
-    below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    below.minorticks_off()
+    axis_of_counts(below, counts.max(), counted)
 
 
 def _pooled(runs: Iterable[Run]) -> tuple[Array, Array, Array]:
@@ -156,7 +162,7 @@ def confidence_panels(comparison: Comparison) -> list[Panel]:
                     )  # fmt: skip
                 axes.set(xlim=(0, 1.02), xlabel="confidence", ylim=(0, None))
                 axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-                _legend_below(figure, axes, columns=FACTORS_A_ROW, title="smoothing")
+                legend_below(figure, axes, columns=FACTORS_A_ROW, title="smoothing")
 
             title = f"confidence of {answers} answers" + (f", {setting}" if setting else "")
             picture = svg(draw, title, width=WIDTH, height=_height(len(factors)))
@@ -191,7 +197,7 @@ def curve_panels(comparison: Comparison) -> list[Panel]:
                     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
                     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
                     axes.minorticks_off()
-                _legend_below(figure, axes, columns=FACTORS_A_ROW, title="smoothing")
+                legend_below(figure, axes, columns=FACTORS_A_ROW, title="smoothing")
 
             picture = svg(draw, title, width=WIDTH, height=_height(len(curves)))
             panels.append(Panel(title, picture, "mean over seeds, and their range"))
@@ -234,8 +240,3 @@ def _looks(factors: Iterable[float]) -> dict[float, Look]:
 def _height(factors: int) -> int:
     """Of a panel with a legend of factors below it."""
     return HEIGHT + 18 * (1 + math.ceil(factors / FACTORS_A_ROW))
-
-
-def _legend_below(figure: Figure, axes: Axes, columns: int, title: str | None = None) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=title)

@@ -15,14 +15,31 @@ from xml.etree import ElementTree
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter
 
 import composer_ls
 from composer_ls.errors import InputError
 from composer_ls.training.run_folder import write_text
 
-__all__ = ["BASELINE", "GRID", "INK", "MUTED", "SERIES", "Look", "Panel", "look", "render", "svg", "write"]
+__all__ = [
+    "BASELINE",
+    "FEW",
+    "GRID",
+    "INK",
+    "MUTED",
+    "SERIES",
+    "Look",
+    "Panel",
+    "axis_of_counts",
+    "legend_below",
+    "look",
+    "render",
+    "svg",
+    "write",
+]
 
 INK, MUTED, GRID = "#000000", "#777777", "#dddddd"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#a64d86", "#b07d00", "#3c93c8", "#6b5bb0")
@@ -87,6 +104,9 @@ class Look:
     linestyle: Any
 
 
+FEW = 20
+"""Predictions in a bin whose accuracy says little."""
+
 BASELINE = Look(INK, "o", "--")
 """The look of what everything else is compared with."""
 
@@ -94,6 +114,20 @@ BASELINE = Look(INK, "o", "--")
 def look(index: int) -> Look:
     """The look of the series of this index; none is used twice among the first 35."""
     return Look(SERIES[index % len(SERIES)], _MARKERS[index % len(_MARKERS)], _DASHES[index % len(_DASHES)])
+
+
+def axis_of_counts(axes: Axes, most: float, counted: str) -> None:
+    """Make the vertical axis logarithmic, for up to ``most`` of what is counted in bins of confidence."""
+    axes.set(xlim=(0, 1.02), xlabel="confidence", yscale="log", ylim=(0.7, 2 * most), ylabel=counted)
+    axes.yaxis.set_major_locator(FixedLocator([1, 100, 10_000, 1_000_000, 100_000_000]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.minorticks_off()
+
+
+def legend_below(figure: Figure, axes: Axes, columns: int = 1, title: str | None = None) -> None:
+    """Name the series of one pair of axes below it."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=title)
 
 
 def svg(draw: Callable[[Figure], None], label: str, *, width: int = 340, height: int = 250) -> Markup:

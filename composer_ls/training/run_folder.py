@@ -21,10 +21,18 @@ from torch import Tensor
 from composer_ls.errors import RunFolderError
 from composer_ls.training.recipe import Recipe, place_of
 
-__all__ = ["RunFolder", "differing_keys", "read_recipe", "told_if_unwritable", "write_text"]
+__all__ = [
+    "SUBWORDS_FILE",
+    "WEIGHTS_FILE",
+    "RunFolder",
+    "differing_keys",
+    "read_recipe",
+    "told_if_unwritable",
+    "write_text",
+]
 
-
-TRANSLATOR_FILES = ("subwords.json", "model.safetensors", "translations.*")
+SUBWORDS_FILE, WEIGHTS_FILE = "subwords.json", "model.safetensors"
+TRANSLATOR_FILES = (SUBWORDS_FILE, WEIGHTS_FILE, "translations.*")
 
 
 class RunFolder:

@@ -31,13 +31,14 @@ from composer_ls.losses import cross_entropy
 from composer_ls.training.distillation import Distillation
 from composer_ls.training.epoch_sampler import EpochSampler
 from composer_ls.training.recipe import Recipe, TranslationData, TranslationModel
+from composer_ls.training.run_folder import SUBWORDS_FILE, WEIGHTS_FILE
 from composer_ls.training.tasks import Measured, Task
 from composer_ls.translation.batches import IGNORED, Batch, EncodedPairs, TokenBatches, encode_pairs
 from composer_ls.translation.bleu import bleu, require_sacrebleu
 from composer_ls.translation.subwords import Subwords
 from composer_ls.translation.text import Pairs, read_pairs
 from composer_ls.translation.transformer import Transformer
-from composer_ls.translation.translator import SUBWORDS_FILE, WEIGHTS_FILE, make_network, make_translator
+from composer_ls.translation.translator import make_network, make_translator
 
 __all__ = ["Translation", "evaluation_logits"]
 

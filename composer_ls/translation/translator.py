@@ -13,15 +13,13 @@ from torch import Tensor
 
 from composer_ls.errors import InputError, RunFolderError
 from composer_ls.training.recipe import Recipe, TranslationData, TranslationModel
-from composer_ls.training.run_folder import read_recipe
+from composer_ls.training.run_folder import SUBWORDS_FILE, WEIGHTS_FILE, read_recipe
 from composer_ls.translation.batches import encode_lines, padded
 from composer_ls.translation.beam_search import beam_search, check_search
 from composer_ls.translation.subwords import BEGIN, END, PAD, Subwords
 from composer_ls.translation.transformer import StepByStep, Transformer
 
 __all__ = ["Translator"]
-
-SUBWORDS_FILE, WEIGHTS_FILE = "subwords.json", "model.safetensors"
 
 
 class Translator:

@@ -8,7 +8,7 @@ Three classes at a time, the inputs of the last layer are projected on the plane
 
 import torch
 from matplotlib import pyplot as plt
-from support import BLUE, GREEN, ORANGE, mean, options, run_all, save, shown
+from support import BLUE, GREEN, ORANGE, brief, mean, options, run_all, save, shown
 
 from composer_ls.diagnostics.geometry import (
     class_means,
@@ -28,13 +28,7 @@ def main():
     """Train, project, measure, draw."""
     opts = options(__file__, __doc__)
     if opts.quick:
-        recipe = (
-            "digits-mlp",
-            "duration=60ep",
-            "eval_interval=60ep",
-            "checkpoints.interval=60ep",
-            "data.batch_size=128",
-        )
+        recipe = brief("digits-mlp", epochs=60)
         triples = {"three that differ": (0, 2, 4), "two alike and one other": (1, 8, 0)}
         watch = "diagnostics={examples: 1437}"
     else:

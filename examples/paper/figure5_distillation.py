@@ -8,7 +8,7 @@ targets, or the α of a student that was trained on smoothed labels.
 """
 
 from matplotlib import pyplot as plt
-from support import BLACK, BLUE, GREEN, GREY, mean, options, run_all, save, shown
+from support import BLACK, BLUE, GREEN, GREY, brief, mean, options, run_all, save, shown
 from torch.nn import functional as F
 
 from composer_ls.diagnostics.distillation import equivalent_smoothing
@@ -21,9 +21,8 @@ def main():
     """Train teachers, then everyone who learns from labels or teachers; draw accuracy over γ."""
     opts = options(__file__, __doc__)
     if opts.quick:
-        brief = ("eval_interval=99ep", "checkpoints.interval=99ep", "data.batch_size=128")
-        teacher = ("digits-cnn", "duration=8ep", *brief, "diagnostics={examples: 1437}")
-        student = ("digits-mlp", "duration=12ep", *brief)
+        teacher = (*brief("digits-cnn", epochs=8), "diagnostics={examples: 1437}")
+        student = brief("digits-mlp", epochs=12)
         temperatures = (1, 2, 4, 8, 16)
     else:
         teacher = ("cifar10-resnet56", "diagnostics={examples: 5000}")

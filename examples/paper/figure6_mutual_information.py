@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 from matplotlib import pyplot as plt
-from support import BLACK, BLUE, mean, options, run_all, save, shown
+from support import BLACK, BLUE, brief, mean, options, run_all, save, shown
 
 SMOOTHING = {0.0: ("hard labels", BLACK, "o", "--"), 0.1: ("smoothing 0.1", BLUE, "s", "-")}
 
@@ -20,13 +20,7 @@ def main():
     """Train with the measurement on, draw it over steps."""
     opts = options(__file__, __doc__)
     if opts.quick:
-        recipe = (
-            "digits-cnn",
-            "duration=14ep",
-            "eval_interval=1ep",
-            "checkpoints.interval=14ep",
-            "data.batch_size=128",
-        )
+        recipe = (*brief("digits-cnn", epochs=14), "eval_interval=1ep")
         measure = "{classes: [0, 1], examples: 280}"
     else:
         recipe = ("cifar10-resnet56", "eval_interval=5ep")

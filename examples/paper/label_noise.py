@@ -7,7 +7,7 @@ Training labels are changed at random, to any other class or to a similar one; t
 """
 
 from matplotlib import pyplot as plt
-from support import BLACK, BLUE, ORANGE, mean, options, run_all, save, shown
+from support import BLACK, BLUE, ORANGE, brief, mean, options, run_all, save, shown
 
 FACTORS = {
     0.0: ("hard labels", BLACK, "o", "--"),
@@ -21,13 +21,7 @@ def main():
     """Train on noisy labels, draw accuracy over the rate."""
     opts = options(__file__, __doc__)
     if opts.quick:
-        recipe = (
-            "digits-mlp",
-            "duration=25ep",
-            "eval_interval=25ep",
-            "checkpoints.interval=25ep",
-            "data.batch_size=128",
-        )
+        recipe = brief("digits-mlp", epochs=25)
         pairs = "{1: 8, 8: 1, 3: 9, 9: 3, 4: 7, 7: 4}"
     else:
         recipe = ("cifar10-resnet20-fast",)

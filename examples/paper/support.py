@@ -70,6 +70,12 @@ def options(script, description, recipe=None):
     return Options(name, chosen, stem, given.quick, given.out or Path(name), seeds, jobs, given.overrides)
 
 
+def brief(recipe, epochs):
+    """A recipe's name and overrides for small data: large batches, and neither evaluations nor checkpoints on the way."""
+    only_at_the_end = (f"eval_interval={epochs}ep", f"checkpoints.interval={epochs}ep")
+    return (recipe, f"duration={epochs}ep", *only_at_the_end, "data.batch_size=128")
+
+
 @dataclass(frozen=True)
 class Run:
     """What a finished run left."""

@@ -10,24 +10,17 @@ import math
 
 import torch
 from matplotlib import pyplot as plt
-from support import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, mean, options, run_all, save, shown
+from support import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, brief, mean, options, run_all, save, shown
 
 from composer_ls.diagnostics.calibration import cross_fit_temperature, expected_calibration_error, reliability_bins
-
-FEW = 20
+from composer_ls.report.page import FEW
 
 
 def main():
     """Train, scale, measure, draw."""
     opts = options(__file__, __doc__)
     if opts.quick:
-        recipe = (
-            "digits-mlp",
-            "duration=40ep",
-            "eval_interval=40ep",
-            "checkpoints.interval=40ep",
-            "data.batch_size=128",
-        )
+        recipe = brief("digits-mlp", epochs=40)
         factors = (0.0, 0.01, 0.05, 0.1)
     else:
         recipe = ("cifar100-resnet56",)

@@ -190,3 +190,4 @@ def test_training_never_makes_the_host_wait():
                 optimizer.step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+        assert loss.isfinite()  # in the mode "error", waiting has raised

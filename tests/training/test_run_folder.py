@@ -37,6 +37,9 @@ def test_smoothing_0_is_the_same_run_as_no_smoothing(tmp_path):
     folder = begun(tmp_path, lambda content: content.update(algorithms={"mixup": None}))
     folder.recipe = load_recipe("digits-mlp", ["algorithms.label_smoothing.smoothing=0"])
     folder.check()
+    folder.recipe = load_recipe("digits-mlp", ["algorithms.label_smoothing.smoothing=0.1"])
+    with pytest.raises(RunFolderError, match="another recipe"):
+        folder.check()
 
 
 def test_reading_a_recipe_tells_a_run_from_a_recipe_of_ones_own(tmp_path):
