@@ -23,6 +23,7 @@ from composer_ls.translation.task import evaluation_logits
 from composer_ls.translation.text import read_pairs
 from composer_ls.translation.translator import Translator
 
+RECIPE = "multi30k-transformer"
 TEMPERATURES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 FITTED = tuple(np.round(np.arange(0.4, 2.01, 0.02), 2).tolist())
 SETTINGS = {
@@ -41,7 +42,9 @@ QUICK = (
 
 def main():
     """Train, translate at every temperature, measure, draw."""
-    opts = options(__file__, __doc__, recipe="multi30k-transformer")
+    opts = options(__file__, __doc__, recipe={"default": RECIPE, "help": f"of the full mode (default: {RECIPE})"})
+    if opts.recipe != RECIPE:
+        opts.stem = f"{opts.name}-{opts.recipe}"
     overrides = ()
     if opts.quick:
         write_toy_language(opts.out / "toy")

@@ -35,39 +35,33 @@ plt.rcParams.update(
 )
 
 
-@dataclass(frozen=True)
-class Options:
-    """What a script was asked for."""
+def options(script, description, **own):
+    """Read the command line of a script.
 
-    name: str
-    recipe: str | None
-    stem: str
-    quick: bool
-    out: Path
-    seeds: list
-    jobs: int
-    overrides: list
+    Args:
+        script: Its file.
+        description: Its docstring.
+        own: Options of its own, each with the arguments of argparse's ``add_argument``.
 
-
-def options(script, description, recipe=None):
-    """Read the command line of a script; ``recipe`` is the full mode's, if another may take its place."""
+    """
     name = Path(script).stem
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="scikit-learn's digits, in a minute or two on 2 cores")
-    parser.add_argument("--out", type=Path, help=f"folder of the figure, the numbers and the runs; default: {name}")
+    parser.add_argument(
+        "--out", type=Path, default=Path(name), help=f"folder of figure, numbers and runs (default: {name})"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
     parser.add_argument("--jobs", type=int, help="runs at once; default: 1, or a core each with --quick")
-    if recipe:
-        parser.add_argument("--recipe", default=recipe, help=f"of the full mode (default: {recipe})")
+    for option, settings in own.items():
+        parser.add_argument(f"--{option}", **settings)
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="for every recipe, as in data.download=true or data.root=DIR"
     )
-    given = parser.parse_args()
-    jobs = given.jobs or (min(4, os.cpu_count() or 1) if given.quick else 1)
-    seeds = list(range(1, given.seeds + 1))
-    chosen = getattr(given, "recipe", None)
-    stem = name if given.quick else f"{name}-{'full' if chosen == recipe else chosen}"
-    return Options(name, chosen, stem, given.quick, given.out or Path(name), seeds, jobs, given.overrides)
+    opts = parser.parse_args()
+    opts.jobs = opts.jobs or (min(4, os.cpu_count() or 1) if opts.quick else 1)
+    opts.seeds = list(range(1, opts.seeds + 1))
+    opts.name, opts.stem = name, name if opts.quick else f"{name}-full"
+    return opts
 
 
 def brief(recipe, epochs):
@@ -140,7 +134,7 @@ def shown(summary, digits=3):
 
 
 def save(opts, figure, numbers):
-    """Write NAME.png and NAME.json; NAME-full in the full mode, NAME-RECIPE with another recipe."""
+    """Write the figure and the numbers as STEM.png and STEM.json, which is the script's name, with -full in the full mode."""
     opts.out.mkdir(parents=True, exist_ok=True)
     figure.savefig(opts.out / f"{opts.stem}.png")
     text = json.dumps({"seeds": opts.seeds, **numbers}, indent=1)

@@ -3,10 +3,13 @@
     python examples/paper/table3_calibration.py --quick
     python examples/paper/table3_calibration.py data.download=true
 
-Temperatures are fitted on one half of the test set and used on the other.
+Temperatures are fitted on one half of the test set and used on the other. The row of translation is taken from the numbers of
+figure 4, where temperatures are fitted on the split val: give their file with --translation FILE.
 """
 
+import json
 import math
+from pathlib import Path
 
 import torch
 from matplotlib import pyplot as plt
@@ -18,7 +21,8 @@ from composer_ls.report.page import FEW
 
 def main():
     """Train, scale, measure, draw."""
-    opts = options(__file__, __doc__)
+    words = "the JSON that figure4_beam_search.py wrote, for the row of translation"
+    opts = options(__file__, __doc__, translation={"type": Path, "metavar": "FILE", "help": words})
     if opts.quick:
         recipe = brief("digits-mlp", epochs=40)
         factors = (0.0, 0.01, 0.05, 0.1)
@@ -46,9 +50,22 @@ def main():
             "temperature": mean([math.sqrt(new.temperatures[0] * new.temperatures[1]) for new in scaled]),
         }
         pooled[name], pooled[f"{name}, scaled"] = joined(predictions), joined(afterwards)
-    save(opts, draw(table, pooled, factors), {"table": table})
+    rows = translation(opts.translation) if opts.translation else {}
+    save(opts, draw(table, rows, pooled, factors), {"table": table, "translation": rows})
+    table |= rows
     for name, values in table.items():
         print(f"{name}: {', '.join(f'{key} {shown(value, 4)}' for key, value in values.items())}")
+
+
+def translation(file):
+    """The row of translation: networks of figure 4, as they are and at the temperature that suits their likelihood best."""
+    numbers = json.loads(file.read_text(encoding="utf-8"))
+    plain = numbers["temperatures"].index(1.0)
+    rows = {}
+    for name in ("hard", "smoothing 0.1"):
+        rows[f"translation, {name}"] = {key: values[plain] for key, values in numbers["curves"][name].items()}
+        rows[f"translation, {name}, scaled"] = numbers["fitted"][name]
+    return rows
 
 
 def joined(parts):
@@ -56,7 +73,7 @@ def joined(parts):
     return torch.cat([logits for logits, _ in parts]), torch.cat([labels for _, labels in parts])
 
 
-def draw(table, pooled, factors):
+def draw(table, rows, pooled, factors):
     """Reliability on the left, the calibration errors on the right."""
     names = [f"smoothing {smoothing:g}" for smoothing in factors[1:]]
     styles = {"hard": (BLACK, "o"), "hard, scaled": (GREY, "s")}
@@ -69,15 +86,18 @@ def draw(table, pooled, factors):
         left.plot(bins.confidence[many], bins.accuracy[many], color=color, marker=marker, label=name)
     left.set(xlabel="confidence", ylabel="accuracy", title="Reliability: above the line is under-confident")
     left.legend(loc="lower right")
-    for place, (name, (color, _)) in enumerate(styles.items()):
-        error = table[name]["ece"]
+    colors = {name: color for name, (color, _) in styles.items()}
+    colors |= {name: GREY if "scaled" in name else colors[name.removeprefix("translation, ")] for name in rows}
+    places = [place + 0.5 * (name in rows) for place, name in enumerate(colors)]
+    errors = [(rows if name in rows else table)[name]["ece"] for name in colors]
+    for place, error, color in zip(places, errors, colors.values(), strict=True):
         right.barh(place, error["mean"], color=color, height=0.6, alpha=0.85)
         right.plot([error["low"], error["high"]], [place, place], color="#444444", linewidth=1.2)
         right.text(max(error["high"], error["mean"]), place, f"  {error['mean']:.3f}", va="center")
-    right.set_yticks(range(len(styles)), styles)
+    right.set_yticks(places, colors)
     right.invert_yaxis()
     right.grid(axis="y", visible=False)
-    longest = max(max(table[name]["ece"]["high"], table[name]["ece"]["mean"]) for name in styles)
+    longest = max(max(error["high"], error["mean"]) for error in errors)
     right.set(xlabel="expected calibration error, 15 bins (mean and 95 % interval)", xlim=(0, 1.15 * longest))
     right.set_title("Calibration error: lower is better")
     return figure
