@@ -9,7 +9,6 @@ one folder. Nothing is downloaded: the subwords are learnt from the text, and th
 
 import argparse
 import gzip
-import math
 from pathlib import Path
 
 import torch
@@ -18,14 +17,13 @@ from composer.models import HuggingFaceModel
 from composer.optim import CosineAnnealingWithWarmupScheduler
 from composer.utils import reproducibility
 from tokenizers import ByteLevelBPETokenizer
-from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
-from torchmetrics.classification import MulticlassCalibrationError
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from composer_ls import LabelSmoothing
 from composer_ls.composition import describe
+from composer_ls.diagnostics.tokens import perplexity, token_calibration_error, token_scores
 
 VOCABULARY, LONGEST, END = 4_000, 64, 0
 
@@ -78,25 +76,24 @@ def train(smoothing):
 
 
 @torch.no_grad()
-def evaluate(network):
-    """Perplexity of a token, and how far its confidence is from its accuracy."""
-    network.eval()
+def predictions(network):
+    """Logits (N, K, T) and labels (N, T) of the validation text."""
     device = next(network.parameters()).device
-    calibration_error = MulticlassCalibrationError(VOCABULARY, n_bins=15).to(device)
-    total, count = 0.0, 0
     for batch in DataLoader(val_text, 64, collate_fn=collate):
         labels = batch.pop("labels")[:, 1:].to(device)  # the logits at each place are of the next token
-        logits = network(**{key: value.to(device) for key, value in batch.items()}).logits[:, :-1]
-        logits, labels = logits[labels != -100], labels[labels != -100]
-        total += F.cross_entropy(logits, labels, reduction="sum").item()
-        count += len(labels)
-        calibration_error.update(logits.softmax(-1), labels)
-    return math.exp(total / count), calibration_error.compute().item()
+        logits = network(**{key: value.to(device) for key, value in batch.items()}).logits
+        yield logits[:, :-1].movedim(-1, 1), labels
+
+
+def evaluate(network):
+    """Perplexity of a token, and how far its confidence is from its accuracy."""
+    (scores,) = token_scores(predictions(network.eval()))
+    return perplexity(scores), token_calibration_error(scores)
 
 
 results = {smoothing: evaluate(train(smoothing)) for smoothing in (0.0, 0.1)}
 print(
     f"\n{len(train_text):,} sentences, seed {arguments.seed}\n\n| smoothing | perplexity | token ECE |\n| --- | --- | --- |"
 )
-for smoothing, (perplexity, ece) in results.items():
-    print(f"| {smoothing:g} | {perplexity:.2f} | {ece:.4f} |")
+for smoothing, (of_a_token, ece) in results.items():
+    print(f"| {smoothing:g} | {of_a_token:.2f} | {ece:.4f} |")
