@@ -156,7 +156,13 @@ def diagnose(
     Console().print(Text(f"{out}: {', '.join(run.name for run in diagnosed)}"), soft_wrap=True)
 
 
-_METRICS = {"nll": "NLL (nats)", "ece": "ECE (15 bins)", "brier": "Brier score"}
+_METRICS = {
+    "bleu": "BLEU",
+    "brier": "Brier score",
+    "ece": "ECE (15 bins)",
+    "mean_iou": "mean IoU",
+    "nll": "NLL (nats)",
+}
 
 
 def _result_table(result: dict[str, Any], folder: Path) -> Table:

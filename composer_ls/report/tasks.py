@@ -100,27 +100,32 @@ def _mean_temperature(predictions: Predictions) -> float:
     return math.sqrt(odd * even)
 
 
-CALIBRATION_ERROR = (
-    "Expected calibration error: the mean distance between confidence and accuracy over 15 bins of confidence."
-)
+def _accuracy(meaning: str, compute: Callable[[Predictions], float]) -> Metric:
+    return Metric("accuracy", "accuracy", "points", meaning, 100, 2, 0.1, True, compute)
+
+
+def _nll(meaning: str, compute: Callable[[Predictions], float]) -> Metric:
+    return Metric("nll", "NLL", "nats", meaning, 1, 4, 0.01, False, compute)
+
+
+def _ece(compute: Callable[[Predictions], float]) -> Metric:
+    meaning = (
+        "Expected calibration error: the mean distance between confidence and accuracy over 15 bins of confidence."
+    )
+    return Metric("ece", "ECE", "", meaning, 1, 4, 0.005, False, compute)
+
 
 CLASSIFICATION = TaskReport(
     "examples",
     (
-        Metric(
-            "accuracy", "accuracy", "points", "The part of the test examples whose most probable class is the label.",
-            100, 2, 0.1, True, _of_logits(accuracy),
-        ),
-        Metric(
-            "nll", "NLL", "nats", "Mean negative log probability of the label.",
-            1, 4, 0.01, False, _of_logits(negative_log_likelihood),
-        ),
+        _accuracy("The part of the test examples whose most probable class is the label.", _of_logits(accuracy)),
+        _nll("Mean negative log probability of the label.", _of_logits(negative_log_likelihood)),
         Metric(
             "brier", "Brier score", "",
             "Mean squared distance between the probabilities and the one-hot label, from 0 to 2.",
             1, 4, 0.005, False, _of_logits(brier_score),
         ),
-        Metric("ece", "ECE", "", CALIBRATION_ERROR, 1, 4, 0.005, False, _of_logits(expected_calibration_error)),
+        _ece(_of_logits(expected_calibration_error)),
         Metric(
             "ece_scaled", "ECE, scaled", "",
             "The same after temperature scaling. No example is scaled by a temperature that saw its label: the test examples "
@@ -151,15 +156,9 @@ SEGMENTATION = TaskReport(
             "Intersection over union of each class in all test images together, mean over the classes that occur.",
             100, 2, 0.5, True, _of_pixels(mean_iou),
         ),
-        Metric(
-            "accuracy", "accuracy", "points", "The part of the test pixels whose most probable class is the label.",
-            100, 2, 0.1, True, _of_pixels(pixel_accuracy),
-        ),
-        Metric(
-            "nll", "NLL", "nats", "Mean negative log probability of the pixels' labels.",
-            1, 4, 0.01, False, _of_pixels(pixel_nll),
-        ),
-        Metric("ece", "ECE", "", CALIBRATION_ERROR, 1, 4, 0.005, False, _of_pixels(pixel_calibration_error)),
+        _accuracy("The part of the test pixels whose most probable class is the label.", _of_pixels(pixel_accuracy)),
+        _nll("Mean negative log probability of the pixels' labels.", _of_pixels(pixel_nll)),
+        _ece(_of_pixels(pixel_calibration_error)),
     ),
     (Curve("metrics/test/MulticlassJaccardIndex", "test mIoU"),),
     lambda predictions: pixel_bins(PixelCounts(**predictions)),
@@ -172,16 +171,12 @@ TRANSLATION = TaskReport(
             "bleu", "BLEU", "", "BLEU of the first test set's translations by beam search, as the runs measured it.",
             1, 2, 0.5, True,
         ),
-        Metric(
-            "accuracy", "accuracy", "points",
+        _accuracy(
             "The part of the subwords of the test references that were the most probable, given those before.",
-            100, 2, 0.1, True, _of_tokens(token_accuracy),
+            _of_tokens(token_accuracy),
         ),
-        Metric(
-            "nll", "NLL", "nats", "Mean negative log probability of the subwords of the test references.",
-            1, 4, 0.01, False, _of_tokens(token_nll),
-        ),
-        Metric("ece", "ECE", "", CALIBRATION_ERROR, 1, 4, 0.005, False, _of_tokens(token_calibration_error)),
+        _nll("Mean negative log probability of the subwords of the test references.", _of_tokens(token_nll)),
+        _ece(_of_tokens(token_calibration_error)),
     ),
     (
         Curve("metrics/test/CrossEntropy", "test NLL (nats)", logarithmic=True),
