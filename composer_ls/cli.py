@@ -160,7 +160,7 @@ _METRICS = {
     "bleu": "BLEU",
     "brier": "Brier score",
     "ece": "ECE (15 bins)",
-    "mean_iou": "mean IoU",
+    "mean_iou": "mIoU",
     "nll": "NLL (nats)",
 }
 

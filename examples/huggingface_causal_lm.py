@@ -95,5 +95,5 @@ results = {smoothing: evaluate(train(smoothing)) for smoothing in (0.0, 0.1)}
 print(
     f"\n{len(train_text):,} sentences, seed {arguments.seed}\n\n| smoothing | perplexity | token ECE |\n| --- | --- | --- |"
 )
-for smoothing, (of_a_token, ece) in results.items():
-    print(f"| {smoothing:g} | {of_a_token:.2f} | {ece:.4f} |")
+for smoothing, (token_perplexity, ece) in results.items():
+    print(f"| {smoothing:g} | {token_perplexity:.2f} | {ece:.4f} |")

@@ -1,6 +1,7 @@
 """The examples run from beginning to end."""
 
 import gzip
+import json
 import random
 import runpy
 import sys
@@ -28,6 +29,18 @@ def test_the_hand_written_loop_compares_itself_with_the_trainer(monkeypatch, cap
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("mlp, batch 16, ")
     assert float(lines[1].split("ratio ")[1]) > 0
+
+
+def test_table_3_takes_the_row_of_translation_from_figure_4(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES / "paper")
+    table = runpy.run_path(str(EXAMPLES / "paper" / "table3_calibration.py"))
+    file = EXAMPLES / "paper" / "figures" / "figure4_beam_search.json"
+    numbers, rows = json.loads(file.read_text()), table["translation"](file)
+    assert list(rows) == [f"translation, {name}{end}" for name in ("hard", "smoothing 0.1") for end in ("", ", scaled")]
+    assert rows["translation, hard"]["ece"] == numbers["curves"]["hard"]["ece"][numbers["temperatures"].index(1)]
+    assert (
+        rows["translation, smoothing 0.1, scaled"]["temperature"] == numbers["fitted"]["smoothing 0.1"]["temperature"]
+    )
 
 
 @pytest.mark.slow

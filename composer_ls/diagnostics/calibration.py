@@ -14,6 +14,7 @@ __all__ = [
     "CrossFitted",
     "ReliabilityBins",
     "accuracy",
+    "binned_calibration_error",
     "bins_of_confidence",
     "brier_score",
     "cross_fit_temperature",
@@ -103,8 +104,7 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -
     """
     if not logits.isfinite().all():
         return math.nan
-    counts, confidence, right = reliability_bins(logits, labels, bins)
-    return (counts * (confidence - right).abs()).nansum().item() / len(labels)
+    return binned_calibration_error(reliability_bins(logits, labels, bins))
 
 
 class ReliabilityBins(NamedTuple):
@@ -153,7 +153,21 @@ def reliability_bins(logits: Tensor, labels: Tensor, bins: int = 15) -> Reliabil
 
 
 def bins_of_confidence(confidence: Tensor, correct: Tensor, bins: int = 15) -> ReliabilityBins:
-    """As :func:`reliability_bins`, where only the confidence ``(N,)`` is known and what was ``correct``, bool ``(N,)``."""
+    """As :func:`reliability_bins`, where only the confidence is known and which predictions are right.
+
+    Args:
+        confidence: float64 ``(N,)`` in [0, 1].
+        correct: bool ``(N,)``.
+        bins: How many bins divide [0, 1].
+
+    Example:
+        >>> import torch
+        >>> from composer_ls.diagnostics.calibration import binned_calibration_error, bins_of_confidence
+        >>> found = bins_of_confidence(torch.tensor([0.9, 0.7]).double(), torch.tensor([True, False]), bins=2)
+        >>> found.counts.tolist(), round(binned_calibration_error(found), 4)  # 0.8 confident, half of it right
+        ([0.0, 2.0], 0.3)
+
+    """
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)
     bin_of = (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, bins - 1)
     counts, confidences, rights = (
@@ -161,6 +175,11 @@ def bins_of_confidence(confidence: Tensor, correct: Tensor, bins: int = 15) -> R
         for values in (torch.ones_like(confidence), confidence, correct.double())
     )
     return ReliabilityBins(counts, confidences / counts, rights / counts)
+
+
+def binned_calibration_error(bins: ReliabilityBins) -> float:
+    """The calibration error that a reliability diagram shows; see :func:`expected_calibration_error`."""
+    return ((bins.counts * (bins.confidence - bins.accuracy).abs()).nansum() / bins.counts.sum()).item()
 
 
 def fit_temperature(logits: Tensor, labels: Tensor, bounds: tuple[float, float] = (0.01, 100.0)) -> float:

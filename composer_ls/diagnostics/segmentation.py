@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from composer_ls.diagnostics.calibration import ReliabilityBins
+from composer_ls.diagnostics.calibration import ReliabilityBins, binned_calibration_error
 
 __all__ = [
     "PixelCounts",
@@ -107,5 +107,4 @@ def pixel_calibration_error(counts: PixelCounts) -> float:
 
     It is :func:`~composer_ls.diagnostics.calibration.expected_calibration_error` of pixels, and NaN where that is.
     """
-    number, confidence, right = counts.bins.sum(0).unbind(-1)
-    return ((confidence - right).abs().sum() / number.sum()).item() if counts.nll.isfinite().all() else math.nan
+    return binned_calibration_error(pixel_bins(counts)) if counts.nll.isfinite().all() else math.nan

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from composer_ls.diagnostics.calibration import ReliabilityBins, bins_of_confidence
+from composer_ls.diagnostics.calibration import ReliabilityBins, binned_calibration_error, bins_of_confidence
 
 __all__ = [
     "TokenScores",
@@ -70,10 +70,9 @@ def token_scores(
             best, predicted = log_probabilities.max(1, keepdim=True)
             found = log_probabilities.gather(1, right), best.exp(), predicted == right
             part.append(TokenScores(*(tensor.squeeze(1).cpu() for tensor in found)))
-    scores = [TokenScores(*map(torch.cat, zip(*part, strict=True))) for part in parts if part]
-    if not scores or not len(scores[0].correct):
+    if parts and not sum(len(scores.correct) for scores in parts[0]):
         raise ValueError(f"there are no tokens to score: give at least one whose label is not {ignore_index}")
-    return scores
+    return [TokenScores(*map(torch.cat, zip(*part, strict=True))) for part in parts]
 
 
 def token_nll(scores: TokenScores) -> float:
@@ -101,5 +100,4 @@ def token_calibration_error(scores: TokenScores, bins: int = 15) -> float:
     """Expected calibration error of the tokens, in [0, 1]; NaN if a confidence is."""
     if not scores.confidence.isfinite().all():
         return math.nan
-    counts, confidence, accuracy = token_bins(scores, bins)
-    return ((counts * (confidence - accuracy).abs()).nansum() / counts.sum()).item()
+    return binned_calibration_error(token_bins(scores, bins))

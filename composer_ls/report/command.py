@@ -104,7 +104,7 @@ def report(
 ) -> None:
     """Make summary.csv and report.html of the finished runs in a folder, and print the verdicts.
 
-    Everything is computed again from the predictions that the runs left.
+    Everything but BLEU is computed again from the predictions that the runs left.
     """
     if not folder.is_dir():
         raise InputError(

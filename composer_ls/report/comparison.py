@@ -246,8 +246,9 @@ def compare_runs(folder: Path, runs: Sequence[Run], left_out: Sequence[LeftOut])
             f"there are no finished runs in {folder.absolute()}{unusable}: `composer-ls compare` makes some, as does "
             f"`composer-ls train RECIPE --out {folder}/NAME`"
         )
-    names = sorted({f"{run.recipe.name} for {run.recipe.task}" for run in runs})
-    if len(names) > 1:
+    kinds = sorted({(run.recipe.name, run.recipe.task) for run in runs})
+    if len(kinds) > 1:
+        names = [name if len({task for _, task in kinds}) == 1 else f"{name} for {task}" for name, task in kinds]
         raise InputError(
             f"{folder.absolute()} holds runs of several recipes ({', '.join(names)}), which cannot be compared by seed: "
             f"give the folder of one"

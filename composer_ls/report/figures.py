@@ -179,7 +179,7 @@ def curve_panels(comparison: Comparison) -> list[Panel]:
             curves = {smoothing: _curve(runs.values(), curve.key) for smoothing, runs in factors.items()}
             curves = {smoothing: points for smoothing, points in curves.items() if points}
             if not curves:
-                panels.append(Panel(title, None, f"no run's metrics.jsonl holds {curve.key}"))
+                panels.append(Panel(title, None, f"no run's metrics.jsonl holds {curve.key} of a whole epoch"))
                 continue
 
             def draw(
@@ -208,9 +208,9 @@ def _curve(runs: Iterable[Run], key: str) -> dict[float, list[float]]:
     """The values of all runs at each epoch that any of them has."""
     points: dict[float, list[float]] = defaultdict(list)
     for run in runs:
-        whole = next((line for line in run.lines if line["epoch"]), None)
+        whole = next((line for line in run.lines if line.get("epoch")), None)
         if whole is None:
-            continue  # it was shorter than an epoch
+            continue
         batches = whole["batch"] / whole["epoch"]
         for line in run.lines:
             if math.isfinite(line.get(key, math.nan)):

@@ -1,8 +1,9 @@
-"""Reading run folders into measurements. Everything is computed again from the predictions that a run left."""
+"""Reading run folders into measurements, which are computed again from the predictions that a run left; but for BLEU."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ def read_run(folder: Path, recipe: Recipe) -> Run:
     """Read and measure one finished run.
 
     Raises:
-        LeftOut: It is not finished, or what it left is damaged.
+        LeftOut: It is not finished, it diverged, or what it left is damaged.
 
     """
     task = TASK_REPORTS[recipe.task]
@@ -107,6 +108,9 @@ def read_run(folder: Path, recipe: Recipe) -> Run:
             metric.key: float(result["metrics"][metric.key]) if metric.compute is None else metric.compute(predictions)
             for metric in task.metrics
         }
+        diverged = [metric.name for metric in task.metrics if not math.isfinite(values[metric.key])]
+        if diverged:
+            raise LeftOut(folder, f"its {diverged[0]} is not finite: the run diverged")
         values[STEP_TIME.key] = float(result["train_seconds"]) / int(result["steps"])
         return Run(
             folder,

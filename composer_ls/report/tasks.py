@@ -35,7 +35,7 @@ from composer_ls.diagnostics.tokens import (
 )
 from composer_ls.report.metrics import Metric, Predictions
 
-__all__ = ["CLASSIFICATION", "SEGMENTATION", "TASK_REPORTS", "TRANSLATION", "Curve", "TaskReport"]
+__all__ = ["CLASSIFICATION", "TASK_REPORTS", "Curve", "TaskReport"]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from composer_ls.training.run_folder import write_text
 
-__all__ = ["MetricsFile", "PredictionCollector", "TrainingCurve", "collect"]
+__all__ = ["MetricsFile", "TrainingCurve", "collect_predictions"]
 
 
 class MetricsFile(LoggerDestination):
@@ -149,39 +149,33 @@ class TrainingCurve(Callback):
         self.epoch_end(state, logger)
 
 
-def collect(
+def _logits_and_labels(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    return logits, labels
+
+
+def collect_predictions(
     trainer: Trainer,
     loader: DataLoader[Any] | DataSpec,
     examples: int,
-    kept: Callable[[Tensor, Tensor], tuple[Tensor, ...]] | None = None,
+    kept: Callable[[Tensor, Tensor], tuple[Tensor, ...]] = _logits_and_labels,
 ) -> tuple[Tensor, ...]:
-    """Evaluate, and keep something of each example; see :class:`PredictionCollector`.
+    """Evaluate, and keep something of each example, from every process, in the order of the data.
 
     Args:
         trainer: With the trained network.
         loader: A fresh one: Composer refuses one whose workers live on.
         examples: How many all processes have together.
-        kept: What; ``None``: logits and labels.
+        kept: From the logits and labels of a batch to tensors with an entry an example; these two themselves by default.
 
     """
-    collector = PredictionCollector(kept or _logits_and_labels)
+    collector = _Collector(kept)
     trainer.state.callbacks.append(collector)
     trainer.eval(eval_dataloader=Evaluator(label="predictions", dataloader=loader))
+    trainer.state.callbacks.remove(collector)
     return collector.gathered(examples)
 
 
-def _logits_and_labels(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-    return logits, labels
-
-
-class PredictionCollector(Callback):
-    """Keeps something of each test example in one pass, from every process, in the order of the data.
-
-    Args:
-        kept: From the logits and labels of a batch to tensors with an entry an example.
-
-    """
-
+class _Collector(Callback):
     def __init__(self, kept: Callable[[Tensor, Tensor], tuple[Tensor, ...]]) -> None:
         self._kept = kept
         self._batches: list[tuple[Tensor, ...]] = []

@@ -20,7 +20,7 @@ from composer_ls.diagnostics.calibration import (
     negative_log_likelihood,
 )
 from composer_ls.losses import cross_entropy
-from composer_ls.training.callbacks import TrainingCurve, collect
+from composer_ls.training.callbacks import TrainingCurve, collect_predictions
 from composer_ls.training.data import evaluation_loader, labels_of, load_splits, training_loader
 from composer_ls.training.distillation import Distillation
 from composer_ls.training.models import build_model
@@ -86,7 +86,7 @@ class Classification(Task):
 
     def measure(self, trainer: Trainer) -> Measured:
         """Accuracy and calibration."""
-        logits, labels = collect(trainer, self.evaluation_loader(), self.facts["examples"]["test"])
+        logits, labels = collect_predictions(trainer, self.evaluation_loader(), self.facts["examples"]["test"])
         watcher, facts, features = self._watcher, {}, None
         if watcher is not None:
             if watcher.interval is not None:  # else it has just measured, after the evaluation

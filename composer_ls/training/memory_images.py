@@ -130,6 +130,11 @@ class MemoryLabelMaps(InMemory):
         raised = torch.where(maps == void, 0, maps + 1).unsqueeze(-1)
         super().__init__(torch.cat([images.to(torch.uint8), raised], -1), **options)
 
+    def label_counts(self, num_classes: int) -> Tensor:
+        """How many pixels are of each class, ``(num_classes,)``."""
+        raised = self.images[..., -1].flatten()
+        return torch.bincount(raised, minlength=num_classes + 1)[1:].cpu()
+
     def finished(self, images: Tensor, at: Tensor) -> Batch:
         """Pixels ``(B, C, H, W)`` and labels ``(B, H, W)``."""
         labels = images[..., -1].long() - 1

@@ -25,10 +25,11 @@ from composer_ls.diagnostics.segmentation import (
 from composer_ls.dice import dice_loss
 from composer_ls.errors import RecipeError
 from composer_ls.losses import cross_entropy
-from composer_ls.training.callbacks import collect
+from composer_ls.training.callbacks import collect_predictions
 from composer_ls.training.data import evaluation_loader, training_loader
 from composer_ls.training.distillation import Distillation
 from composer_ls.training.label_maps import load_label_maps
+from composer_ls.training.memory_images import MemoryLabelMaps
 from composer_ls.training.models import UNet
 from composer_ls.training.recipe import Recipe, SegmentationData, SegmentationModel
 from composer_ls.training.tasks import Measured, Task
@@ -72,6 +73,11 @@ class Segmentation(Task):
         if any(isinstance(algorithm, Distillation) for algorithm in algorithms):
             raise RecipeError("algorithms.distillation is for classification: leave it out")
 
+    def label_counts(self) -> Tensor:
+        """How many training pixels are of each class, ``(K,)``."""
+        assert isinstance(self._splits.train, MemoryLabelMaps)
+        return self._splits.train.label_counts(self.num_classes)
+
     def model(self) -> ComposerClassifier:
         """The U-Net, and the recipe's loss."""
         overlap = MulticlassJaccardIndex(self.num_classes, ignore_index=-100)
@@ -95,7 +101,7 @@ class Segmentation(Task):
     def measure(self, trainer: Trainer) -> Measured:
         """Overlap, accuracy and calibration of pixels, and what they follow from for each image."""
         examples = self.facts["examples"]["test"]
-        counts = PixelCounts(*collect(trainer, self.evaluation_loader(), examples, count_pixels))
+        counts = PixelCounts(*collect_predictions(trainer, self.evaluation_loader(), examples, count_pixels))
         return Measured(
             metrics={
                 "mean_iou": mean_iou(counts),

@@ -5,18 +5,21 @@
     python examples/paper/figure4_beam_search.py data.root=multi30k
 
 The full mode trains the recipe multi30k-transformer (English to German) on Multi30k, task 1, raw, and wants a GPU; its small
-sister takes 15 minutes a run on a core. The quick mode makes a toy language whose words have two translations each. Besides the curves, it prints what each network reaches at the
-temperature that suits its likelihood best on the split val.
+sister takes 15 to 20 minutes a run on a core. The quick mode makes a toy language whose words have two translations each. Besides
+the curves, it prints what each network reaches at the temperature that suits its likelihood best on the split val.
 """
 
 import gzip
 import random
+import sys
 
 import numpy as np
 from matplotlib import pyplot as plt
 from support import BLACK, BLUE, ORANGE, mean, options, run_all, save, shown
 
 from composer_ls.diagnostics.tokens import token_calibration_error, token_nll, token_scores
+from composer_ls.training.recipe import load_recipe
+from composer_ls.training.run_folder import read_recipe
 from composer_ls.translation.batches import encode_pairs
 from composer_ls.translation.bleu import bleu
 from composer_ls.translation.task import evaluation_logits
@@ -42,9 +45,11 @@ QUICK = (
 
 def main():
     """Train, translate at every temperature, measure, draw."""
-    opts = options(__file__, __doc__, recipe={"default": RECIPE, "help": f"of the full mode (default: {RECIPE})"})
-    if opts.recipe != RECIPE:
-        opts.stem = f"{opts.name}-{opts.recipe}"
+    opts = options(__file__, __doc__, recipe={"help": f"of the full mode (default: {RECIPE})"})
+    if opts.recipe and opts.quick:
+        sys.exit("--recipe is for the full mode: leave out --quick")
+    if opts.recipe:
+        opts.stem = f"{opts.name}-{load_recipe(opts.recipe).name}"
     overrides = ()
     if opts.quick:
         write_toy_language(opts.out / "toy")
@@ -52,7 +57,7 @@ def main():
     runs = run_all(
         opts,
         {
-            (name, seed): (opts.recipe, *overrides, *setting, f"seed={seed}")
+            (name, seed): (opts.recipe or RECIPE, *overrides, *setting, f"seed={seed}")
             for name, setting in SETTINGS.items()
             for seed in opts.seeds
         },
@@ -77,8 +82,7 @@ def main():
 
 def measure(run):
     """BLEU, ECE and NLL of one run on its first test set at every temperature, and at the one that fits val best."""
-    translator, recipe = Translator.load(run.folder), load(run)
-    data = recipe.data
+    translator, data = Translator.load(run.folder), read_recipe(run.folder).data
 
     def read(split):
         return read_pairs(data.root, split, data.source, data.target)
@@ -105,13 +109,6 @@ def measure(run):
             "nll": token_nll(own),
         },
     }
-
-
-def load(run):
-    """The recipe of a run."""
-    from composer_ls.training.run_folder import read_recipe
-
-    return read_recipe(run.folder)
 
 
 YLABELS = {

@@ -20,7 +20,7 @@ def main():
     """Train with the measurement on, draw it over steps."""
     opts = options(__file__, __doc__)
     if opts.quick:
-        recipe = (*brief("digits-cnn", epochs=14), "eval_interval=1ep")
+        recipe = brief("digits-cnn", epochs=14, evaluate_every=1)
         measure = "{classes: [0, 1], examples: 280}"
     else:
         recipe = ("cifar10-resnet56", "eval_interval=5ep")

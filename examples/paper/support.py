@@ -43,6 +43,10 @@ def options(script, description, **own):
         description: Its docstring.
         own: Options of its own, each with the arguments of argparse's ``add_argument``.
 
+    Returns:
+        What was given, with ``seeds`` as a list, ``jobs`` as a number, ``name`` of the script, and ``stem``, after which files
+        and the folder of runs are named: the name, with -full in the full mode.
+
     """
     name = Path(script).stem
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
@@ -64,10 +68,10 @@ def options(script, description, **own):
     return opts
 
 
-def brief(recipe, epochs):
-    """A recipe's name and overrides for small data: large batches, and neither evaluations nor checkpoints on the way."""
-    only_at_the_end = (f"eval_interval={epochs}ep", f"checkpoints.interval={epochs}ep")
-    return (recipe, f"duration={epochs}ep", *only_at_the_end, "data.batch_size=128")
+def brief(recipe, epochs, evaluate_every=None):
+    """A recipe's name and overrides for small data: large batches, no checkpoints on the way, nor evaluations if not told."""
+    intervals = (f"eval_interval={evaluate_every or epochs}ep", f"checkpoints.interval={epochs}ep")
+    return (recipe, f"duration={epochs}ep", *intervals, "data.batch_size=128")
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def run_all(opts, settings):
     """
     tasks = []
     for key, (recipe, *overrides) in settings.items():
-        folder = opts.out / "runs" / opts.name / "-".join(map(str, key))
+        folder = opts.out / "runs" / opts.stem / "-".join(map(str, key))
         tasks.append((recipe, [*overrides, *opts.overrides], folder, opts.jobs > 1))
     print(f"{opts.name}: {len(tasks)} runs, {opts.jobs} at once", flush=True)
     if opts.jobs == 1:
@@ -134,7 +138,7 @@ def shown(summary, digits=3):
 
 
 def save(opts, figure, numbers):
-    """Write the figure and the numbers as STEM.png and STEM.json, which is the script's name, with -full in the full mode."""
+    """Write the figure and the numbers as STEM.png and STEM.json."""
     opts.out.mkdir(parents=True, exist_ok=True)
     figure.savefig(opts.out / f"{opts.stem}.png")
     text = json.dumps({"seeds": opts.seeds, **numbers}, indent=1)

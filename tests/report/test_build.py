@@ -129,6 +129,16 @@ def test_what_is_missing_is_said_where_it_would_be(tmp_path):
     assert "no run's metrics.jsonl holds metrics/train/CrossEntropy" in text
 
 
+def test_a_run_shorter_than_an_epoch_has_no_curve_and_that_is_said(tmp_path):
+    make_comparison(tmp_path, (0.0, 0.1), 1)
+    for file in tmp_path.rglob("metrics.jsonl"):
+        file.write_text('{"epoch": 0, "batch": 3, "metrics/test/CrossEntropy": 2.0}\n')
+    build_report(tmp_path)
+    assert "no run's metrics.jsonl holds metrics/test/CrossEntropy of a whole epoch" in text_of(
+        tmp_path / "report.html"
+    )
+
+
 def test_names_are_escaped(tmp_path):
     attack = "<script>alert(1)</script>"
     for smoothing in (0.0, 0.1):

@@ -167,5 +167,5 @@ def test_an_empty_folder_and_several_recipes_are_refused(tmp_path):
         compare_runs(tmp_path, *read_runs(tmp_path))
     make_run(tmp_path / "b")
     make_run(tmp_path / "c", recipe="digits-cnn")
-    with pytest.raises(InputError, match=r"several recipes \(digits-cnn for classification, digits-mlp for"):
+    with pytest.raises(InputError, match=r"holds runs of several recipes \(digits-cnn, digits-mlp\)"):
         compare_runs(tmp_path, *read_runs(tmp_path))

@@ -1,6 +1,7 @@
 """Reading run folders: what is found and measured, and what is left out with which reason."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -58,6 +59,15 @@ def test_what_is_damaged_or_not_finished_is_named_and_left_out(tmp_path):
     assert "logits of 4 of 4 examples are not finite: the run diverged" in told["diverged"]
     assert "cannot be used" in told["other_labels"]
     assert "see its telepathy" in told["newer"]
+
+
+@pytest.mark.parametrize("recipe", ["camvid-unet", "multi30k-transformer"])
+def test_a_run_that_diverged_is_left_out_whatever_its_task(tmp_path, recipe):
+    make_run(tmp_path / "good", recipe=recipe)
+    make_run(tmp_path / "diverged", recipe=recipe, sharper=math.nan)
+    runs, left_out = read_runs(tmp_path)
+    assert [run.folder.name for run in runs] == ["good"]
+    assert [one.reason for one in left_out] == ["its NLL is not finite: the run diverged"]
 
 
 def test_a_result_without_what_is_needed_is_left_out(tmp_path):

@@ -1,21 +1,26 @@
 """Runs on label maps: what they leave, their losses, and what goes with them."""
 
 import json
+import re
 
+import numpy as np
 import pytest
 import torch
 from camvid_support import write_camvid
 from PIL import Image
 from safetensors.torch import load_file
 
+from composer_ls.cli import main
 from composer_ls.diagnostics.segmentation import PixelCounts, mean_iou, pixel_calibration_error, pixel_nll
 from composer_ls.errors import InputError, RecipeError, TeacherError
 from composer_ls.report.diagnosed import read_all
 from composer_ls.report.runs import read_runs
+from composer_ls.training.algorithms import build_algorithms
 from composer_ls.training.models import UNet
 from composer_ls.training.recipe import load_recipe
 from composer_ls.training.run import train
 from composer_ls.training.run_folder import RunFolder
+from composer_ls.training.tasks import open_task
 from composer_ls.training.teacher import load_teacher
 
 
@@ -113,6 +118,32 @@ def test_diagnose_of_label_maps_is_refused(finished):
     path, _ = finished
     with pytest.raises(InputError, match="is for segmentation, but diagnose looks at classification"):
         read_all([path])
+
+
+def test_compare_says_whether_smoothing_helps_label_maps(tmp_path, root, capsys):
+    words = [f"data.root={root}", "data.batch_size=4", "model.width=4", "duration=2ep", "--seeds", "2"]
+    with pytest.raises(SystemExit) as exit_info:
+        main(["compare", "camvid-unet", *words, "--out", str(tmp_path / "out")])
+    assert not exit_info.value.code
+    assert re.search(r"^mIoU [+-]\d+\.\d\d points.*, 2 seeds: \w+", capsys.readouterr().out, re.M)
+    assert len(list((tmp_path / "out").rglob("result.json"))) == 4
+
+
+def test_compare_finds_what_does_not_fit_before_anything_runs(tmp_path, root, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["compare", "camvid-unet", f"data.root={root}", "diagnostics={}", "--out", str(tmp_path / "out")])
+    assert exit_info.value.code == 2
+    assert "diagnostics look at classification only" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_unigram_prior_is_the_frequency_of_the_classes_in_training_pixels(root):
+    task = open_task(load_recipe("camvid-unet", [f"data.root={root}"]))
+    counts = task.label_counts()
+    masks = [np.asarray(Image.open(file)) for file in (root / "train" / "masks").glob("*.png")]
+    assert counts.tolist() == np.bincount(np.stack(masks).ravel(), minlength=12)[:11].tolist()
+    (smoothing,) = build_algorithms({"label_smoothing": {"smoothing": 0.1, "prior": "unigram"}}, 11, task.label_counts)
+    assert smoothing.prior.tolist() == pytest.approx((counts / counts.sum()).tolist())
 
 
 def test_a_report_computes_what_the_run_measured(finished):
