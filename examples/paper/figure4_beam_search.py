@@ -15,7 +15,7 @@ import sys
 
 import numpy as np
 from matplotlib import pyplot as plt
-from support import BLACK, BLUE, ORANGE, mean, options, run_all, save, shown
+from support import BLACK, BLUE, ORANGE, for_each, mean, options, run_all, save, shown
 
 from composer_ls.diagnostics.tokens import token_calibration_error, token_nll, token_scores
 from composer_ls.training.recipe import load_recipe
@@ -62,7 +62,8 @@ def main():
             for seed in opts.seeds
         },
     )
-    found = {name: [measure(runs[name, seed]) for seed in opts.seeds] for name in SETTINGS}
+    measured = dict(zip(runs, for_each(opts, measure, runs.values()), strict=True))
+    found = {name: [measured[name, seed] for seed in opts.seeds] for name in SETTINGS}
     curves = {
         name: {key: [mean([one[key][place] for one in each]) for place in range(len(TEMPERATURES))] for key in YLABELS}
         for name, each in found.items()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import torch
 from safetensors.torch import load_file
 
 from composer_ls.report.statistics import interval_of_mean
@@ -101,27 +102,28 @@ def run_all(opts, settings):
     tasks = []
     for key, (recipe, *overrides) in settings.items():
         folder = opts.out / "runs" / opts.stem / "-".join(map(str, key))
-        tasks.append((recipe, [*overrides, *opts.overrides], folder, opts.jobs > 1))
+        tasks.append((recipe, [*overrides, *opts.overrides], folder))
     print(f"{opts.name}: {len(tasks)} runs, {opts.jobs} at once", flush=True)
-    if opts.jobs == 1:
-        results = [_train(*task) for task in tasks]
-    else:
-        with ProcessPoolExecutor(opts.jobs, multiprocessing.get_context("spawn")) as pool:
-            results = list(pool.map(_train, *zip(*tasks, strict=True)))
+    results = for_each(opts, _train, tasks)
     return {key: Run(task[2], result) for key, task, result in zip(settings, tasks, results, strict=True)}
 
 
-def _train(recipe, overrides, folder, shared):
-    import torch
+def for_each(opts, function, items):
+    """What a function gives for each item, as many at once as there are jobs; several have a core each."""
+    if opts.jobs == 1:
+        return [function(item) for item in items]
+    with ProcessPoolExecutor(opts.jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        return list(pool.map(function, items))
 
+
+def _train(task):
     from composer_ls.training.recipe import load_recipe
     from composer_ls.training.run import train
     from composer_ls.training.run_folder import RunFolder
 
+    recipe, overrides, folder = task
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    if shared:
-        torch.set_num_threads(1)  # a core a process
     loaded = load_recipe(recipe, overrides)
     return train(loaded, RunFolder(folder, loaded), progress=False)
 
