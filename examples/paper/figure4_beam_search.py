@@ -72,13 +72,22 @@ def main():
         name: {key: mean([one["fitted"][key] for one in each]) for key in each[0]["fitted"]}
         for name, each in found.items()
     }
-    signature = runs[next(iter(runs))].result["bleu_signature"]
-    save(opts, draw(curves), {"temperatures": TEMPERATURES, "curves": curves, "fitted": fitted, "bleu": signature})
     plain = TEMPERATURES.index(1.0)
+    paired = {f"{name} minus hard": minus(curves[name], curves["hard"], plain) for name in SETTINGS if name != "hard"}
+    numbers = {"temperatures": TEMPERATURES, "curves": curves, "fitted": fitted, "paired at temperature 1": paired}
+    save(opts, draw(curves), {**numbers, "bleu": runs[next(iter(runs))].result["bleu_signature"]})
     for name in SETTINGS:
         at_one = ", ".join(f"{key} {shown(curves[name][key][plain])}" for key in YLABELS)
         own = ", ".join(f"{key} {shown(value)}" for key, value in fitted[name].items())
         print(f"{name}: {at_one}; at its own temperature: {own}")
+    for name, differences in paired.items():
+        print(f"{name}, by seed: {', '.join(f'{key} {shown(value)}' for key, value in differences.items())}")
+
+
+def minus(curves, others, place):
+    """The mean difference by seed at one temperature."""
+    pairs = {key: (curves[key][place]["values"], others[key][place]["values"]) for key in YLABELS}
+    return {key: mean([a - b for a, b in zip(*values, strict=True)]) for key, values in pairs.items()}
 
 
 def measure(run):
