@@ -61,18 +61,23 @@ def token_scores(
         0.25
 
     """
-    parts: list[list[TokenScores]] = [[] for _ in temperatures]
+    parts = []
     for logits, labels in batches:
         counted = labels != ignore_index
-        rows, right = logits.movedim(1, -1)[counted].float(), labels[counted][:, None]
-        for part, temperature in zip(parts, temperatures, strict=True):
-            log_probabilities = (rows / temperature).log_softmax(1)
-            best, predicted = log_probabilities.max(1, keepdim=True)
-            found = log_probabilities.gather(1, right), best.exp(), predicted == right
-            part.append(TokenScores(*(tensor.squeeze(1).cpu() for tensor in found)))
-    if parts and not sum(len(scores.correct) for scores in parts[0]):
+        rows, right = logits.movedim(1, -1)[counted].float(), labels[counted]
+        best, predicted = rows.max(1)
+        # Made before the loop: small tensors that stay would each break up the memory of a large one that goes.
+        normalisers = rows.new_empty(len(temperatures), len(rows))
+        for normaliser, temperature in zip(normalisers, temperatures, strict=True):
+            torch.logsumexp(rows / temperature, 1, out=normaliser)
+        by = torch.tensor(temperatures, device=rows.device)[:, None]
+        log_probability = rows.gather(1, right[:, None])[:, 0] / by - normalisers
+        confidence = (best / by - normalisers).exp()
+        parts.append((log_probability.cpu(), confidence.cpu(), (predicted == right).cpu()))
+    if not sum(len(correct) for _, _, correct in parts):
         raise ValueError(f"there are no tokens to score: give at least one whose label is not {ignore_index}")
-    return [TokenScores(*map(torch.cat, zip(*part, strict=True))) for part in parts]
+    log_probability, confidence, correct = (torch.cat(part, -1) for part in zip(*parts, strict=True))
+    return [TokenScores(*scores, correct) for scores in zip(log_probability, confidence, strict=True)]
 
 
 def token_nll(scores: TokenScores) -> float:

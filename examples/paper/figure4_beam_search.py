@@ -28,7 +28,7 @@ from composer_ls.translation.translator import Translator
 
 RECIPE = "multi30k-transformer"
 TEMPERATURES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-FITTED = tuple(np.round(np.arange(0.4, 2.01, 0.02), 2).tolist())
+FITTED = tuple(np.round(np.arange(0.4, 2.01, 0.05), 2).tolist())
 SETTINGS = {
     "hard": ("algorithms.label_smoothing.smoothing=0",),
     "smoothing 0.1": ("algorithms.label_smoothing={smoothing: 0.1}",),
