@@ -288,6 +288,7 @@ def test_any_sequence_of_supported_operations_agrees_with_the_dense_tensor(gener
             break
         operation(pair, data.draw)
     pair.check()
+    assert pair.soft.shape == pair.dense.shape
 
 
 @given(generators(), st.sampled_from(SHAPES), st.integers(1, 3), st.integers(0, 2))

@@ -110,7 +110,7 @@ def html(comparison: Comparison) -> str:
         metric_figures=metric_panels(comparison),
         reliability_figures=reliability_panels(comparison),
         confidence_figures=confidence_panels(comparison),
-        losses=any("(nats)" in curve.name for curve in comparison.task.curves),
+        losses=any(curve.unit == "nats" for curve in comparison.task.curves),
         curve_figures=curve_panels(comparison),
         counted=comparison.task.counted,
         few=FEW,

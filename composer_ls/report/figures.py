@@ -175,7 +175,7 @@ def curve_panels(comparison: Comparison) -> list[Panel]:
     panels = []
     for setting, factors in comparison.runs.items():
         for curve in comparison.task.curves:
-            title = curve.name + (f", {setting}" if setting else "")
+            title = curve.heading + (f", {setting}" if setting else "")
             curves = {smoothing: _curve(runs.values(), curve.key) for smoothing, runs in factors.items()}
             curves = {smoothing: points for smoothing, points in curves.items() if points}
             if not curves:

@@ -44,14 +44,21 @@ class Curve:
 
     Attributes:
         key: Of the lines of ``metrics.jsonl``.
-        name: For people, with its unit.
+        name: For people.
+        unit: Of its values, "nats" for losses and "" for fractions.
         logarithmic: Whether its axis is.
 
     """
 
     key: str
     name: str
+    unit: str = ""
     logarithmic: bool = False
+
+    @property
+    def heading(self) -> str:
+        """The name with the unit."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
 
 
 @dataclass(frozen=True)
@@ -140,8 +147,8 @@ CLASSIFICATION = TaskReport(
         ),
     ),
     (
-        Curve("metrics/train/CrossEntropy", "training loss (nats)", logarithmic=True),
-        Curve("metrics/test/CrossEntropy", "test NLL (nats)"),
+        Curve("metrics/train/CrossEntropy", "training loss", "nats", logarithmic=True),
+        Curve("metrics/test/CrossEntropy", "test NLL", "nats"),
         Curve("metrics/test/MulticlassAccuracy", "test accuracy"),
     ),
     lambda predictions: reliability_bins(predictions["logits"], predictions["labels"]),
@@ -179,7 +186,7 @@ TRANSLATION = TaskReport(
         _ece(_of_tokens(token_calibration_error)),
     ),
     (
-        Curve("metrics/test/CrossEntropy", "test NLL (nats)", logarithmic=True),
+        Curve("metrics/test/CrossEntropy", "test NLL", "nats", logarithmic=True),
         Curve("metrics/test/TokenAccuracy", "test accuracy of subwords"),
     ),
     lambda predictions: token_bins(TokenScores(**predictions)),

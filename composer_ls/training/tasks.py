@@ -14,7 +14,6 @@ from composer.models import ComposerModel
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from composer_ls.errors import RecipeError
 from composer_ls.training.recipe import Recipe
 
 __all__ = ["Measured", "Task", "open_task"]
@@ -58,9 +57,9 @@ class Task(ABC):
     def check(self, algorithms: Sequence[Algorithm]) -> None:
         """Raise an InputError if an algorithm does not fit the data."""
 
+    @abstractmethod
     def label_counts(self) -> Tensor:
         """How often each class is a training label, ``(K,)``."""
-        raise RecipeError("prior is unigram, but training labels are not counted for this task: use prior=uniform")
 
     @abstractmethod
     def model(self) -> ComposerModel:
