@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from composer_ls.algorithm import LabelSmoothing
-    from composer_ls.callback import SmoothingDiagnostics
     from composer_ls.dice import dice_loss
+    from composer_ls.distillation import Distillation
     from composer_ls.losses import CrossEntropyLoss, cross_entropy
     from composer_ls.smoothing import smooth_labels
+    from composer_ls.smoothing_diagnostics import SmoothingDiagnostics
     from composer_ls.targets import SoftTargets
-    from composer_ls.training.distillation import Distillation
 
 __all__ = [
     "CrossEntropyLoss",
@@ -33,9 +33,9 @@ except PackageNotFoundError:  # a checkout on PYTHONPATH
 
 _HOMES = {
     "CrossEntropyLoss": "losses",
-    "Distillation": "training.distillation",
+    "Distillation": "distillation",
     "LabelSmoothing": "algorithm",
-    "SmoothingDiagnostics": "callback",
+    "SmoothingDiagnostics": "smoothing_diagnostics",
     "SoftTargets": "targets",
     "cross_entropy": "losses",
     "dice_loss": "dice",

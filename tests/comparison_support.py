@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from composer_ls.diagnostics.segmentation import count_pixels
+from composer_ls.diagnostics.pixels import count_pixels
 from composer_ls.diagnostics.tokens import token_scores
 from composer_ls.training.recipe import load_recipe
 from composer_ls.training.run_folder import RunFolder, write_text

@@ -13,7 +13,6 @@ from composer_ls.diagnostics.calibration import (
 )
 from composer_ls.diagnostics.checks import check_logits
 from composer_ls.diagnostics.classwise import brier_decomposition, classwise_calibration_error
-from composer_ls.diagnostics.distillation import equivalent_smoothing
 from composer_ls.diagnostics.geometry import (
     class_means,
     neural_collapse,
@@ -24,6 +23,7 @@ from composer_ls.diagnostics.geometry import (
 from composer_ls.diagnostics.inspection import Penultimate
 from composer_ls.diagnostics.normalisation import normalised_confidence
 from composer_ls.diagnostics.selective import aurc, log_odds
+from composer_ls.diagnostics.teaching import equivalent_smoothing
 from composer_ls.errors import DiagnosticsError
 
 __all__ = ["summarise"]

@@ -17,7 +17,7 @@ from composer_ls.diagnostics.calibration import (
     negative_log_likelihood,
     reliability_bins,
 )
-from composer_ls.diagnostics.segmentation import (
+from composer_ls.diagnostics.pixels import (
     PixelCounts,
     mean_iou,
     pixel_accuracy,

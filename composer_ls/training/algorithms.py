@@ -14,16 +14,15 @@ from torch import Tensor
 from composer_ls.algorithm import LabelSmoothing
 from composer_ls.errors import RecipeError
 from composer_ls.priors import as_prior
-from composer_ls.training.distillation import Distillation
+from composer_ls.training.teacher import DistillationFromRun
 
 __all__ = ["algorithms_by_name", "build_algorithms"]
 
 
-OURS: dict[str, type[Algorithm]] = {"distillation": Distillation, "label_smoothing": LabelSmoothing}
+OURS: dict[str, type[Algorithm]] = {"distillation": DistillationFromRun, "label_smoothing": LabelSmoothing}
 
 # Where things are in a batch or an output, which is up to the caller of a library and fixed in a recipe.
 BATCH_FORM = frozenset({"input_key", "target_key", "output_key"})
-NOT_IN_YAML = frozenset({"architecture"})
 
 
 def algorithms_by_name() -> dict[str, type[Algorithm]]:
@@ -62,7 +61,7 @@ def build_algorithms(
             raise RecipeError(f"unknown key algorithms.{name}: {hint}allowed are {', '.join(sorted(known))}")
         if arguments is None:
             continue
-        allowed = [key for key in inspect.signature(known[name]).parameters if key not in {"self", *NOT_IN_YAML}]
+        allowed = [key for key in inspect.signature(known[name]).parameters if key != "self"]
         for key in arguments:
             if key in BATCH_FORM and key in allowed:
                 raise RecipeError(

@@ -22,10 +22,10 @@ from composer_ls.diagnostics.calibration import (
 from composer_ls.losses import cross_entropy
 from composer_ls.training.callbacks import TrainingCurve, collect_predictions
 from composer_ls.training.data import evaluation_loader, labels_of, load_splits, training_loader
-from composer_ls.training.distillation import Distillation
 from composer_ls.training.models import build_model
 from composer_ls.training.recipe import Data, Model, Recipe
 from composer_ls.training.tasks import Measured, Task
+from composer_ls.training.teacher import DistillationFromRun
 from composer_ls.training.watching import build_diagnostics, kept_features
 
 __all__ = ["Classification"]
@@ -55,7 +55,7 @@ class Classification(Task):
     def check(self, algorithms: Sequence[Algorithm]) -> None:
         """Raise a TeacherError if a teacher was trained for other data."""
         for algorithm in algorithms:
-            if isinstance(algorithm, Distillation):
+            if isinstance(algorithm, DistillationFromRun):
                 algorithm.check_data(self._splits.classes, self._splits.image_shape)
 
     def label_counts(self) -> Tensor:

@@ -48,7 +48,7 @@ class RunFolder:
         metrics_file: ``metrics.jsonl``, a line an epoch.
         predictions_file: ``predictions.safetensors``, from which the metrics can be computed again. Of a classifier:
             test ``logits`` (N, K) and ``labels`` (N,); of label maps: the counts of
-            :class:`~composer_ls.diagnostics.segmentation.PixelCounts` for each image; of a translator: for every subword of
+            :class:`~composer_ls.diagnostics.pixels.PixelCounts` for each image; of a translator: for every subword of
             the test references its ``log_probability`` (M,), the ``confidence`` in the most likely one (M,), and whether
             that was right, ``correct``.
         features_file: ``features.safetensors``, if the recipe has ``diagnostics``: for the sets ``train`` and ``test``,

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from composer_ls.diagnostics.segmentation import (
+from composer_ls.diagnostics.pixels import (
     PixelCounts,
     count_pixels,
     mean_iou,
@@ -23,11 +23,11 @@ from composer_ls.diagnostics.segmentation import (
     pixel_nll,
 )
 from composer_ls.dice import dice_loss
+from composer_ls.distillation import Distillation
 from composer_ls.errors import RecipeError
 from composer_ls.losses import cross_entropy
 from composer_ls.training.callbacks import collect_predictions
 from composer_ls.training.data import evaluation_loader, training_loader
-from composer_ls.training.distillation import Distillation
 from composer_ls.training.label_maps import load_label_maps
 from composer_ls.training.memory_images import MemoryLabelMaps
 from composer_ls.training.models import UNet

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from composer_ls.distillation import Distillation
 from composer_ls.errors import TeacherError
 from composer_ls.training.models import build_model
 from composer_ls.training.recipe import Model, load_recipe
 
-__all__ = ["Teacher", "load_teacher"]
+__all__ = ["DistillationFromRun", "Teacher", "load_teacher"]
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,81 @@ def load_teacher(source: str | Path, architecture: nn.Module | None = None) -> T
     return Teacher(_with_weights(module, checkpoint), float(result["smoothing"]), classes, image_shape)
 
 
+class DistillationFromRun(Distillation):
+    """The :class:`~composer_ls.Distillation` that a recipe names: its teacher is a finished run.
+
+    Args:
+        teacher: A run folder that ``composer-ls train`` left with ``checkpoints.keep=true``, or a checkpoint's file in
+            one. Files are pickles: use trusted ones.
+        temperature: As for Distillation.
+        weight: As for Distillation.
+        student_temperature: As for Distillation.
+
+    Raises:
+        DiagnosticsError: As Distillation.
+        TeacherError: As :func:`load_teacher`.
+
+    Warns:
+        UserWarning: The teacher was trained with label smoothing, which erases what it could teach.
+
+    """
+
+    def __init__(
+        self,
+        teacher: str | Path,
+        temperature: float = 1.0,
+        weight: float = 0.5,
+        student_temperature: float | None = None,
+    ) -> None:
+        if not isinstance(teacher, (str, Path)):
+            raise TypeError(
+                f"teacher must be the path of a run folder or a checkpoint, but is {type(teacher).__name__}"
+            )
+        self.run = load_teacher(teacher)
+        super().__init__(self.run.module, temperature, weight, student_temperature)
+        self.name = str(teacher)
+        if self.run.smoothing and weight:
+            warnings.warn(_smoothed_teacher(self.name, self.run.smoothing), stacklevel=2)
+
+    def check_data(self, classes: Sequence[str], image_shape: Sequence[int]) -> None:
+        """Refuse a student's data that the teacher was not trained for.
+
+        Raises:
+            TeacherError: Other classes, or images of another shape.
+
+        """
+        own = self.run
+        if own.classes is not None and own.classes != tuple(classes):
+            raise TeacherError(
+                f"the teacher in {self.name} tells {_listed(own.classes)} apart, but the student's classes are "
+                f"{_listed(classes)}: give a teacher that was trained on the student's classes"
+            )
+        if own.image_shape is not None and own.image_shape != tuple(image_shape):
+            raise TeacherError(
+                f"the teacher in {self.name} takes images of shape {own.image_shape}, but the student's are "
+                f"{tuple(image_shape)}: give a teacher that was trained on images of that shape"
+            )
+
+
+def _smoothed_teacher(name: str, smoothing: float) -> str:
+    return (
+        f"the teacher in {name} was trained with smoothing {smoothing:g}, which erases the likeness of classes that a "
+        f"student learns from: Müller et al. (2019, section 4) found that a teacher on MNIST got better with smoothing, "
+        f"from 0.67 to 0.59 % errors, and its student worse, from 0.74 to 0.91 %, and that on CIFAR-10 no student of a smoothed "
+        f"teacher was better than a student trained without one; train the teacher with "
+        f"algorithms.label_smoothing.smoothing=0"
+    )
+
+
+def _listed(classes: Sequence[str]) -> str:
+    return f"{', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''} ({len(classes)})"
+
+
 def _given(architecture: nn.Module | None, path: Path) -> nn.Module:
     if architecture is None:
         raise TeacherError(
             f"{path} lies in no run folder, so that nobody knows which network its weights belong to: give "
-            f"Distillation architecture=MODULE, or a run folder as its teacher"
+            f"architecture=MODULE, or a run folder as the teacher"
         )
     return architecture
 

@@ -12,9 +12,9 @@ from composer.core import State
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from composer_ls.callback import SmoothingDiagnostics
 from composer_ls.diagnostics.information import draw_logit_differences
 from composer_ls.errors import RecipeError
+from composer_ls.smoothing_diagnostics import SmoothingDiagnostics
 from composer_ls.training.data import Splits, labels_of
 from composer_ls.training.memory_images import MemoryImages, crop_flip
 from composer_ls.training.recipe import Data, Diagnostics, MutualInformation

@@ -26,9 +26,9 @@ from composer_ls.diagnostics.tokens import (
     token_nll,
     token_scores,
 )
+from composer_ls.distillation import Distillation
 from composer_ls.errors import RecipeError
 from composer_ls.losses import cross_entropy
-from composer_ls.training.distillation import Distillation
 from composer_ls.training.epoch_sampler import EpochSampler
 from composer_ls.training.recipe import Recipe, TranslationData, TranslationModel
 from composer_ls.training.run_folder import SUBWORDS_FILE, WEIGHTS_FILE

@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 from support import BLACK, BLUE, GREEN, GREY, brief, mean, options, run_all, save, shown
 from torch.nn import functional as F
 
-from composer_ls.diagnostics.distillation import equivalent_smoothing
+from composer_ls.diagnostics.teaching import equivalent_smoothing
 
 FACTORS = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75)
 TEMPERATURES = (1, 2, 3, 4, 8, 12, 16)

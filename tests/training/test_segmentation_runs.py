@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from composer_ls.cli import main
-from composer_ls.diagnostics.segmentation import PixelCounts, mean_iou, pixel_calibration_error, pixel_nll
+from composer_ls.diagnostics.pixels import PixelCounts, mean_iou, pixel_calibration_error, pixel_nll
 from composer_ls.errors import InputError, RecipeError, TeacherError
 from composer_ls.report.diagnosed import read_all
 from composer_ls.report.runs import read_runs

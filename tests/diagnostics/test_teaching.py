@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from composer_ls import cross_entropy, smooth_labels
-from composer_ls.diagnostics.distillation import distillation_loss, equivalent_smoothing
+from composer_ls.diagnostics.teaching import distillation_loss, equivalent_smoothing
 from composer_ls.errors import DiagnosticsError
 
 

@@ -29,7 +29,7 @@ def equivalent_smoothing(teacher_logits: Tensor, labels: Tensor, temperature: fl
 
     Example:
         >>> import torch
-        >>> from composer_ls.diagnostics.distillation import equivalent_smoothing
+        >>> from composer_ls.diagnostics.teaching import equivalent_smoothing
         >>> smoothed = torch.tensor([[0.85, 0.05, 0.05, 0.05]])  # a label smoothed by 0.2
         >>> round(equivalent_smoothing(smoothed.log(), torch.tensor([0])), 6)
         0.2
@@ -78,7 +78,7 @@ def distillation_loss(
 
     Example:
         >>> import torch
-        >>> from composer_ls.diagnostics.distillation import distillation_loss
+        >>> from composer_ls.diagnostics.teaching import distillation_loss
         >>> student, teacher, labels = torch.zeros(1, 4), torch.tensor([[9.0, 0, 0, 0]]), torch.tensor([0])
         >>> distillation_loss(student, teacher, labels, temperature=2.0)  # a student that knows nothing: log 4
         tensor(1.3863)

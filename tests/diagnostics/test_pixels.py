@@ -7,7 +7,7 @@ import torch
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
 from composer_ls.diagnostics.calibration import accuracy, expected_calibration_error, negative_log_likelihood
-from composer_ls.diagnostics.segmentation import (
+from composer_ls.diagnostics.pixels import (
     PixelCounts,
     count_pixels,
     mean_iou,

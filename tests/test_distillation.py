@@ -2,8 +2,6 @@
 
 import copy
 import itertools
-import json
-import warnings
 
 import pytest
 import torch
@@ -16,11 +14,8 @@ from trainer_support import K, classifier, examples, fit
 
 from composer_ls import Distillation, LabelSmoothing, smooth_labels
 from composer_ls.composition import describe
-from composer_ls.diagnostics.distillation import distillation_loss
-from composer_ls.errors import DiagnosticsError, RecipeError, TeacherError
-from composer_ls.training.recipe import load_recipe
-from composer_ls.training.run import train
-from composer_ls.training.run_folder import RunFolder
+from composer_ls.diagnostics.teaching import distillation_loss
+from composer_ls.errors import DiagnosticsError, TeacherError
 
 MIXERS = {
     "none": lambda: None,
@@ -200,8 +195,8 @@ def test_the_plan_tells_of_the_teacher():
         ({"temperature": 0}, DiagnosticsError, "temperature must be a positive number, but is 0"),
         ({"student_temperature": -1}, DiagnosticsError, "temperature must be a positive number, but is -1"),
         ({"weight": 1.5}, DiagnosticsError, r"weight must be in \[0, 1\], but is 1.5"),
-        ({"teacher": 3}, TypeError, "teacher must be a module or a path, but is int"),
-        ({"teacher": "absent"}, TeacherError, "there is no teacher at .*absent: give a run folder"),
+        ({"teacher": 3}, TypeError, "teacher must be a network, but is int: give a module"),
+        ({"teacher": "runs/mine"}, TypeError, r"but is str: .*load_teacher\(PATH\).module is that of a run folder"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, error, message):
@@ -225,119 +220,6 @@ def test_an_output_that_is_no_tensor_says_what_to_give():
 
     with pytest.raises(TypeError, match="the teacher's output is tuple, but Distillation needs .*output_key"):
         fit([Distillation(InATuple())])
-
-
-QUICK = ["duration=2ep", "eval_interval=2ep", "checkpoints.interval=2ep"]
-HARD, KEPT = "algorithms.label_smoothing.smoothing=0", "checkpoints.keep=true"
-
-
-def run(path, *overrides):
-    recipe = load_recipe("digits-mlp", [*QUICK, *overrides])
-    return train(recipe, RunFolder(path, recipe), progress=False)
-
-
-@pytest.fixture(scope="module")
-def teachers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("teachers")
-    run(folder / "hard", HARD, KEPT)
-    run(folder / "smoothed", KEPT)
-    run(folder / "forgotten", "duration=1ep")
-    return folder
-
-
-def test_a_run_folder_teaches_from_a_recipe(tmp_path, teachers):
-    path = f"algorithms.distillation.teacher={teachers / 'hard'}"
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="the teacher")
-        result = run(tmp_path / "student", path, HARD, "algorithms.distillation.weight=1")
-    assert result["metrics"]["accuracy"] > 0.85
-    assert f"teacher {teachers / 'hard'} at temperature 1 counts 1, the loss 0" in result["plan"]
-    assert load_recipe(tmp_path / "student" / "recipe.yaml").algorithms["distillation"]["weight"] == 1
-    assert run(tmp_path / "student", path, HARD, "algorithms.distillation.weight=1") == result
-
-
-def test_a_teacher_of_no_weight_leaves_a_run_what_it_was(tmp_path, teachers):
-    overrides = [HARD, f"algorithms.distillation={{teacher: {teachers / 'hard'}, weight: 0}}"]
-    alone = json.loads((teachers / "hard" / "result.json").read_text())
-    assert run(tmp_path / "student", *overrides)["metrics"] == pytest.approx(alone["metrics"], rel=1e-6)
-
-
-def test_a_run_and_its_checkpoint_are_the_network_that_was_trained(teachers):
-    from safetensors.torch import load_file
-
-    from composer_ls.training.data import load_splits
-    from composer_ls.training.models import build_model
-
-    test = load_splits(load_recipe("digits-mlp").data).test
-    images, _ = test.__getitems__(list(range(len(test))))
-    expected = load_file(teachers / "hard" / "predictions.safetensors")["logits"]
-    checkpoint = teachers / "hard" / "checkpoints" / "latest-rank0.pt"
-    for source, architecture in (
-        (teachers / "hard", None),
-        (checkpoint, None),
-        (str(checkpoint), build_model("mlp", (1, 8, 8), 10)),
-    ):
-        teacher = Distillation(source, architecture=architecture).teacher.module
-        with torch.no_grad():
-            torch.testing.assert_close(teacher(images), expected)
-
-
-def test_a_smoothed_teacher_is_warned_of_with_the_papers_figures(teachers):
-    message = r"trained with smoothing 0.1, which erases.*0.67 to 0.59 %.*0.74 to 0.91 %.*smoothing=0"
-    with pytest.warns(UserWarning, match=message):
-        Distillation(teachers / "smoothed")
-
-
-def test_a_run_without_weights_or_a_result_says_how_to_get_them(tmp_path, teachers):
-    with pytest.raises(TeacherError, match=r"did not keep its checkpoint.*checkpoints.keep=true --out .* --overwrite"):
-        Distillation(teachers / "forgotten")
-    (tmp_path / "recipe.yaml").write_text("")
-    with pytest.raises(TeacherError, match="holds no finished run .*finish it with composer-ls train"):
-        Distillation(tmp_path)
-    (tmp_path / "result.json").write_text("{}")
-    with pytest.raises(TeacherError, match="does not tell what the teacher is"):
-        Distillation(tmp_path)
-
-
-def test_a_file_that_is_no_checkpoint_or_does_not_fit_is_refused(tmp_path, teachers):
-    (tmp_path / "notes.pt").write_text("not weights")
-    with pytest.raises(TeacherError, match="lies in no run folder.*architecture=MODULE"):
-        Distillation(tmp_path / "notes.pt")
-    with pytest.raises(TeacherError, match=r"notes.pt is not a checkpoint of Composer's Trainer"):
-        Distillation(tmp_path / "notes.pt", architecture=teacher_network())
-    with pytest.raises(TeacherError, match="do not fit the network Sequential .*blurpool"):
-        Distillation(teachers / "hard" / "checkpoints" / "latest-rank0.pt", architecture=teacher_network())
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        (
-            "classes",
-            ["cat", "dog"],
-            r"tells cat, dog \(2\) apart, but the student's classes are 0, 1, 2, 3, 4, ... \(10\)",
-        ),
-        ("image_shape", [3, 32, 32], r"takes images of shape \(3, 32, 32\), but the student's are \(1, 8, 8\)"),
-    ],
-)
-def test_a_teacher_of_other_data_is_refused_before_training(tmp_path, monkeypatch, teachers, key, value, message):
-    def checked(self, classes, image_shape):
-        object.__setattr__(self.teacher, key, tuple(value))
-        return original(self, classes, image_shape)
-
-    original = Distillation.check_data
-    monkeypatch.setattr(Distillation, "check_data", checked)
-    with pytest.raises(TeacherError, match=message):
-        run(tmp_path / "student", f"algorithms.distillation.teacher={teachers / 'hard'}")
-
-
-def test_a_recipe_names_what_distillation_takes(tmp_path):
-    with pytest.raises(
-        RecipeError, match="unknown key algorithms.distillation.heat: allowed are teacher, temperature, "
-    ):
-        run(tmp_path, "algorithms.distillation={teacher: x, heat: 3}")
-    with pytest.raises(RecipeError, match="algorithms.distillation: there is no teacher at"):
-        run(tmp_path, "algorithms.distillation.teacher=absent")
 
 
 def test_a_dataloader_of_dense_rows_is_taught_too():

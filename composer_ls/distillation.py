@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import warnings
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,9 +13,8 @@ from composer.models import ComposerModel
 from composer.utils import batch_get, ensure_tuple
 from torch import Tensor, nn
 
-from composer_ls.diagnostics.distillation import check_distillation, teacher_cross_entropy
+from composer_ls.diagnostics.teaching import check_distillation, teacher_cross_entropy
 from composer_ls.errors import TeacherError
-from composer_ls.training.teacher import Teacher, load_teacher
 
 __all__ = ["Distillation"]
 
@@ -32,13 +29,11 @@ class Distillation(Algorithm):
     mixed ones. Where this stands in the list of algorithms does not matter.
 
     Args:
-        teacher: A network from the same inputs to logits of the same classes; a run folder that ``composer-ls train``
-            left, with ``checkpoints.keep=true``; or the file of a checkpoint. Files are pickles: use trusted ones.
+        teacher: A network from the same inputs to logits of the same classes, with its weights loaded.
         temperature: T, by which the teacher's logits are divided.
         weight: β in [0, 1], how much the teacher counts; the loss counts 1 - β.
         student_temperature: T of the student in the teacher's part. ``None``: as the teacher's. The gradient of that
             part shrinks as 1/T² then, and no factor T² is added.
-        architecture: For a checkpoint that lies in no run folder: the network that its weights belong to.
         input_key: Where the inputs are in the batch: an index, a key or a getter. For a teacher that is a ComposerModel, which
             gets the whole batch, it is not used.
         output_key: Where the logits are in both networks' outputs. ``None``: the outputs are the logits.
@@ -46,10 +41,8 @@ class Distillation(Algorithm):
     Raises:
         DiagnosticsError: A temperature that is not positive, or a weight outside [0, 1]. During training: the teacher's
             logits have another shape than the student's.
-        TeacherError: No weights at ``teacher``. When training starts: the teacher is the student itself.
-
-    Warns:
-        UserWarning: The teacher's run was trained with label smoothing, which erases what it could teach.
+        TypeError: ``teacher`` is not a module.
+        TeacherError: When training starts: the teacher is the student itself.
 
     Note:
         The teacher is no part of the student: neither its checkpoints nor its optimizer know of it. Labels that the
@@ -69,26 +62,26 @@ class Distillation(Algorithm):
 
     def __init__(
         self,
-        teacher: nn.Module | str | Path,
+        teacher: nn.Module,
         temperature: float = 1.0,
         weight: float = 0.5,
         student_temperature: float | None = None,
-        architecture: nn.Module | None = None,
         input_key: str | int | Callable[..., Any] = 0,
         output_key: str | int | Callable[..., Any] | None = None,
     ) -> None:
         check_distillation(weight, temperature, student_temperature)
-        if not isinstance(teacher, (nn.Module, str, Path)):
-            raise TypeError(f"teacher must be a module or a path, but is {type(teacher).__name__}")
-        self.teacher = Teacher(teacher) if isinstance(teacher, nn.Module) else load_teacher(teacher, architecture)
-        self.name = type(teacher).__name__ if isinstance(teacher, nn.Module) else str(teacher)
+        if not isinstance(teacher, nn.Module):
+            raise TypeError(
+                f"teacher must be a network, but is {type(teacher).__name__}: give a module with its weights loaded; "
+                f"load_teacher(PATH).module is that of a run folder or a checkpoint"
+            )
+        self.teacher = teacher
+        self.name = type(teacher).__name__
         self.temperature = temperature
         self.weight = weight
         self.student_temperature = student_temperature
         self.input_key = input_key
         self.output_key = output_key
-        if self.teacher.smoothing and weight:
-            warnings.warn(_smoothed_teacher(self.name, self.teacher.smoothing), stacklevel=2)
 
     def __repr__(self) -> str:
         """The call that makes it, which Composer stores in checkpoints."""
@@ -116,27 +109,8 @@ class Distillation(Algorithm):
         if event == Event.FIT_START:
             self._start(state)
 
-    def check_data(self, classes: Sequence[str], image_shape: Sequence[int]) -> None:
-        """Refuse a student's data that a run's teacher was not trained for.
-
-        Raises:
-            TeacherError: Other classes, or images of another shape.
-
-        """
-        own = self.teacher
-        if own.classes is not None and own.classes != tuple(classes):
-            raise TeacherError(
-                f"the teacher in {self.name} tells {_listed(own.classes)} apart, but the student's classes are "
-                f"{_listed(classes)}: give a teacher that was trained on the student's classes"
-            )
-        if own.image_shape is not None and own.image_shape != tuple(image_shape):
-            raise TeacherError(
-                f"the teacher in {self.name} takes images of shape {own.image_shape}, but the student's are "
-                f"{tuple(image_shape)}: give a teacher that was trained on images of that shape"
-            )
-
     def _start(self, state: State) -> None:
-        module = self.teacher.module
+        module = self.teacher
         student = getattr(state.model, "module", None)
         if module is state.model or module is student:
             raise TeacherError("the teacher is the student itself: give Distillation a copy, as copy.deepcopy(model)")
@@ -146,7 +120,7 @@ class Distillation(Algorithm):
 
     def _mixed(self, state: State) -> Any:
         with torch.no_grad(), get_precision_context(state.precision, state.precision_config):
-            module = self.teacher.module
+            module = self.teacher
             whole = isinstance(module, ComposerModel)
             outputs = module(state.batch if whole else batch_get(state.batch, self.input_key))
         taught = teacher_cross_entropy(
@@ -169,17 +143,3 @@ class Distillation(Algorithm):
                 f"an output_key that leads there in both networks' outputs, such as output_key='logits'"
             )
         return logits
-
-
-def _smoothed_teacher(name: str, smoothing: float) -> str:
-    return (
-        f"the teacher in {name} was trained with smoothing {smoothing:g}, which erases the likeness of classes that a "
-        f"student learns from: Müller et al. (2019, section 4) found that a teacher on MNIST got better with smoothing, "
-        f"from 0.67 to 0.59 % errors, and its student worse, from 0.74 to 0.91 %, and that on CIFAR-10 no student of a smoothed "
-        f"teacher was better than a student trained without one; train the teacher with "
-        f"algorithms.label_smoothing.smoothing=0"
-    )
-
-
-def _listed(classes: Sequence[str]) -> str:
-    return f"{', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''} ({len(classes)})"

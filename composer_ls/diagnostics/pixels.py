@@ -48,7 +48,7 @@ def count_pixels(logits: Tensor, labels: Tensor, ignore_index: int = -100, bins:
 
     Example:
         >>> import torch
-        >>> from composer_ls.diagnostics.segmentation import count_pixels, mean_iou
+        >>> from composer_ls.diagnostics.pixels import count_pixels, mean_iou
         >>> logits = torch.tensor([[[2.0, 2.0, 0.0], [0.0, 0.0, 2.0]]])
         >>> counts = count_pixels(logits, torch.tensor([[0, 1, -100]]))
         >>> counts.confusion.tolist()
