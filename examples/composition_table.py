@@ -97,6 +97,8 @@ class MeasuringLoss:
     def __call__(self, logits, target):
         """The loss of a model's output."""
         logits = logits["logits"] if isinstance(logits, dict) else logits
+        if not logits.requires_grad:  # the model is asked for its loss before the first step
+            return F.cross_entropy(logits, target)
         if not target.is_floating_point():
             target = F.one_hot(target.clamp(0), K).movedim(-1, 1).float() * (target != -100).unsqueeze(1)
         rows = target.movedim(1, -1).reshape(-1, K)

@@ -1,5 +1,6 @@
 """LabelSmoothing inside Composer's Trainer."""
 
+import pickle
 from dataclasses import dataclass
 from unittest.mock import Mock
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from composer import Trainer
 from composer.algorithms import CutMix, MixUp
-from composer.core import Event, State
+from composer.core import Callback, Event, State
 from composer.loss import binary_cross_entropy_with_logits as composer_binary_cross_entropy
 from composer.loss import soft_cross_entropy
 from composer.models import ComposerClassifier, ComposerModel
@@ -16,7 +17,7 @@ from support import Allocations
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
-from trainer_support import K, RecordingLoss, classifier, examples, fit
+from trainer_support import K, RecordingLoss, SecondStep, classifier, examples, fit
 
 import composer_ls.algorithm
 from composer_ls import LabelSmoothing, SoftTargets, cross_entropy
@@ -155,10 +156,33 @@ def test_output_key_leads_to_the_logits():
         assert state.batch[1].shape == (2, K)
 
 
-def test_a_classifier_on_composers_default_loss_gets_the_fused_one():
+class Watch(Callback):
+    """Calls a function at an event."""
+
+    def __init__(self, event, look):
+        setattr(self, event, lambda state, logger: look(state))
+
+
+def test_a_classifier_on_composers_default_loss_has_the_fused_one_while_it_trains_and_its_own_afterwards():
+    model, during = classifier(), []
+    watch = Watch("after_loss", lambda state: during.append(state.model._loss_fn))
+    fit([LabelSmoothing(0.1)], model=model, steps=1, callbacks=[watch])
+    assert during == [cross_entropy]
+    assert model._loss_fn is soft_cross_entropy
+    assert "composer_ls" not in str(pickle.dumps(model))
+
+
+def test_a_training_that_failed_leaves_no_loss_behind_in_the_next():
     model = classifier()
-    fit([LabelSmoothing(0.1)], model=model, steps=1)
-    assert model._loss_fn is cross_entropy
+    smoother = LabelSmoothing(0.1)
+
+    def fail(state):
+        raise RuntimeError("the disk is full")
+
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        fit([smoother], model=model, callbacks=[Watch("batch_end", fail)])
+    fit([smoother], model=model)
+    assert model._loss_fn is soft_cross_entropy
 
 
 def test_evaluation_sees_plain_labels():
@@ -257,7 +281,12 @@ def test_repr_is_the_call():
     [
         ({"smoothing": 7}, ValueError, r"smoothing must be in \[0, 1\], but is 7"),
         ({"smoothing": float("nan")}, ValueError, "but is nan"),
-        ({"smoothing": "0.1"}, TypeError, "must be a number .* but is '0.1'"),
+        ({"smoothing": "0.1"}, TypeError, "must be a number .* but is '0.1', a text: write it without quotes"),
+        (
+            {"ignore_index": "-100"},
+            TypeError,
+            "ignore_index must be an integer, or None to ignore no label, but is '-100'",
+        ),
         ({"smoothing": torch.tensor([0.1, 0.2])}, TypeError, "must be a number, but is a tensor of shape"),
         ({"spread": "none"}, ValueError, "spread must be 'all' or 'others', but is 'none'"),
         ({"kind": "several"}, ValueError, "kind must be 'multiclass' or 'binary', but is 'several'"),
@@ -279,7 +308,8 @@ def test_wrong_arguments_are_refused(arguments, error, message):
         (torch.zeros(2, 1), torch.tensor([0, 0]), ValueError, "one logit an example, .* use a head with two logits"),
         (torch.zeros(4), torch.rand(4), ValueError, "one logit an example, .* use a head with two logits"),
         (torch.zeros(2, 7, K), torch.zeros(2, 7).long(), ValueError, r"give logits.movedim\(-1, 1\)"),
-        (torch.zeros(2, K), [0, 1], TypeError, "target_key=1 are list, but must be one tensor"),
+        (torch.zeros(2, K), ["cat", "dog"], TypeError, "target_key=1 are list, but must be one tensor"),
+        (torch.zeros(2, K), [0, K], ValueError, rf"target\[1\] is {K}, but the logits have {K} classes"),
         (torch.zeros(2, K), torch.tensor([0, 255]), ValueError, r"target\[1\] is 255, .* pass ignore_index=255"),
         (torch.zeros(2, K), torch.zeros(2, 3), ValueError, "the target has 3 classes, the logits 5"),
     ],
@@ -320,9 +350,10 @@ def test_training_on_32000_classes_makes_nothing_of_the_logits_size_but_their_gr
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.randn(n, 1, 2, 2, generator=generator), torch.randint(num_classes, (n,), generator=generator)
     model = ComposerClassifier(nn.Sequential(nn.Flatten(), nn.Linear(4, num_classes)), num_classes=num_classes)
-    with Allocations(nbytes=4 * n * num_classes) as made:
-        loader = DataLoader(TensorDataset(images, labels), n)
-        fit([LabelSmoothing(0.1), *algorithms], model=model, loader=loader, steps=1)
+    made = Allocations(nbytes=4 * n * num_classes)
+    loader = DataLoader(TensorDataset(images.repeat(2, 1, 1, 1), labels.repeat(2)), n)
+    callbacks = [SecondStep(made)]  # in the first one the model is asked
+    fit([LabelSmoothing(0.1), *algorithms], model=model, loader=loader, steps=2, callbacks=callbacks)
     assert made.count == 2  # the logits and their gradient
 
 
@@ -405,7 +436,8 @@ def test_classes_with_a_binary_cross_entropy_are_smoothed_as_classes():
     seen = []
 
     def loss(logits, target):
-        seen.append(target.dense() if isinstance(target, SoftTargets) else target)
+        if logits.requires_grad:
+            seen.append(target.dense() if isinstance(target, SoftTargets) else target)
         return composer_binary_cross_entropy(logits, target)
 
     fit([LabelSmoothing(0.1)], model=classifier(loss), steps=1)

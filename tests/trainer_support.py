@@ -2,6 +2,7 @@
 
 import torch
 from composer import Trainer
+from composer.core import Callback
 from composer.loss import soft_cross_entropy
 from composer.models import ComposerClassifier
 from composer.utils import reproducibility
@@ -58,6 +59,8 @@ class RecordingLoss:
         self.smoothed, self.targets, self.losses = [], [], []
 
     def __call__(self, logits, target, **options):
+        if not logits.requires_grad:  # asked before the first step
+            return F.cross_entropy(logits, target, **options)
         if not target.is_floating_point():  # SelectiveBackprop chooses examples by their plain labels
             return F.cross_entropy(logits, target, **options)
         self.targets.append(target)
@@ -67,3 +70,18 @@ class RecordingLoss:
         loss = F.cross_entropy(logits, target, **options)
         self.losses.append(loss.detach().sum().item())
         return loss
+
+
+class SecondStep(Callback):
+    """Enters a context for the second step."""
+
+    def __init__(self, context):
+        self.context = context
+
+    def batch_start(self, state, logger):
+        if state.timestamp.batch == 1:
+            self.context.__enter__()
+
+    def after_backward(self, state, logger):
+        if state.timestamp.batch == 1:
+            self.context.__exit__(None, None, None)

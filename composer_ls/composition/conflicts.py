@@ -1,24 +1,23 @@
-"""What would smooth the targets a second time: found by looking, before the first step."""
+"""What would smooth the targets a second time, as far as it is certain before the model is asked."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import inspect
 import numbers
 import re
-import tokenize
-import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from composer.core import Algorithm
-from torch import Tensor
+from composer.loss import soft_cross_entropy
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from composer_ls.composition.mixers import is_smoother
-from composer_ls.composition.reach import names_of, reachable
+from composer_ls.composition.reach import fields_of, reachable
 from composer_ls.errors import InputError
+from composer_ls.losses import CrossEntropyLoss, cross_entropy
 from composer_ls.targets import SoftTargets
 
 __all__ = [
@@ -29,6 +28,8 @@ __all__ = [
     "conflicts_with_algorithms",
     "kind_of_loss",
     "looks_smoothed",
+    "loss_function_of",
+    "smoothing_of",
 ]
 
 
@@ -71,44 +72,57 @@ def conflicts_with_algorithms(algorithms: Sequence[Algorithm], smoother: Any) ->
 
 
 def conflicts_in_model(model: Any) -> list[Conflict]:
-    """What smooths in a model's ``loss`` method and in all that it uses, as far as that can be seen without running it.
+    """What smooths in the loss function that a model holds as ``_loss_fn``, as a ``ComposerClassifier`` does.
 
-    Seen are modules and ``functools.partial`` with ``label_smoothing``, timm's smoothing losses, and calls with the
-    keyword ``label_smoothing=`` whose value is a number, a variable outside the function or an attribute of ``self``.
-    Not seen are a positional argument and a value that is computed.
+    Known by their class are cross entropies and a ``functools.partial`` with ``label_smoothing``, and timm's smoothing
+    losses. All other losses are asked on the first microbatch.
     """
-    return _conflicts_behind([("model.loss", getattr(model, "loss", None))])
+    found: list[Conflict] = []
+    thing, path = loss_function_of(model), "model._loss_fn"
+    while thing is not None:
+        found += smoothing_of(path, thing)
+        thing, path = (thing.func, f"{path}.func") if isinstance(thing, functools.partial) else (None, path)
+    return found
 
 
 def conflicts_in_data(dataloader: Any) -> list[Conflict]:
     """What smooths in a dataloader: its collate function and its data set's transforms, as far as they can be seen."""
-    roots = [("the dataloader's collate_fn", getattr(dataloader, "collate_fn", None))]
-    data_set = getattr(dataloader, "dataset", None)
-    while data_set is not None:  # a Subset holds another data set
-        names = ("transform", "target_transform", "transforms", "collate_fn")
-        roots += [(f"the data set's {name}", getattr(data_set, name, None)) for name in names]
-        data_set = getattr(data_set, "dataset", None)
-    if hasattr(dataloader, "loader"):  # a loader around a loader, as timm has
-        roots.append(("the dataloader", dataloader))
-    return _conflicts_behind(roots)
-
-
-def _conflicts_behind(roots: Sequence[tuple[str, Any]]) -> list[Conflict]:
-    found = [c for name, root in roots for path, thing in reachable(root, name) for c in _smoothing_of(path, thing)]
+    loader = dataloader
+    found: list[Conflict] = []
+    seen: list[Any] = []
+    while loader is not None and not any(loader is other for other in seen):  # timm has a loader around a loader
+        seen.append(loader)
+        held = fields_of(loader)
+        roots = [("the dataloader's collate_fn", held.get("collate_fn"))]
+        data_set = held.get("dataset")
+        while data_set is not None and not any(data_set is other for other in seen):  # a Subset holds another data set
+            seen.append(data_set)
+            fields = fields_of(data_set)
+            names = ("transform", "target_transform", "transforms", "collate_fn")
+            roots += [(f"the data set's {name}", fields.get(name)) for name in names]
+            data_set = fields.get("dataset")
+        found += [c for name, root in roots for path, thing in reachable(root, name) for c in smoothing_of(path, thing)]
+        loader = held.get("loader")
     return list(dict.fromkeys(found))
 
 
+def loss_function_of(model: Any) -> Any:
+    """What a model holds as ``_loss_fn``, if anything."""
+    return fields_of(model).get("_loss_fn")
+
+
 def kind_of_loss(model: Any) -> str | None:
-    """Which kind of targets the loss behind ``model.loss`` takes: ``"multiclass"``, ``"binary"``; ``None`` if unseen."""
-    names = {name for _, thing in reachable(getattr(model, "loss", None), "model.loss") for name in names_of(thing)}
-    kinds = {kind for kind, pattern in _KINDS.items() if any(re.search(pattern, name) for name in names)}
-    return kinds.pop() if len(kinds) == 1 else None
-
-
-_KINDS = {
-    "multiclass": "(?<!binary_)cross_entropy|(?<!Binary)CrossEntropy|NLLLoss|nll_loss",
-    "binary": "binary_cross_entropy|BinaryCrossEntropy|^BCE|^MultiLabel",
-}
+    """Which kind of targets a model's ``_loss_fn`` takes, where its class tells: ``"multiclass"`` or ``"binary"``."""
+    loss = loss_function_of(model)
+    while isinstance(loss, functools.partial):
+        loss = loss.func
+    classes = (nn.CrossEntropyLoss, nn.NLLLoss, CrossEntropyLoss)
+    if isinstance(loss, classes) or any(
+        loss is f for f in (F.cross_entropy, F.nll_loss, cross_entropy, soft_cross_entropy)
+    ):
+        return "multiclass"
+    binary = isinstance(loss, (nn.BCEWithLogitsLoss, nn.BCELoss)) or loss is F.binary_cross_entropy_with_logits
+    return "binary" if binary else None
 
 
 def looks_smoothed(target: Any, num_classes: int, kind: str = "multiclass") -> str | None:
@@ -127,7 +141,8 @@ def looks_smoothed(target: Any, num_classes: int, kind: str = "multiclass") -> s
     return None
 
 
-def _smoothing_of(path: str, thing: Any) -> Iterator[Conflict]:
+def smoothing_of(path: str, thing: Any) -> Iterator[Conflict]:
+    """What something smooths that is known by its class."""
     if isinstance(thing, functools.partial):
         amount = thing.keywords.get("label_smoothing")
         if _is_positive(amount):
@@ -136,63 +151,13 @@ def _smoothing_of(path: str, thing: Any) -> Iterator[Conflict]:
                 f"{path}, which is functools.partial({name}, label_smoothing={amount})",
                 f"drop label_smoothing={amount} from the partial",
             )
-    elif isinstance(thing, (types.FunctionType, types.MethodType)):
-        yield from _smoothing_in_source(path, thing)
-    elif not isinstance(thing, type):
-        name = type(thing).__name__
-        is_loss = re.search("labelsmooth|crossentropy", name.lower())  # timm's losses call it smoothing
-        for attribute in ("label_smoothing", "smoothing") if is_loss else ("label_smoothing",):
-            amount = getattr(thing, attribute, None)
-            if _is_positive(amount):
-                yield Conflict(f"{path}, which is {name}({attribute}={amount})", f"set {attribute}=0.0 in that {name}")
-                return
-
-
-def _smoothing_in_source(path: str, function: Any) -> Iterator[Conflict]:
-    """``label_smoothing=`` in the text of a function or method, with a value that can be known without running it."""
-    constants = function.__code__.co_consts
-    if not any(isinstance(names, tuple) and "label_smoothing" in names for names in constants):
-        return  # no call in it has such a keyword
-    try:
-        lines, first = inspect.getsourcelines(function)
-    except (OSError, TypeError):
         return
-    for number, words in enumerate(_words_by_line(lines), first):
-        for match in _PASSED.finditer(words):
-            amount = _value(match[1].replace(" ", ""), function)
-            if _is_positive(amount):
-                place = f"{function.__code__.co_filename}:{number}"
-                yield Conflict(
-                    f"{path}, which passes label_smoothing={amount} ({place})", f"drop label_smoothing= from {place}"
-                )
-
-
-_PASSED = re.compile(r"\blabel_smoothing = ([\w.+-]+(?: \. \w+)*)")
-
-
-def _value(text: str, function: Any) -> Any:
-    """The number that a word stands for in a function: a literal, a variable outside it, or something of ``self``."""
-    with contextlib.suppress(ValueError):
-        return float(text)
-    name, *attributes = text.split(".")
-    variables = inspect.getclosurevars(function)
-    outside = {**variables.globals, **variables.nonlocals}
-    if isinstance(function, types.MethodType):
-        outside[function.__code__.co_varnames[0]] = function.__self__
-    value = outside.get(name)
-    for attribute in attributes:
-        value = getattr(value, attribute, None)
-    return value
-
-
-def _words_by_line(lines: list[str]) -> list[str]:
-    """The code of each line, its tokens a space apart, without comments and strings: docstrings show examples."""
-    words = [""] * (len(lines) + 1)
-    with contextlib.suppress(tokenize.TokenError, IndentationError, SyntaxError):  # a lambda's lines are a fragment
-        for token in tokenize.generate_tokens(iter(lines).__next__):
-            if token.type in (tokenize.NAME, tokenize.NUMBER, tokenize.OP):
-                words[token.start[0] - 1] += f" {token.string}"
-    return words[:-1]
+    name, held = type(thing).__name__, fields_of(thing)
+    is_loss = re.search("labelsmooth|crossentropy", name.lower())  # timm's losses call it smoothing
+    for attribute in ("label_smoothing", "smoothing") if is_loss else ("label_smoothing",):
+        if _is_positive(amount := held.get(attribute)):
+            yield Conflict(f"{path}, which is {name}({attribute}={amount})", f"set {attribute}=0.0 in that {name}")
+            return
 
 
 def _is_positive(amount: Any) -> bool:

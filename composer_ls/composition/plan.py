@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from composer.core import Algorithm, State
+from composer.loss import soft_cross_entropy
 from torch import nn
 from torch.nn import functional as F
 
-from composer_ls.composition.huggingface import before_asking, makes_its_loss
+from composer_ls.composition.conflicts import loss_function_of
 from composer_ls.composition.mixers import data_mixers, is_smoother, mixer_of
-from composer_ls.composition.reach import reachable
+from composer_ls.composition.own_loss import before_asking, makes_its_loss
+from composer_ls.composition.reach import fields_of, reachable
 from composer_ls.losses import CrossEntropyLoss, cross_entropy
 
 __all__ = ["describe", "place", "unwrapped"]
@@ -61,46 +63,53 @@ def describe(trainer_or_state: Any) -> str:
 
     """
     state: State = getattr(trainer_or_state, "state", trainer_or_state)
-    smoother = next((a for a in state.algorithms if is_smoother(a, "composer_ls")), None)
-    data, mixers = _data_part(state), _mixer_parts(state.algorithms, smoother)
-    if smoother is not None and makes_its_loss(unwrapped(state)):
-        loss = smoother.head.describe() if smoother.head is not None else before_asking(unwrapped(state))
-        return "; ".join([_smoothing_part(smoother, state), *data, *mixers, loss])
-    compact = smoother is not None and not any("dense rows" in part for part in [*data, *mixers])
-    parts = [_smoothing_part(smoother, state), *data, *mixers, _loss_part(state, compact)]
-    parts += ["targets restored after the loss"] if smoother is not None else []
+    smoothers = [a for a in state.algorithms if is_smoother(a, "composer_ls")]
+    model, data = unwrapped(state), _data_part(state)
+    mixers = _mixer_parts(state.algorithms, smoothers)
+    parts = [_smoothing_part(smoother, state, len(smoothers) > 1) for smoother in smoothers] or ["no smoothing"]
+    parts += [*data, *mixers]
+    replaced = [words for smoother in smoothers if (words := smoother.way.describe())]
+    if not replaced and smoothers and makes_its_loss(model):
+        replaced = [before_asking(model)]
+    if replaced:
+        parts += dict.fromkeys(f"loss {words}" for words in replaced)
+    else:
+        dense = any("dense rows" in part for part in parts)
+        parts.append(_loss_part(model, bool(smoothers) and not dense, bool(smoothers)))
+        parts += ["targets restored after the loss"] if smoothers else []
     return "; ".join([*parts, *(a.in_words for a in state.algorithms if hasattr(a, "in_words"))])
 
 
-def _smoothing_part(smoother: Any, state: State) -> str:
-    if smoother is None:
-        return "no smoothing"
+def _smoothing_part(smoother: Any, state: State, is_one_of_several: bool) -> str:
+    of = f" of the targets at {smoother.target_key!r}" if is_one_of_several else ""
     if smoother.kind == "binary":
-        return f"smoothing {smoother.smoothing:g}, each label toward 1/2"
-    classes = getattr(smoother.head or unwrapped(state), "num_classes", None)
+        return f"smoothing {smoother.smoothing:g}{of}, each label toward 1/2"
+    classes = getattr(smoother.way, "num_classes", None) or fields_of(unwrapped(state)).get("num_classes")
+    classes = None if is_one_of_several else classes
     over = f"over {classes} classes" if classes else "over all classes"
     if smoother.prior is not None:
         over = "to the given prior" if smoother.prior.ndim == 1 else "to the given prior of each class"
     elif smoother.spread == "others":
         over = over.replace("over ", "over all but the true one of ") if classes else "over all but the true class"
     word = "uniform " if smoother.prior is None else ""
-    return f"smoothing {smoother.smoothing:g}, {word}{over}"
+    return f"smoothing {smoother.smoothing:g}{of}, {word}{over}"
 
 
 def _data_part(state: State) -> list[str]:
     loader = state.dataloader if state.train_dataloader is None else state.train_dataloader
-    collate = getattr(loader, "collate_fn", None)
+    collate = fields_of(loader).get("collate_fn")
     mixers = data_mixers([thing for _, thing in reachable(collate, "collate_fn")])
     names = " and ".join(dict.fromkeys(type(mixer).__name__ for mixer in mixers))
     return [f"{names} in the dataloader, whose dense rows are smoothed"] if names else []
 
 
-def _mixer_parts(algorithms: Sequence[Algorithm], smoother: Algorithm | None) -> list[str]:
+def _mixer_parts(algorithms: Sequence[Algorithm], smoothers: Sequence[Algorithm]) -> list[str]:
+    smoother = next(iter(smoothers), None)
     parts = []
     both = ", both smoothed" if smoother is not None else ""
     before = True
     for algorithm in algorithms:
-        if algorithm is smoother:
+        if algorithm in smoothers:
             before = False
         elif _is_unknown(algorithm) and smoother is not None:
             parts.append(f"{type(algorithm).__name__} may rewrite targets, smoothed after it")
@@ -115,11 +124,12 @@ def _mixer_parts(algorithms: Sequence[Algorithm], smoother: Algorithm | None) ->
     return parts
 
 
-def _loss_part(state: State, compact: bool) -> str:
-    model = unwrapped(state)
-    loss = getattr(model, "_loss_fn", None)
+def _loss_part(model: Any, compact: bool, smooths: bool) -> str:
+    loss = loss_function_of(model)
     if loss is None:
         return f"loss {type(model).__name__}.loss"
+    if smooths and loss is soft_cross_entropy:
+        loss = cross_entropy  # while it trains
     name = getattr(loss, "__name__", type(loss).__name__)
     fused = loss in (cross_entropy, F.cross_entropy) or isinstance(loss, (nn.CrossEntropyLoss, CrossEntropyLoss))
     return f"loss {name}, fused" if fused and compact else f"loss {name}"

@@ -17,7 +17,7 @@ from support import Allocations
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
-from trainer_support import fit
+from trainer_support import SecondStep, fit
 from transformers.trainer_pt_utils import LabelSmoother
 
 from composer_ls import LabelSmoothing
@@ -164,21 +164,6 @@ def test_microbatches_weigh_by_their_examples_as_they_do_without_smoothing(task,
 def test_outputs_may_be_tuples(task):
     train_tuples = functools.partial(train, task, model=wrapped(task, return_dict=False))
     torch.testing.assert_close(train_tuples([LabelSmoothing(0.1)]), train(task, [LabelSmoothing(0.1)]))
-
-
-class SecondStep(Callback):
-    """Enters a context for the second step."""
-
-    def __init__(self, context):
-        self.context = context
-
-    def batch_start(self, state, logger):
-        if state.timestamp.batch == 1:
-            self.context.__enter__()
-
-    def after_backward(self, state, logger):
-        if state.timestamp.batch == 1:
-            self.context.__exit__(None, None, None)
 
 
 @pytest.mark.parametrize("task", ["causal LM", "masked LM", "sequence to sequence"])
@@ -401,29 +386,36 @@ class IgnoringZero(Focal):
         return output
 
 
-@pytest.mark.parametrize(
-    ("cls", "message"),
-    [
-        (Focal, r"is something else than cross entropy .* Write a subclass of HuggingFaceModel"),
-        (Weighted, r"has a weight="),
-        (Penalised, r"is something besides the mean cross entropy"),
-        (Summed, r"has reduction='sum'"),
-        (Relabelled, r"is not of the labels in the batch, neither as they are nor shifted"),
-        (Cooled, r"is of logits that are not in its output"),
-        (IgnoringZero, r"ignores the label 0, but LabelSmoothing -100: .* ignore_index=0"),
-    ],
-)
-def test_a_loss_that_smoothing_would_not_replace_as_it_is_is_refused_with_the_reason(cls, message):
+def test_a_loss_without_a_cross_entropy_is_refused_with_the_reason():
+    with pytest.raises(
+        TargetError, match="is something else than cross entropy .* Write a subclass of HuggingFaceModel"
+    ):
+        train("sequence classification", [LabelSmoothing(0.1)], of_class(Focal))
+
+
+def of_class(cls):
+    torch.manual_seed(3)
     model = HuggingFaceModel(cls(bert(num_labels=5)))
     model.model_forward_args |= {"input_ids", "attention_mask"}
-    with pytest.raises(TargetError, match=message):
-        train("sequence classification", [LabelSmoothing(0.1)], model)
+    return model
 
 
-def test_a_label_that_the_model_ignores_is_ignored_when_both_agree():
-    model = HuggingFaceModel(IgnoringZero(bert(num_labels=5)))
-    model.model_forward_args |= {"input_ids", "attention_mask"}
-    assert torch.isfinite(train("sequence classification", [LabelSmoothing(0.1, ignore_index=0)], model)).all()
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("cls", [Weighted, Penalised, Summed, Relabelled, Cooled, IgnoringZero])
+def test_a_cross_entropy_inside_a_larger_loss_is_smoothed_and_all_else_is_kept(cls, smoothing, monkeypatch):
+    task = "sequence classification"
+    ours = train(task, [LabelSmoothing(smoothing)], of_class(cls))
+    if smoothing:
+        smoothing_by_themselves(monkeypatch)
+    torch.testing.assert_close(ours, train(task, [], of_class(cls)), rtol=1e-5, atol=1e-6)
+
+
+def test_a_label_that_either_ignores_is_ignored():
+    task = "sequence classification"
+    both = train(task, [LabelSmoothing(0.1, ignore_index=0)], of_class(IgnoringZero))
+    torch.testing.assert_close(train(task, [LabelSmoothing(0.1)], of_class(IgnoringZero)), both, rtol=1e-5, atol=1e-6)
+    ours = train(task, [LabelSmoothing(0.1, ignore_index=0)], of_class(Weighted))
+    torch.testing.assert_close(ours, both, rtol=1e-5, atol=1e-6)
 
 
 def test_a_model_that_smooths_by_itself_is_refused_or_smoothed_on_top():
@@ -434,7 +426,10 @@ def test_a_model_that_smooths_by_itself_is_refused_or_smoothed_on_top():
         return model
 
     task = "sequence classification"
-    with pytest.raises(DoubleSmoothingError, match="by Smoothing.forward, whose cross entropy has label_smoothing=0.2"):
+    with pytest.raises(
+        DoubleSmoothingError,
+        match=r"by model.forward, which passes label_smoothing=0.2 to cross_entropy \(.*test_huggingface.py:\d+\)",
+    ):
         train(task, [LabelSmoothing(0.1)], model())
     with pytest.warns(UserWarning, match="smoothed twice"):
         twice = train(task, [LabelSmoothing(0.1, on_conflict="warn")], model())
@@ -442,14 +437,18 @@ def test_a_model_that_smooths_by_itself_is_refused_or_smoothed_on_top():
     torch.testing.assert_close(twice, once, rtol=1e-5, atol=1e-6)
 
 
-def test_a_sum_of_experts_loss_is_refused():
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = hf.MixtralConfig(**SMALL, **sizes, num_key_value_heads=2, output_router_logits=True)
-    with pytest.raises(TargetError, match="MixtralForCausalLM makes .* is something besides the mean cross entropy"):
-        train("causal LM", [LabelSmoothing(0.1)], HuggingFaceModel(hf.MixtralForCausalLM(config)))
-    config.output_router_logits = False
-    model = HuggingFaceModel(hf.MixtralForCausalLM(config))
-    assert torch.isfinite(train("causal LM", [LabelSmoothing(0.1)], model)).all()
+def test_the_loss_that_balances_experts_is_kept_beside_the_smoothed_one(monkeypatch):
+    def model(coefficient):
+        torch.manual_seed(3)
+        sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        balance = {"output_router_logits": coefficient > 0, "router_aux_loss_coef": coefficient}
+        config = hf.MixtralConfig(**SMALL, **sizes, **balance, num_key_value_heads=2)
+        return HuggingFaceModel(hf.MixtralForCausalLM(config))
+
+    balanced, plain = (train("causal LM", [LabelSmoothing(0.1)], model(coefficient)) for coefficient in (0.5, 0.0))
+    assert not torch.allclose(balanced, plain, rtol=1e-4)
+    smoothing_by_themselves(monkeypatch)
+    torch.testing.assert_close(balanced, train("causal LM", [], model(0.5)), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,32 @@
-"""Hugging Face models, which make their loss in ``forward()``: of which logits and labels, learnt by asking them."""
+"""Hugging Face models, which make their loss in ``forward()``: which logits and labels it uses, and its replacement."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from inspect import signature
 from typing import Any
 
 import torch
+from composer.core import State, get_precision_context
 from composer.models import HuggingFaceModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
-from composer_ls.composition.conflicts import Conflict
+from composer_ls.composition.asking import Call, on_trial
 from composer_ls.errors import TargetError
+from composer_ls.losses import cross_entropy
 
-__all__ = ["Head", "Term", "ask", "before_asking", "makes_its_loss", "with_loss"]
+__all__ = [
+    "Head",
+    "NotReplaceableError",
+    "ReplacedLoss",
+    "Term",
+    "before_asking",
+    "makes_its_loss",
+    "numbered",
+    "understand",
+    "with_loss",
+]
 
 LABELS = ("labels", "start_positions", "end_positions")
 """Keys of a batch under which transformers' models expect their labels."""
@@ -26,6 +35,10 @@ LABELS = ("labels", "start_positions", "end_positions")
 def makes_its_loss(model: Any) -> bool:
     """Whether a model is Composer's wrapper of a Hugging Face model and its loss is the one that ``forward()`` made."""
     return isinstance(model, HuggingFaceModel) and type(model).loss is HuggingFaceModel.loss
+
+
+class NotReplaceableError(TargetError):
+    """A loss is more, or something else, than a mean of cross entropies of outputs and labels."""
 
 
 @dataclass(frozen=True)
@@ -97,55 +110,109 @@ class Head:
             inputs["decoder_input_ids"] = model.model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
         return inputs
 
-    def conflicts(self) -> list[Conflict]:
-        """What the model itself smooths."""
-        return [
-            Conflict(
-                f"{self.name}.forward, whose cross entropy has label_smoothing={term.label_smoothing}",
-                "set label_smoothing=0.0 there",
-            )
-            for term in self.terms
-            if term.label_smoothing
-        ]
-
     def describe(self) -> str:
         """What happens to the labels and the loss, in words."""
         words = {"plain": "{}", "shifted": "{} shifted by one", "clamped": "{}, of which those outside are ignored"}
         read = " and ".join(words[term.order].format(term.labels) for term in self.terms)
         loss = "binary_cross_entropy_with_logits" if self.terms[0].binary else "cross_entropy, fused,"
         if self.withheld:
-            return f"loss {loss} with {read}, kept from {self.name}, which makes no loss of its own"
-        return f"loss {loss} with {read} in place of the one that {self.name} makes too"
+            return f"{loss} with {read}, kept from {self.name}, which makes no loss of its own"
+        return f"{loss} with {read} in place of the one that {self.name} makes too"
+
+
+class ReplacedLoss:
+    """Keeps the labels from the forward pass, and puts the smoothed loss where ``loss()`` looks for the model's own."""
+
+    def __init__(self, smoother: Any, model: HuggingFaceModel, head: Head) -> None:
+        self.smoother, self.model, self.head = smoother, model, head
+        self._held: tuple[Any, Any] | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """K of the logits."""
+        return self.head.num_classes
+
+    def before_forward(self, state: State) -> None:
+        """Take the labels from a model that would make its loss of them."""
+        self.put_back(state)  # of a step that did not come to its end
+        inputs = self.head.inputs(self.model, state.batch)
+        self._held = (state.batch, inputs)
+        state.batch = inputs
+
+    def after_forward(self, state: State) -> None:
+        """Give the labels back."""
+        self.put_back(state)
+
+    def before_loss(self, state: State) -> None:
+        """Put the smoothed loss into the output."""
+        with get_precision_context(state.precision, state.precision_config):
+            losses = [self._loss(term, state) for term in self.head.terms]
+        state.outputs = with_loss(state.outputs, torch.stack(losses).mean())
+
+    def after_loss(self, state: State) -> None:
+        """Nothing."""
+
+    def put_back(self, state: State) -> None:
+        """Give back what is still withheld."""
+        if self._held is not None:
+            batch, inputs = self._held
+            if state.batch is inputs:
+                state.batch = batch
+            self._held = None
+
+    def describe(self) -> str:
+        """What happens to the labels and the loss, in words."""
+        return self.head.describe()
+
+    def _loss(self, term: Term, state: State) -> Tensor:
+        logits = term.logits_of(state.outputs)
+        ignored = -100 if self.smoother.ignore_index is None else self.smoother.ignore_index
+        labels, ignored = term.labels_of(state.batch, logits, ignored)
+        target = self.smoother.smoothed(logits, labels, ignore_index=ignored)
+        if term.binary:
+            return F.binary_cross_entropy_with_logits(logits, target)
+        return cross_entropy(logits, target, label_smoothing=term.label_smoothing)
 
 
 def before_asking(model: HuggingFaceModel) -> str:
     """What will happen to the labels and the loss, as far as it is known before the first batch."""
-    return f"loss of {type(model.model).__name__} replaced, after its first batch has told what it is"
+    return f"of {type(model.model).__name__} replaced, after its first batch has told what it is"
 
 
-def ask(model: HuggingFaceModel, batch: Mapping[str, Any], kind: str, ignore_index: int) -> Head:
-    """Call a model with its labels, without gradient, and listen to what loss it would compute.
+def understand(
+    model: HuggingFaceModel, batch: Mapping[str, Any], outputs: Any, calls: Sequence[Call], kind: str, ignore_index: int
+) -> Head:
+    """What the loss that a model made in ``forward()`` is made of.
 
-    The loss functions of PyTorch are answered with a number instead of being computed, so that this needs no more
-    memory than the logits. What the model says is compared with the batch and its output: the logits, the order of the
-    labels, and that the model adds and scales nothing. A second call shows whether the logits are the same without the
-    labels. Random numbers and buffers are afterwards as they were before.
+    What was heard is compared with the batch and the output: the logits, the order of the labels, and that the model
+    adds and scales nothing. One more call shows whether the logits are the same without the labels.
 
     Args:
         model: In training mode.
         batch: A microbatch.
+        outputs: Of its forward pass, with the loss that it made of the answers of `numbered`.
+        calls: What was heard in it.
         kind: Of smoothing, ``"multiclass"`` or ``"binary"``.
         ignore_index: The label that is to be ignored.
 
     Raises:
         TargetError: The loss is not a mean of cross entropies of outputs and labels, or not of this kind; the message
             says what it is instead.
+        NotReplaceableError: It is something with a cross entropy in it.
 
     """
-    head, rows = _hear(model, batch, kind, ignore_index)
+    head, rows = _head(model, batch, outputs, calls, kind, ignore_index)
     if _can_do_without(model, batch, head, rows):
         return head
     return replace(head, withheld=frozenset(), shifts_decoder=False)
+
+
+def numbered(calls: Sequence[Call]) -> Tensor:
+    """An answer to the last of some losses without computing it: 1 for the first, 3 for the second, and so on."""
+    call = calls[-1]
+    options = call.options
+    shape = call.target.shape if options.get("reduction") == "none" or options.get("reduce") is False else ()
+    return call.input.new_full(shape, _answer(len(calls) - 1), dtype=torch.float32)
 
 
 def with_loss(outputs: Any, loss: Tensor) -> Any:
@@ -157,71 +224,33 @@ def with_loss(outputs: Any, loss: Tensor) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Listening.
-
-
-@dataclass(frozen=True)
-class _Call:
-    """A loss that a model asked for."""
-
-    function: Any
-    input: Tensor
-    target: Tensor
-    options: dict[str, Any]
-
-
-class _Listening(TorchFunctionMode):
-    """Answers losses instead of computing them: 1 for the first, 3 for the second, and so on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[_Call] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in (F.cross_entropy, F.binary_cross_entropy_with_logits, F.mse_loss):
-            return func(*args, **(kwargs or {}))
-        options = signature(func).bind(*args, **(kwargs or {})).arguments
-        call = _Call(func, options.pop("input"), options.pop("target"), options)
-        self.calls.append(call)
-        return call.input.new_full((), _answer(len(self.calls) - 1), dtype=torch.float32)
+# Holding what was heard against the batch and the output.
 
 
 def _answer(position: int) -> float:
     return 1.0 + 2.0 * position
 
 
-@contextlib.contextmanager
-def _on_trial(model: nn.Module) -> Iterator[None]:
-    """Nothing that is called here is compiled, has a gradient, draws random numbers or changes a buffer."""
-    buffers = [buffer.clone() for buffer in model.buffers()]
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    try:
-        with torch.compiler.set_stance("force_eager"), torch.random.fork_rng(devices), torch.no_grad():
-            yield
-    finally:
-        for buffer, before in zip(model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
-
-
-def _hear(model: HuggingFaceModel, batch: Mapping[str, Any], kind: str, ignore_index: int) -> tuple[Head, Tensor]:
+def _head(
+    model: HuggingFaceModel, batch: Mapping[str, Any], outputs: Any, calls: Sequence[Call], kind: str, ignore_index: int
+) -> tuple[Head, Tensor]:
     """What the model's loss is made of, if it could do without its labels, and some rows of its logits."""
     name = type(model.model).__name__
-    with _on_trial(model), _Listening() as listening:
-        outputs = type(model).forward(model, batch)
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs[0]
     if not isinstance(loss, Tensor) or loss.ndim:
         raise TargetError(
             f"{name} made no loss of a batch with the keys {', '.join(map(str, batch))}: give it its labels, under "
             f"'labels' or, for answers in a text, 'start_positions' and 'end_positions'"
         )
-    _require_kind(name, listening.calls, kind)
+    _require_kind(name, calls, kind)
     terms: list[Term] = []
-    for call in listening.calls:
+    for call in calls:
         terms.append(_term(model, call, batch, outputs, terms, ignore_index))
     expected = sum(map(_answer, range(len(terms)))) / max(1, len(terms))
-    if not terms or abs(loss.item() - expected) > 1e-6:
-        more = "something besides the mean cross entropy" if terms else "something else than cross entropy"
-        raise _not_replaceable(name, f"is {more} of its logits and labels")
+    if not terms:
+        raise TargetError(_not_replaceable(name, "is something else than cross entropy of its logits and labels"))
+    if abs(loss.item() - expected) > 1e-6:
+        raise NotReplaceableError(_not_replaceable(name, "is something besides the mean cross entropy"))
     logits = terms[0].logits_of(outputs)
     given = {"decoder_input_ids", "decoder_inputs_embeds"} & set(batch)
     shifts_decoder = hasattr(model.model, "prepare_decoder_input_ids_from_labels") and not given
@@ -232,8 +261,8 @@ def _hear(model: HuggingFaceModel, batch: Mapping[str, Any], kind: str, ignore_i
 def _can_do_without(model: HuggingFaceModel, batch: Mapping[str, Any], head: Head, rows: Tensor) -> bool:
     """Whether the model gives the same logits without its labels."""
     try:
-        with _on_trial(model):
-            outputs = type(model).forward(model, head.inputs(model, batch))
+        with on_trial(model):
+            outputs = model(head.inputs(model, batch))
         without = _some_rows(head.terms[0].logits_of(outputs))
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError):
         return False
@@ -250,7 +279,7 @@ def _some_rows(logits: Tensor) -> Tensor:
 # Understanding what was said.
 
 
-def _require_kind(name: str, calls: Sequence[_Call], kind: str) -> None:
+def _require_kind(name: str, calls: Sequence[Call], kind: str) -> None:
     functions = {call.function for call in calls}
     if F.mse_loss in functions:
         raise TargetError(
@@ -270,8 +299,8 @@ def _require_kind(name: str, calls: Sequence[_Call], kind: str) -> None:
         )
 
 
-def _not_replaceable(name: str, what: str) -> TargetError:
-    return TargetError(
+def _not_replaceable(name: str, what: str) -> str:
+    return (
         f"the loss that {name} makes in forward() {what}, so that LabelSmoothing cannot replace it by the smoothed one. "
         f"Write a subclass of HuggingFaceModel whose loss() returns composer_ls.cross_entropy(logits, labels) and "
         f"whatever else belongs to it, and give LabelSmoothing target_key='labels' and output_key='logits'"
@@ -280,7 +309,7 @@ def _not_replaceable(name: str, what: str) -> TargetError:
 
 def _term(
     model: HuggingFaceModel,
-    call: _Call,
+    call: Call,
     batch: Mapping[str, Any],
     outputs: Any,
     others: Sequence[Term],
@@ -289,25 +318,24 @@ def _term(
     name = type(model.model).__name__
     for option in ("weight", "pos_weight"):
         if call.options.get(option) is not None:
-            raise _not_replaceable(name, f"has a {option}=")
+            raise NotReplaceableError(_not_replaceable(name, f"has {option}="))
     if call.options.get("reduction", "mean") != "mean":
-        raise _not_replaceable(name, f"has reduction={call.options['reduction']!r}")
+        raise NotReplaceableError(_not_replaceable(name, f"has reduction={call.options['reduction']!r}"))
     outputs_left = {key: logits for key, logits in _tensors(outputs) if key not in {term.logits for term in others}}
     key = next((key for key, logits in outputs_left.items() if _is_same(call.input, logits)), None)
     if key is None:
-        raise _not_replaceable(name, "is of logits that are not in its output")
+        raise NotReplaceableError(_not_replaceable(name, "is of logits that are not in its output"))
     ignored = call.options.get("ignore_index", -100)
     clamped = call.function is F.cross_entropy and ignored == call.input.shape[-1]
     if call.function is F.cross_entropy and not clamped and ignored != ignore_index:
-        raise TargetError(
-            f"{name} ignores the label {ignored}, but LabelSmoothing {ignore_index}: put {ignored} where a label is to "
-            f"be ignored, and give LabelSmoothing ignore_index={ignored}"
-        )
+        what = f"ignores the label {ignored}, but LabelSmoothing {ignore_index}"
+        raise NotReplaceableError(_not_replaceable(name, what))
     taken = {term.labels for term in others}
     found = {key: orders for key in LABELS if (orders := _orders(call.target, batch.get(key), ignored, clamped))}
     labels = next((key for key in found if key not in taken), None)
     if labels is None:
-        raise _not_replaceable(name, "is not of the labels in the batch, neither as they are nor shifted by one")
+        what = "is not of the labels in the batch, neither as they are nor shifted by one"
+        raise NotReplaceableError(_not_replaceable(name, what))
     orders = found[labels]
     return Term(
         labels,

@@ -1,0 +1,150 @@
+"""Models whose loss reads labels in its own way: the cross entropies that it asks for are answered with smoothed ones."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from composer.core import State
+from torch import Tensor, nn
+
+from composer_ls.composition.asking import BINARY, CLASSES, Call, Listening
+from composer_ls.composition.batches import Path, TargetKeyError, path_of
+from composer_ls.losses import cross_entropy
+
+__all__ = ["Answering", "answered", "is_answerable", "is_of", "key_paths"]
+
+Smooth = Callable[..., Tensor]
+"""``LabelSmoothing.smoothed``: of logits, targets and the label to ignore."""
+
+
+class Answering:
+    """Smooths what a loss asks PyTorch for, in place of the targets in the batch.
+
+    While the model's ``loss()`` runs (and its ``forward()`` if the loss is made there), every cross entropy of the
+    batch's labels is answered as if it had been given smoothed targets. All else is the model's own: which logits and
+    labels it takes, what it leaves out, how it sums and divides, and what it adds.
+    """
+
+    def __init__(self, smoother: Any, model: nn.Module, calls: list[Call], in_forward: bool, in_loss: bool) -> None:
+        self.smoother, self.model = smoother, model
+        self.methods = [name for name, used in (("forward", in_forward), ("loss", in_loss)) if used]
+        self.names = list(dict.fromkeys(call.name for call in calls))
+        self.labels = sorted({".".join(map(str, path)) for call in calls for path in call.origins})
+        self._replaced: list[_Method] = []
+
+    def before_forward(self, state: State) -> None:
+        """Listen to the forward pass, if the loss is made there."""
+        self.put_back(state)
+        if "forward" in self.methods:
+            self._listen_to("forward")
+
+    def after_forward(self, state: State) -> None:
+        """Listen no more."""
+        self.put_back(state)
+
+    def before_loss(self, state: State) -> None:
+        """Listen to the loss."""
+        self.put_back(state)
+        if "loss" in self.methods:
+            self._listen_to("loss")
+
+    def after_loss(self, state: State) -> None:
+        """Go on listening: a mixer may ask for a second loss before the backward pass."""
+
+    def put_back(self, state: State) -> None:
+        """Leave the model's methods as they were."""
+        for method in self._replaced:
+            method.put_back()
+        self._replaced = []
+
+    def describe(self) -> str:
+        """What happens to the labels and the loss, in words."""
+        names, labels = " and ".join(self.names), " and ".join(self.labels)
+        methods = " and ".join(f"{method}()" for method in self.methods)
+        return f"{names} of {labels} smoothed where {type(self.model).__name__}.{methods} takes it, all else kept"
+
+    def _listen_to(self, name: str) -> None:
+        self._replaced.append(_Method(self.model, name, self._listening))
+
+    def _listening(self, *batches: Any) -> Listening:
+        paths = key_paths(batches[-1], self.smoother.target_key)
+        return Listening(batches[-1], lambda call: self._answer(call, paths))
+
+    def _answer(self, call: Call, paths: list[Path] | None) -> Tensor:
+        if not is_answerable(call, self.smoother.kind, paths):
+            return call.function(call.input, call.target, **call.options)
+        return answered(call, self.smoother.smoothed, self.smoother.ignore_index)
+
+
+def answered(call: Call, smooth: Smooth, also_ignored: int | None) -> Tensor:
+    """The loss that was asked for, of smoothed targets, with every option of the call."""
+    target, options = call.target, dict(call.options)
+    if call.function in BINARY:
+        return call.function(call.input, smooth(call.input, target), **options)
+    ignored = call.ignore_index
+    if not target.is_floating_point() and also_ignored not in (None, ignored):
+        target = torch.where(target == also_ignored, ignored, target)
+    # Log-probabilities are logits whose logsumexp is 0, so that nll_loss is the cross entropy of its input.
+    return cross_entropy(call.input, smooth(call.input, target, ignore_index=ignored), **options)
+
+
+def is_answerable(call: Call, kind: str, paths: list[Path] | None) -> bool:
+    """Whether a loss takes the labels that are to be smoothed, and takes them as this kind of smoothing means them."""
+    if not call.is_of_labels or not is_of(call, paths):
+        return False
+    if kind == "binary":
+        return call.function in BINARY
+    return call.function in CLASSES or (call.function in BINARY and call.target.shape == call.input.shape)
+
+
+def is_of(call: Call, paths: list[Path] | None) -> bool:
+    """Whether a loss takes what the batch holds at one of these places."""
+    return paths is None or any(origin[: len(path)] == path for origin in call.origins for path in paths)
+
+
+def key_paths(batch: Any, key: Any) -> list[Path] | None:
+    """Where ``target_key`` leads in a batch; ``None``, for anywhere, if it is a pair of functions or leads nowhere."""
+    try:
+        return None if isinstance(key, (list, tuple)) and all(map(callable, key)) else [path_of(batch, key)]
+    except TargetKeyError:
+        return None
+
+
+class _Method:
+    """A method of a model that runs while its losses are listened to, until it is put back or fails."""
+
+    def __init__(self, model: nn.Module, name: str, listening: Callable[..., Listening]) -> None:
+        self.model, self.name, self.active = model, name, True
+        self.before = vars(model).get(name)  # another smoother's, or torch.compile's
+        method = getattr(model, name)
+
+        @functools.wraps(method)
+        def listened(*args: Any, **options: Any) -> Any:
+            if not self.active:
+                return method(*args, **options)
+            try:
+                with listening(*args):
+                    result = method(*args, **options)
+            except BaseException:
+                self.put_back()
+                raise
+            return result
+
+        self.method = listened
+        listened.belongs_to = self  # type: ignore[attr-defined]
+        vars(model)[name] = listened
+
+    def put_back(self) -> None:
+        self.active = False
+        if vars(self.model).get(self.name) is not self.method:
+            return  # another took its place since, and puts back what it finds
+        before = self.before
+        while before is not None and not getattr(getattr(before, "belongs_to", None), "active", True):
+            before = before.belongs_to.before
+        if before is None:
+            del vars(self.model)[self.name]
+        else:
+            vars(self.model)[self.name] = before

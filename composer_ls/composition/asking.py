@@ -1,0 +1,276 @@
+"""Asking a model what its loss is: calling it once without a trace, and listening to PyTorch's loss functions."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from inspect import signature
+from typing import Any
+
+import composer
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+
+import composer_ls
+from composer_ls.composition.batches import Path, leaves
+
+__all__ = ["BINARY", "CLASSES", "Call", "Listening", "is_out_of_memory", "modules_called", "on_trial", "total"]
+
+CLASSES = (F.cross_entropy, F.nll_loss)
+"""Losses over classes that exclude each other."""
+BINARY = (F.binary_cross_entropy_with_logits, F.binary_cross_entropy)
+"""Losses with a label of its own for every logit."""
+MOVES = {
+    *("__getitem__", "bfloat16", "cat", "clone", "concat", "contiguous", "cpu", "cuda", "detach", "double", "expand"),
+    *("flatten", "float", "half", "index_select", "masked_select", "movedim", "permute", "repeat", "reshape", "roll"),
+    *("squeeze", "stack", "t", "take", "to", "transpose", "type", "type_as", "unflatten", "unsqueeze", "view", "pad"),
+}
+"""Functions whose result still is the same labels, also if they are floating-point numbers."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A loss that a model asked PyTorch for.
+
+    Attributes:
+        function: One of PyTorch's.
+        input: Logits, or log-probabilities for ``nll_loss`` and probabilities for ``binary_cross_entropy``.
+        target: Labels or rows.
+        options: The other arguments that were given.
+        origins: The places in the batch that the target was made of.
+        place: File and line of the user's code that called, or nothing if a library did.
+
+    """
+
+    function: Callable[..., Tensor]
+    input: Tensor
+    target: Tensor
+    options: dict[str, Any]
+    origins: frozenset[Path]
+    place: str
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        return str(self.function.__name__)
+
+    @property
+    def ignore_index(self) -> int:
+        """The label that the call ignores."""
+        return int(self.options.get("ignore_index", -100))
+
+    @property
+    def label_smoothing(self) -> float:
+        """What the call itself smooths."""
+        return float(self.options.get("label_smoothing", 0.0))
+
+    @property
+    def is_of_labels(self) -> bool:
+        """Whether its target is made of the batch alone, as labels or as a row of classes for each."""
+        has_rows = self.target.shape == self.input.shape
+        return bool(self.origins) and (has_rows or not self.target.is_floating_point())
+
+
+@dataclass
+class _Origins:
+    """Which objects come from which places in a batch."""
+
+    known: dict[int, tuple[Any, frozenset[Path]]] = field(default_factory=dict)
+
+    def note(self, thing: Any, paths: frozenset[Path]) -> None:
+        self.known[id(thing)] = (thing, paths)  # holding it keeps its id its own
+
+    def of(self, things: Any) -> frozenset[Path]:
+        found: frozenset[Path] = frozenset()
+        for thing in things:
+            if id(thing) in self.known:
+                found |= self.known[id(thing)][1]
+            elif isinstance(thing, (list, tuple)) and len(thing) < 32:
+                found |= self.of(thing)
+        return found
+
+
+class Listening(TorchFunctionMode):
+    """Hears the losses that are asked for while it is entered, and answers them.
+
+    Labels are followed from the batch to the loss, whatever is done to them in between.
+
+    Args:
+        batch: Whose labels to follow.
+        answer: Gives the loss. It may call PyTorch's own, which is not heard again.
+
+    """
+
+    def __init__(self, batch: Any, answer: Callable[[Call], Tensor]) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self._answer = answer
+        self._origins = _Origins()
+        for path, leaf in leaves(batch):
+            if isinstance(leaf, (Tensor, list, tuple)) or type(leaf).__module__ == "numpy":
+                self._origins.note(leaf, frozenset([path]))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Answer a loss, do all else."""
+        kwargs = kwargs or {}
+        if func in CLASSES or func in BINARY or func is F.mse_loss:
+            options = signature(func).bind(*args, **kwargs).arguments
+            input, target = options.pop("input"), options.pop("target")
+            call = Call(func, input, target, options, self._origins.of([target]), _place())
+            self.calls.append(call)
+            return self._answer(call)
+        result = func(*args, **kwargs)
+        if origins := self._origins.of((*args, *kwargs.values())):
+            for made in result if isinstance(result, (list, tuple)) else [result]:
+                moved = getattr(func, "__name__", "") in MOVES
+                if isinstance(made, Tensor) and (moved or not made.is_floating_point()):
+                    self._origins.note(made, origins)
+        return result
+
+
+@contextlib.contextmanager
+def modules_called(on_call: Callable[[nn.Module], Any]) -> Iterator[None]:
+    """Tells which modules are called."""
+    handle = register_module_forward_pre_hook(lambda module, _: on_call(module) and None)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def on_trial(model: nn.Module) -> Iterator[None]:
+    """Leaves no trace of what is called in it: random numbers, buffers, metrics and other fields are put back.
+
+    Nothing has a gradient, and nothing is compiled.
+    """
+    held = _Held(model)
+    state, numpy_state = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    try:
+        with torch.compiler.set_stance("force_eager"), torch.random.fork_rng(devices), torch.no_grad():
+            yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)
+        with torch.no_grad():
+            held.put_back()
+
+
+def total(loss: Any) -> Tensor | None:
+    """The number that Composer makes of what a model's ``loss()`` returns."""
+    if isinstance(loss, dict):
+        loss = loss["total"] if "total" in loss else tuple(loss.values())
+    losses = loss if isinstance(loss, (list, tuple)) else [loss]
+    if not losses or not all(isinstance(loss, Tensor) for loss in losses):
+        return None
+    return torch.stack([loss.detach().double().mean().cpu() for loss in losses]).sum()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the Trainer may try again with a smaller microbatch."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in str(error).lower()
+
+
+class _Held:
+    """The fields of all modules of a model but for its weights, as they were."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = [(module, self._fields(module)) for module in _modules(model)]
+
+    @staticmethod
+    def _fields(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+        fields = {f"_buffers.{name}": (value, _kept(value)) for name, value in module._buffers.items()}
+        if (
+            type(module).__module__.partition(".")[0] != "torch"
+        ):  # whose modules have buffers only, or look after themselves
+            fields |= {
+                name: (value, _kept(value)) for name, value in vars(module).items() if name not in _OF_ALL_MODULES
+            }
+        return fields
+
+    def put_back(self) -> None:
+        for module, fields in self.modules:
+            own = vars(module)
+            if any(not name.startswith("_buffers.") for name in fields):
+                for name in [name for name in own if name not in _OF_ALL_MODULES and name not in fields]:
+                    del own[name]
+            for name, (value, kept) in fields.items():
+                _put_back(value, kept)
+                if name.startswith("_buffers."):
+                    module._buffers[name.removeprefix("_buffers.")] = value
+                else:
+                    own[name] = value
+
+
+_OF_ALL_MODULES = frozenset(vars(nn.Module()))
+
+
+def _modules(model: nn.Module) -> Iterator[nn.Module]:
+    """All modules of a model, with those that it holds in lists and dicts, such as metrics."""
+    seen: set[int] = set()
+    queue: list[Any] = [model]
+    while queue:
+        thing = queue.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, nn.Module):
+            yield thing
+            queue += [
+                *thing._modules.values(),
+                *(v for v in vars(thing).values() if isinstance(v, (list, tuple, dict))),
+            ]
+        elif isinstance(thing, (list, tuple, dict)) and len(thing) < 1000:
+            queue += thing.values() if isinstance(thing, dict) else thing
+
+
+def _kept(value: Any, depth: int = 0) -> Any:
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+        return value.detach().clone()
+    if isinstance(value, (list, dict, set)) and depth < 3 and len(value) < 1000:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return [(key, item, _kept(item, depth + 1)) for key, item in items]
+    return None
+
+
+def _put_back(value: Any, kept: Any) -> None:
+    if isinstance(value, Tensor) and kept is not None:
+        if not torch.equal(value, kept):  # native batch normalisation does not count as a change in place
+            value.detach().copy_(kept)
+    elif kept is not None:
+        for _, item, item_kept in kept:
+            _put_back(item, item_kept)
+        if isinstance(value, dict):
+            if list(value) != [key for key, _, _ in kept] or any(value[key] is not item for key, item, _ in kept):
+                value.clear()
+                value.update((key, item) for key, item, _ in kept)
+        elif isinstance(value, set):
+            value.clear()
+            value.update(item for _, item, _ in kept)
+        else:
+            value[:] = [item for _, item, _ in kept]
+
+
+_LIBRARIES = tuple(os.path.dirname(str(package.__file__)) + os.sep for package in (torch, composer, composer_ls))
+
+
+def _place() -> str:
+    """File and line of the innermost code that is no library's, up to where the model was called."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith(_LIBRARIES):
+            return f"{file}:{frame.f_lineno}"
+        if file.startswith(_LIBRARIES[-1] + "composition"):
+            return ""
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""

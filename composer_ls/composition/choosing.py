@@ -1,0 +1,260 @@
+"""Which way smoothed targets reach a model's loss: decided on the first microbatch, by asking the model."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from composer.core import State, get_precision_context
+from composer.models import HuggingFaceModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from composer_ls.composition import own_loss
+from composer_ls.composition.answering import Answering, answered, is_answerable, is_of, key_paths
+from composer_ls.composition.asking import (
+    BINARY,
+    CLASSES,
+    Call,
+    Listening,
+    is_out_of_memory,
+    modules_called,
+    on_trial,
+    total,
+)
+from composer_ls.composition.batches import NO_LABEL, as_tensor, cloned, get, leaves, with_target
+from composer_ls.composition.conflicts import Conflict, DoubleSmoothingError, smoothing_of
+from composer_ls.composition.mixers import refuse_mixers
+from composer_ls.composition.plan import unwrapped
+from composer_ls.composition.targets_in_batch import TargetsInBatch, logits_of
+from composer_ls.errors import TargetError
+from composer_ls.smoothing import smooth_labels
+
+__all__ = ["BINARY_FOR_CLASSES", "OWN_LOSS", "Way", "choose"]
+
+Way = TargetsInBatch | Answering | own_loss.ReplacedLoss
+
+BINARY_FOR_CLASSES = (
+    "kind='binary' is for a label of its own for every logit, but the loss is cross entropy over classes that exclude each "
+    "other: give LabelSmoothing(kind='multiclass'), or a loss such as torch.nn.functional.binary_cross_entropy_with_logits"
+)
+CLASSES_FOR_BINARY = (
+    "the loss is a binary cross entropy and the targets are rows with a label for every logit, but kind='multiclass' is for "
+    "classes that exclude each other and would move the mass of each row to all K of them: give "
+    "LabelSmoothing(kind='binary'); on_conflict='warn' goes on, for rows that are mixed classes"
+)
+REGRESSION = (
+    "the loss is a squared error of numbers in the batch: there are no classes to share mass with. Take LabelSmoothing out "
+    "of algorithms"
+)
+OWN_LOSS = (
+    "the model's output holds a loss of its own, made from labels that are not smoothed, which LabelSmoothing "
+    "cannot reach: keep the labels out of forward() and let the model's loss() return "
+    "composer_ls.cross_entropy(outputs['logits'], batch['labels']); on_conflict='warn' goes on, for a loss() "
+    "that does not use it"
+)
+WAY_OUT = (
+    "LabelSmoothing replaces the labels by distributions over the classes, (N, K), so the loss must take those, as "
+    "torch.nn.functional.cross_entropy and composer_ls.cross_entropy do. Give the labels to one of these once, and let the "
+    "rest of the loss work on its result"
+)
+
+log = logging.getLogger(__name__)
+
+
+def choose(smoother: Any, state: State) -> Way:
+    """Ask the model what its loss is, and decide how the smoothed targets get there.
+
+    The model is called on the microbatch as Composer calls it, without gradient and without a trace. If its
+    loss is the same number for labels and for the distributions that stand for them, the targets in the batch are
+    replaced. If not, the cross entropies that it takes of the labels are answered with smoothed ones. A Hugging Face
+    model that makes its loss in ``forward()`` does without its labels, and gets the smoothed loss.
+
+    Raises:
+        TargetError: The loss is none for this kind of smoothing, or reads the labels in a way that cannot be smoothed.
+        DoubleSmoothingError: The loss was called with ``label_smoothing`` above 0.
+
+    """
+    with get_precision_context(state.precision, state.precision_config):
+        return _Asked(smoother, unwrapped(state), state).way()
+
+
+class _Asked:
+    """One conversation with a model."""
+
+    def __init__(self, smoother: Any, model: Any, state: State) -> None:
+        self.smoother, self.model, self.state = smoother, model, state
+        self.batch = cloned(state.batch)
+        self.paths = key_paths(self.batch, smoother.target_key)
+        self.conflicts: list[Conflict] = []
+        self.bad_label: ValueError | None = None
+
+    def way(self) -> Way:
+        forward = Listening(self.batch, lambda _: own_loss.numbered(forward.calls))
+        try:
+            with on_trial(self.model), forward:
+                self.outputs = self.model(self.batch)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            log.info("the model could not be asked for its loss: %s", error)
+            return TargetsInBatch(self.smoother)
+        hard, loss_calls = self._hard_loss()
+        uses_forward = hard is not None and self._uses_scalars(hard)
+        uses_forward = uses_forward or own_loss.makes_its_loss(self.model)
+        calls = [*(forward.calls if uses_forward else []), *loss_calls]
+        self._object_to_smoothing({"forward": forward.calls if uses_forward else [], "loss": loss_calls})
+        if uses_forward and not loss_calls and isinstance(self.model, HuggingFaceModel):
+            return self._forward_made(forward.calls)
+        if uses_forward and not self._answerable(forward.calls):
+            self._refuse(ValueError(OWN_LOSS))
+        self._object_to_kind(calls)
+        answerable = self._answerable(calls)
+        if uses_forward and answerable:
+            refuse_mixers(self.state.algorithms)
+            return Answering(self.smoother, self.model, answerable, True, bool(self._answerable(loss_calls)))
+        return self._made_in_loss(hard, calls, answerable)
+
+    def _forward_made(self, calls: list[Call]) -> Way:
+        refuse_mixers(self.state.algorithms)
+        kind, ignored = self.smoother.kind, self.smoother.ignore_index
+        try:
+            head = own_loss.understand(
+                self.model, self.batch, self.outputs, calls, kind, -100 if ignored is None else ignored
+            )
+        except own_loss.NotReplaceableError:
+            answerable = self._answerable(calls)
+            if not answerable:
+                raise
+            return Answering(self.smoother, self.model, answerable, True, False)
+        return own_loss.ReplacedLoss(self.smoother, self.model, head)
+
+    def _made_in_loss(self, hard: Tensor | None, calls: list[Call], answerable: list[Call]) -> Way:
+        if hard is None:  # the loss takes no labels, or is wrong: the step will tell
+            return TargetsInBatch(self.smoother)
+        try:
+            logits = logits_of(self.outputs, self.smoother.output_key, self.smoother.kind)
+            target = as_tensor(get(self.batch, self.smoother.target_key), logits.device)
+            target = self._unsmoothed(logits, target, self.smoother.ignore_index, self.smoother.kind)
+            batch = with_target(self.batch, self.smoother.target_key, target)
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            if answerable:
+                return Answering(self.smoother, self.model, answerable, False, True)
+            if calls and {call.function for call in calls} == {F.mse_loss}:
+                raise TargetError(REGRESSION) from error
+            raise
+        try:
+            with on_trial(self.model):
+                soft = total(self.model.loss(self.outputs, batch))
+            problem = "" if _same(hard, soft) else f"it is {soft:.4g} for distributions and {hard:.4g} for their labels"
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            problem = f"given distributions, it raised {type(error).__name__}: {error}"
+        if not problem:
+            return TargetsInBatch(self.smoother)
+        if answerable:
+            return Answering(self.smoother, self.model, answerable, False, True)
+        raise TargetError(
+            f"the loss of {type(self.model).__name__} does not take smoothed targets: {problem}. {WAY_OUT}"
+        )
+
+    def _hard_loss(self) -> tuple[Tensor | None, list[Call]]:
+        """The loss of the labels as they are, and what was asked for in it."""
+        listening = Listening(self.batch, self._exact)
+        called: list[nn.Module] = []
+        hard = None
+        try:
+            with on_trial(self.model), modules_called(called.append), listening:
+                hard = total(self.model.loss(self.outputs, self.batch))
+        except Exception as error:
+            if self.bad_label is not None:
+                raise self.bad_label from None
+            if is_out_of_memory(error):
+                raise
+            log.info("the model's loss could not be asked: %s", error)
+        for module in called:
+            self.conflicts += smoothing_of("model.loss and a module that it calls", module)
+        return hard, listening.calls
+
+    def _exact(self, call: Call) -> Tensor:
+        """The loss that was asked for, after a look at its labels, which a GPU would not survive if they were wrong."""
+        if not is_answerable(call, "multiclass", None) or call.function in BINARY or call.target.is_floating_point():
+            return call.function(call.input, call.target, **call.options)
+        try:
+            return answered(call, self._unsmoothed, self.smoother.ignore_index)
+        except ValueError as error:
+            self.bad_label = error
+            raise
+
+    def _unsmoothed(
+        self, logits: Tensor, target: Tensor, ignore_index: int | None = None, kind: str = "multiclass"
+    ) -> Tensor:
+        """The distributions that stand for labels."""
+        ignored = NO_LABEL if ignore_index is None else ignore_index
+        return smooth_labels(logits, target, 0.0, ignore_index=ignored, kind=kind, validate=True)
+
+    def _uses_scalars(self, hard: Tensor) -> bool:
+        """Whether ``loss()`` hands on a number that ``forward()`` made."""
+        scalars = [
+            leaf
+            for _, leaf in leaves(self.outputs)
+            if isinstance(leaf, Tensor) and leaf.ndim == 0 and leaf.is_floating_point()
+        ]
+        if not scalars:
+            return False
+        with on_trial(self.model):
+            for scalar in scalars:
+                scalar.add_(1)
+            moved = total(self.model.loss(self.outputs, self.batch))
+            for scalar in scalars:
+                scalar.sub_(1)
+        return not _same(hard, moved)
+
+    def _answerable(self, calls: list[Call]) -> list[Call]:
+        return [call for call in calls if is_answerable(call, self.smoother.kind, self.paths) and _is_normalised(call)]
+
+    def _object_to_smoothing(self, calls: dict[str, list[Call]]) -> None:
+        for method, heard in calls.items():
+            for call in heard:
+                elsewhere = call.origins and not is_of(call, self.paths)
+                if call.label_smoothing and not elsewhere:
+                    amount = f"label_smoothing={call.label_smoothing:g}"
+                    where = f" ({call.place})" if call.place else ""
+                    place = f"model.{method}, which passes {amount} to {call.name}{where}"
+                    self.conflicts.append(Conflict(place, f"drop {amount} from {call.place or 'that call'}"))
+        if self.conflicts:
+            self._refuse(DoubleSmoothingError(self.conflicts[0].message(self.smoother)))
+
+    def _object_to_kind(self, calls: list[Call]) -> None:
+        of_batch = [call for call in calls if call.origins or call.function not in CLASSES]
+        functions = {call.function for call in of_batch}
+        kind = self.smoother.kind
+        if kind == "binary" and functions & set(CLASSES) and not functions & set(BINARY):
+            self._refuse(TargetError(BINARY_FOR_CLASSES))
+        rows = [call for call in of_batch if call.function in BINARY and self._is_of_rows(call)]
+        if kind == "multiclass" and rows and not functions & set(CLASSES):
+            self._refuse(TargetError(CLASSES_FOR_BINARY))
+
+    def _is_of_rows(self, call: Call) -> bool:
+        """Whether a target came as it is from the batch, rather than as labels that the loss made rows of."""
+        origins = [leaf for path, leaf in leaves(self.batch) if path in call.origins and isinstance(leaf, Tensor)]
+        return any(leaf.shape == call.input.shape for leaf in origins)
+
+    def _refuse(self, error: ValueError) -> None:
+        self.smoother.object_to(error)
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
+def _is_normalised(call: Call) -> bool:
+    """Whether what ``nll_loss`` was given are log-probabilities."""
+    if call.function is not F.nll_loss:
+        return True
+    sums = call.input.float().logsumexp(1 if call.input.ndim > 1 else 0)
+    return bool((sums.abs() < 0.05).all())

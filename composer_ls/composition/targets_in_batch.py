@@ -1,0 +1,122 @@
+"""The usual way: the targets in the batch are smoothed before the loss, and put back after it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from composer.core import Algorithm, State
+from composer.utils import batch_get
+from torch import Tensor
+
+from composer_ls.composition.batches import get, with_target
+from composer_ls.composition.mixers import Mixer, mixers_among
+
+__all__ = ["TargetsInBatch", "holds_loss", "logits_of"]
+
+
+@dataclass(frozen=True)
+class _SecondLabels:
+    """What a mixer held, and what it holds while its labels are smoothed."""
+
+    algorithm: Algorithm
+    mixer: Mixer
+    labels: Any
+    smoothed: Tensor
+
+    def put_back(self) -> None:
+        if getattr(self.algorithm, self.mixer.second_labels) is self.smoothed:
+            setattr(self.algorithm, self.mixer.second_labels, self.labels)
+
+
+class TargetsInBatch:
+    """Holds the labels while smoothed targets are in their place, in the batch and in every mixer."""
+
+    def __init__(self, smoother: Any) -> None:
+        self.smoother = smoother
+        self._target: tuple[Any, Tensor] | None = None
+        self._second_labels: list[_SecondLabels] = []
+
+    def before_forward(self, state: State) -> None:
+        """Nothing: the labels stay in the batch."""
+
+    def after_forward(self, state: State) -> None:
+        """Nothing."""
+
+    def before_loss(self, state: State) -> None:
+        """Put smoothed targets in the place of the labels."""
+        self.put_back(state)  # of a step that did not come to its end
+        smoother = self.smoother
+        logits = logits_of(state.outputs, smoother.output_key, smoother.kind)
+        target = get(state.batch, smoother.target_key)
+        smoothed = smoother.smoothed(logits, target)
+        seconds = []
+        for algorithm, mixer in mixers_among(state.algorithms):
+            labels = mixer.second_labels_of(algorithm)
+            try:
+                seconds.append(_SecondLabels(algorithm, mixer, labels, smoother.smoothed(logits, labels)))
+            except (TypeError, ValueError) as error:
+                where = f"{type(algorithm).__name__}.{mixer.second_labels}"
+                raise type(error)(f"the second labels in {where} do not fit the batch: {error}") from error
+        state.batch = with_target(state.batch, smoother.target_key, smoothed)
+        for second in seconds:
+            setattr(second.algorithm, second.mixer.second_labels, second.smoothed)
+        self._second_labels = seconds
+        self._target = (target, smoothed)
+
+    def after_loss(self, state: State) -> None:
+        """Put the labels back. A mixer that interpolates losses still has to use its second labels."""
+        if self._target is not None:
+            state.batch = with_target(state.batch, self.smoother.target_key, self._target[0])
+            self._target = None
+        for second in self._second_labels:
+            if not second.mixer.interpolates(second.algorithm):
+                second.put_back()
+        self._second_labels = [second for second in self._second_labels if second.mixer.interpolates(second.algorithm)]
+
+    def put_back(self, state: State) -> None:
+        """Put back what is still smoothed; what others have replaced since is theirs."""
+        if self._target is not None:
+            target, smoothed = self._target
+            with contextlib.suppress(Exception):  # another batch, perhaps of another form
+                if get(state.batch, self.smoother.target_key) is smoothed:
+                    state.batch = with_target(state.batch, self.smoother.target_key, target)
+            self._target = None
+        for second in self._second_labels:
+            second.put_back()
+        self._second_labels = []
+
+    def describe(self) -> None:
+        """Nothing that the plan does not say already."""
+
+
+def logits_of(outputs: Any, output_key: Any, kind: str) -> Tensor:
+    """The tensor of logits in a model's output.
+
+    Raises:
+        TypeError: There is none.
+        ValueError: It has one class.
+
+    """
+    found = outputs if output_key is None else batch_get(outputs, output_key)
+    if not isinstance(found, Tensor):
+        way = "output_key" if output_key is None else f"another output_key than {output_key!r}"
+        raise TypeError(
+            f"the model's output is {type(found).__name__}, but LabelSmoothing needs the tensor of logits: give "
+            f"it {way}, such as output_key='logits', output_key=0 or output_key=lambda outputs: outputs.logits"
+        )
+    if kind == "multiclass" and (found.ndim < 2 or found.shape[1] == 1):
+        raise ValueError(
+            f"the model gives one logit an example, of shape {tuple(found.shape)}, so that there is no other "
+            f"class to move mass to: use a head with two logits and cross entropy, or, for a binary loss on one "
+            f"logit, give LabelSmoothing(kind='binary')"
+        )
+    return found
+
+
+def holds_loss(outputs: Any) -> bool:
+    """Whether a model's output has a loss beside what the loss is made of."""
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
+    return isinstance(loss, Tensor)
