@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from composer import Trainer
@@ -45,10 +45,12 @@ class Classification(Task):
         if recipe.diagnostics is not None:
             self._watcher = build_diagnostics(recipe.diagnostics, splits, recipe.data)
         self.num_classes = splits.num_classes
+        parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+        self.watched = "test" if splits.validation is None else "validation"
         self.facts = {
             "classes": list(splits.classes),
             "image_shape": list(splits.image_shape),
-            "examples": {"train": len(splits.train), "test": len(splits.test)},  # type: ignore[arg-type]
+            "examples": {name: len(part) for name, part in parts.items() if part is not None},  # type: ignore[arg-type]
             "wrong_labels": splits.wrong_labels,
         }
 
@@ -78,7 +80,7 @@ class Classification(Task):
 
     def evaluation_loader(self) -> DataLoader[Any]:
         """Images and labels."""
-        return evaluation_loader(self._splits, self._data)
+        return evaluation_loader(self._splits, self._data, self.watched)
 
     def callbacks(self) -> list[Callback]:
         """The training curve, and the diagnostics if the recipe asks for them."""
@@ -86,22 +88,36 @@ class Classification(Task):
 
     def measure(self, trainer: Trainer) -> Measured:
         """Accuracy and calibration."""
-        logits, labels = collect_predictions(trainer, self.evaluation_loader(), self.facts["examples"]["test"])
-        watcher, facts, features = self._watcher, {}, None
+        logits, labels = self._predictions(trainer, "test")
+        predictions = {"logits": logits, "labels": labels}
+        watcher, features = self._watcher, None
+        facts: dict[str, Any] = {}
+        if self._splits.validation is not None:
+            held_out = self._predictions(trainer, "validation")
+            predictions |= {"validation.logits": held_out[0], "validation.labels": held_out[1]}
+            facts["validation"] = _metrics(*held_out)
         if watcher is not None:
             if watcher.interval is not None:  # else it has just measured, after the evaluation
                 watcher.measure(trainer.state, trainer.logger)
             facts["diagnostics"] = {name.removeprefix("diagnostics/"): n for name, n in watcher.numbers.items()}
             features = kept_features(watcher, trainer.state)
         return Measured(
-            metrics={
-                "accuracy": accuracy(logits, labels),
-                "nll": negative_log_likelihood(logits, labels),
-                "ece": expected_calibration_error(logits, labels),
-                "brier": brier_score(logits, labels),
-            },
+            metrics=_metrics(logits, labels),
             units={"accuracy": "fraction", "nll": "nats", "ece": "fraction, 15 bins", "brier": "0 to 2"},
-            predictions={"logits": logits, "labels": labels},
+            predictions=predictions,
             features=features,
             facts=facts,
         )
+
+    def _predictions(self, trainer: Trainer, part: Literal["test", "validation"]) -> tuple[Tensor, ...]:
+        loader = evaluation_loader(self._splits, self._data, part)
+        return collect_predictions(trainer, loader, self.facts["examples"][part])
+
+
+def _metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    return {
+        "accuracy": accuracy(logits, labels),
+        "nll": negative_log_likelihood(logits, labels),
+        "ece": expected_calibration_error(logits, labels),
+        "brier": brier_score(logits, labels),
+    }

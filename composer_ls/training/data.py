@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import pickle
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torchvision
@@ -21,15 +22,19 @@ from composer_ls.training.epoch_sampler import EpochSampler
 from composer_ls.training.label_noise import noisy_labels, relabel
 from composer_ls.training.memory_images import CropFlip, InMemory, MemoryImages
 from composer_ls.training.recipe import Data, LabelNoise, SegmentationData
+from composer_ls.training.subsets import divide, subset
 
-__all__ = ["Splits", "evaluation_loader", "labels_of", "load_splits", "training_loader"]
+__all__ = ["Splits", "evaluation_loader", "labels_of", "load_splits", "training_loader", "unaugmented"]
 
 MEMORY_LIMIT = 2 * 1024**3  # bytes, above which data.in_memory=auto reads the files again in every epoch
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Training and test examples, each an image ``(C, H, W)`` and an integer label, or a map of them ``(H, W)``."""
+    """Training and test examples, each an image ``(C, H, W)`` and an integer label, or a map of them ``(H, W)``.
+
+    ``validation`` is a part of the training examples that is held out, without augmentation, if there is one.
+    """
 
     train: Dataset[Any]
     test: Dataset[Any]
@@ -38,6 +43,7 @@ class Splits:
     classes: tuple[str, ...]
     wrong_labels: float = 0.0
     """The fraction of training labels that were changed on purpose."""
+    validation: Dataset[Any] | None = None
 
 
 def load_splits(data: Data, device: torch.device | str = "cpu") -> Splits:
@@ -49,12 +55,34 @@ def load_splits(data: Data, device: torch.device | str = "cpu") -> Splits:
 
     Raises:
         DataNotFoundError: It is not at ``data.root``; the message says where it looked and what to change.
-        RecipeError: ``data.in_memory`` asks for what cannot be.
+        RecipeError: ``data.in_memory``, ``data.validation`` or ``data.examples`` asks for what cannot be.
 
     """
     opened = {"digits": _digits, "cifar10": _cifar, "cifar100": _cifar, "imagefolder": _image_folder}[data.name]
     splits = opened(data, device)
+    if data.validation is not None or data.examples is not None:
+        splits = _divided(splits, data)
     return splits if data.label_noise is None else _with_noise(splits, data.label_noise)
+
+
+def _divided(splits: Splits, data: Data) -> Splits:
+    """Hold out the validation part, and keep as many of the other training examples as the recipe says."""
+    held_out, kept = divide(
+        labels_of(splits.train), splits.num_classes, data.validation, data.examples, data.split_seed
+    )
+    train = subset(splits.train, kept)
+    if data.validation is None:
+        return replace(splits, train=train)
+    return replace(splits, train=train, validation=subset(unaugmented(splits.train, splits.test), held_out))
+
+
+def unaugmented(train: Dataset[Any], test: Dataset[Any]) -> Dataset[Any]:
+    """Training images as the test images are shown: without augmentation."""
+    if isinstance(train, MemoryImages):
+        return train  # which are augmented by the loader
+    plain = copy.copy(train)
+    plain.transform = test.transform  # type: ignore[attr-defined]
+    return plain
 
 
 def _with_noise(splits: Splits, noise: LabelNoise) -> Splits:
@@ -90,11 +118,15 @@ def training_loader(splits: Splits, data: Data | SegmentationData, seed: int) ->
     return _loader(train, data, data.batch_size // world, EpochSampler(train, seed), drop_last=True)
 
 
-def evaluation_loader(splits: Splits, data: Data | SegmentationData) -> DataLoader[Any]:
-    """Every test example in order; process r of R takes examples r, r + R, r + 2R, ..."""
+def evaluation_loader(
+    splits: Splits, data: Data | SegmentationData, part: Literal["test", "validation"] = "test"
+) -> DataLoader[Any]:
+    """Every example of the part in order; process r of R takes examples r, r + R, r + 2R, ..."""
     world = dist.get_world_size()
-    sampler: DistributedSampler[Any] = DistributedSampler(splits.test, world, dist.get_global_rank(), shuffle=False)
-    return _loader(splits.test, data, max(1, data.batch_size // world), sampler, drop_last=False)
+    examples = splits.test if part == "test" else splits.validation
+    assert examples is not None
+    sampler: DistributedSampler[Any] = DistributedSampler(examples, world, dist.get_global_rank(), shuffle=False)
+    return _loader(examples, data, max(1, data.batch_size // world), sampler, drop_last=False)
 
 
 def _loader(

@@ -42,6 +42,16 @@ def _number_in_words(value: Any) -> Any:
 
 Number = Annotated[float, BeforeValidator(_number_in_words), Field(allow_inf_nan=False)]
 Integer = Annotated[int, Strict()]
+
+
+def _count_or_fraction(value: Any) -> Any:
+    value = _number_in_words(value)
+    if (isinstance(value, int) and value >= 1) or (isinstance(value, float) and 0 < value < 1):
+        return value
+    raise ValueError("it must be a whole number of images, such as 500, or a fraction of them, such as 0.1")
+
+
+HeldOut = Annotated[int | float, BeforeValidator(_count_or_fraction)]
 Truth = Annotated[bool, Strict()]
 
 
@@ -107,6 +117,16 @@ class Data(Section):
     augmentation: Literal["none", "crop_flip", "resized_crop"] = Field(
         "none", description="crop_flip: shifts of 4 pixels and mirroring (CIFAR); resized_crop: as for ImageNet"
     )
+    validation: HeldOut | None = Field(
+        None,
+        description="training images to hold out: how many, or a fraction of them; the same fraction of each class",
+    )
+    examples: Integer | None = Field(
+        None,
+        ge=1,
+        description="how many of the other training images to train on, equally many of each class; null: all",
+    )
+    split_seed: Integer = Field(0, ge=0, description="of these two choices, whatever the run's seed")
     label_noise: LabelNoise | None = Field(None, description="change some training labels at random")
     in_memory: Literal["auto", True, False] = Field(
         "auto", description="decode all images once and make batches on the device; auto: if they take at most 2 GiB"
@@ -313,11 +333,11 @@ class Recipe(Section):
     def identity(self) -> dict[str, Any]:
         """What decides the run: every key that is not at its default. Two recipes with equal ones are the same run.
 
-        The words about it do not count, nor do algorithms that are switched off, which a bare smoothing of 0 is too.
+        The words about it do not count, nor do algorithms that are switched off, which a smoothing of 0 is too.
         """
         content = self.model_dump(exclude={"description", "needs"}, exclude_defaults=True)
         on = {name: arguments for name, arguments in self.algorithms.items() if arguments is not None}
-        if on.get("label_smoothing") == {"smoothing": 0}:
+        if (on.get("label_smoothing") or {}).get("smoothing") == 0:
             del on["label_smoothing"]
         return content | {"algorithms": on}
 

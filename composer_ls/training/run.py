@@ -91,7 +91,7 @@ def _train(recipe: Recipe, folder: RunFolder, overwrite: bool, progress: bool) -
         trainer = Trainer(
             model=model,
             train_dataloader=task.training_loader(),
-            eval_dataloader=Evaluator(label="test", dataloader=task.evaluation_loader()),
+            eval_dataloader=Evaluator(label=task.watched, dataloader=task.evaluation_loader()),
             eval_interval=recipe.eval_interval,
             max_duration=recipe.duration,
             optimizers=_optimizer(recipe.optimizer, model),

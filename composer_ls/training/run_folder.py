@@ -47,7 +47,8 @@ class RunFolder:
         result_file: ``result.json``, which is there only when the run is finished.
         metrics_file: ``metrics.jsonl``, a line an epoch.
         predictions_file: ``predictions.safetensors``, from which the metrics can be computed again. Of a classifier:
-            test ``logits`` (N, K) and ``labels`` (N,); of label maps: the counts of
+            test ``logits`` (N, K) and ``labels`` (N,), and if a part of the training images was held out the same of that
+            part, as ``validation.logits`` and ``validation.labels``; of label maps: the counts of
             :class:`~composer_ls.diagnostics.pixels.PixelCounts` for each image; of a translator: for every subword of
             the test references its ``log_probability`` (M,), the ``confidence`` in the most likely one (M,), and whether
             that was right, ``correct``.

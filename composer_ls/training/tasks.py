@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from composer import Trainer
@@ -47,11 +47,13 @@ class Task(ABC):
     Attributes:
         num_classes: K, over which targets are distributions.
         facts: What ``result.json`` says of the data.
+        watched: The part of the data that is evaluated during training.
 
     """
 
     num_classes: int
     facts: Mapping[str, Any]
+    watched: Literal["test", "validation"] = "test"
 
     @abstractmethod
     def check(self, algorithms: Sequence[Algorithm]) -> None:
@@ -71,7 +73,7 @@ class Task(ABC):
 
     @abstractmethod
     def evaluation_loader(self) -> DataLoader[Any] | DataSpec:
-        """A new loader of this process's share of the test split, in order."""
+        """A new loader of this process's share of the part that is watched, in order."""
 
     def callbacks(self) -> list[Callback]:
         """What watches the training, besides what watches every run."""
@@ -79,7 +81,10 @@ class Task(ABC):
 
     @abstractmethod
     def measure(self, trainer: Trainer) -> Measured:
-        """Try the trained network on the whole test split; every process gets the same answer."""
+        """Try the trained network on the whole test split, and on the validation part if there is one.
+
+        Every process gets the same answer.
+        """
 
 
 def open_task(recipe: Recipe, device: torch.device | str = "cpu") -> Task:

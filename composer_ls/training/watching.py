@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -10,12 +9,12 @@ from typing import Any
 import torch
 from composer.core import State
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 
 from composer_ls.diagnostics.information import draw_logit_differences
 from composer_ls.errors import RecipeError
 from composer_ls.smoothing_diagnostics import SmoothingDiagnostics
-from composer_ls.training.data import Splits, labels_of
+from composer_ls.training.data import Splits, labels_of, unaugmented
 from composer_ls.training.memory_images import MemoryImages, crop_flip
 from composer_ls.training.recipe import Data, Diagnostics, MutualInformation
 
@@ -34,7 +33,7 @@ def build_diagnostics(settings: Diagnostics, splits: Splits, data: Data) -> Smoo
     """
     _check_classes("diagnostics.classes", settings.classes, splits)
     sets = {}
-    for name, split in (("train", _plain(splits.train, splits.test)), ("test", splits.test)):
+    for name, split in (("train", unaugmented(splits.train, splits.test)), ("test", splits.test)):
         chosen = choose_examples(labels_of(split), settings.examples, settings.classes)
         sets[name] = _loader(Subset(split, chosen.tolist()), data.batch_size)
     draws = None
@@ -68,15 +67,6 @@ def _spread(indices: Tensor, count: int) -> Tensor:
     """``count`` of the indices, evenly spread, or all if there are fewer."""
     count = min(count, len(indices))
     return indices[torch.arange(count) * len(indices) // max(count, 1)]
-
-
-def _plain(train: Dataset[Any], test: Dataset[Any]) -> Dataset[Any]:
-    """Training images without augmentation."""
-    if isinstance(train, MemoryImages):
-        return train
-    plain = copy.copy(train)
-    plain.transform = test.transform  # type: ignore[attr-defined]
-    return plain
 
 
 def _loader(split: Subset[Any], batch_size: int) -> DataLoader[Any]:

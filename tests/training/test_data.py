@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from composer_ls.errors import DataNotFoundError, RecipeError
-from composer_ls.training.data import evaluation_loader, load_splits, training_loader
+from composer_ls.training.data import evaluation_loader, load_splits, training_loader, unaugmented
 from composer_ls.training.memory_images import MemoryImages
 from composer_ls.training.recipe import Data
 
@@ -48,6 +48,45 @@ def test_an_image_folder_gives_images_of_the_size_asked_for(image_tree, augmenta
     assert images.dtype == torch.float32
     assert set(labels.tolist()) <= {0, 1, 2}
     assert sum(len(labels) for _, labels in evaluation_loader(splits, data)) == 12
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_part_of_the_training_images_is_held_out_and_not_augmented(image_tree, in_memory):
+    data = Data(
+        name="imagefolder", root=str(image_tree), image_size=32, augmentation="crop_flip", batch_size=6,
+        in_memory=in_memory, validation=6, examples=9, label_noise={"rate": 1.0},
+    )  # fmt: skip
+    splits = load_splits(data)
+    whole = load_splits(Data(name="imagefolder", root=str(image_tree), image_size=32, in_memory=in_memory))
+    known = {image.numpy().tobytes(): label for image, label in whole.train}
+    held_out = [(image, label) for images, labels in evaluation_loader(splits, data, "validation")
+                for image, label in zip(images, labels, strict=True)]  # fmt: skip
+    assert [int(label) for _, label in held_out] == [0, 0, 1, 1, 2, 2]
+    assert all(known[image.numpy().tobytes()] == label for image, label in held_out)
+    assert (len(splits.train), splits.wrong_labels) == (9, 1.0)
+    plain = unaugmented(splits.train, splits.test)
+    trained = {image.numpy().tobytes() for image, _ in plain}
+    assert len(trained) == 9
+    assert trained <= known.keys() - {image.numpy().tobytes() for image, _ in held_out}
+    assert len(next(iter(training_loader(splits, data, seed=0)))[1]) == 6
+
+
+def test_cifar_is_divided_without_being_in_memory(tmp_path, monkeypatch):
+    def source(root, train, transform, download):
+        count = 40 if train else 20
+        return SimpleNamespace(
+            data=np.arange(count, dtype=np.uint8)[:, None, None, None].repeat(3, 3), targets=[0, 1] * (count // 2),
+            classes=["a", "b"], transform=transform,
+        )  # fmt: skip
+
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", source)
+    splits = load_splits(
+        Data(name="cifar10", root=str(tmp_path), in_memory=False, validation=20 / 40, examples=10).model_copy()
+    )
+    held_out, kept = (set(part.data[:, 0, 0, 0].tolist()) for part in (splits.validation, splits.train))
+    assert (len(held_out), len(kept), held_out & kept) == (20, 10, set())
+    assert [int(value) % 2 for value in splits.train.data[:, 0, 0, 0]] == splits.train.targets
 
 
 def test_the_test_split_may_be_called_val(image_tree):

@@ -13,6 +13,7 @@ SHIPPED = [
     "cifar10-alexnet",
     "cifar10-resnet20",
     "cifar10-resnet20-fast",
+    "cifar10-resnet20-small-data",
     "cifar10-resnet56",
     "cifar10-resnet9",
     "cifar100-resnet56",
@@ -34,7 +35,7 @@ def test_a_shipped_recipe_is_valid_and_says_what_it_is_and_needs(name):
     assert recipe.name == name
     assert recipe.description
     assert recipe.needs
-    assert recipe.smoothing == 0.1
+    assert recipe.smoothing == (0 if name == "cifar10-resnet20-small-data" else 0.1)
 
 
 def test_resnet56_trains_as_mosaicmls_example():
@@ -105,6 +106,7 @@ def test_the_fingerprint_does_not_change_when_a_default_is_written_out_or_an_alg
         assert load_recipe("digits-mlp", [same]).fingerprint() == base
     off = load_recipe("digits-mlp", ["algorithms.label_smoothing=null"]).fingerprint()
     assert load_recipe("digits-mlp", ["algorithms.label_smoothing.smoothing=0"]).fingerprint() == off != base
+    assert load_recipe("digits-mlp", ["algorithms.label_smoothing={smoothing: 0, spread: others}"]).fingerprint() == off
 
 
 @pytest.mark.parametrize(
@@ -127,6 +129,10 @@ def test_the_fingerprint_does_not_change_when_a_default_is_written_out_or_an_alg
         ("optimizer.learning_rate=nan", "optimizer.learning_rate is nan: input should be"),
         ("optimizer.momentum=false", "optimizer.momentum is False: input should be a number"),
         ("schedule.milestones=[80]", "schedule.milestones.0 is 80: a duration"),
+        ("data.validation=0", "data.validation is 0: it must be a whole number of images, such as 500, or a fraction"),
+        ("data.validation=1.5", "data.validation is 1.5: it must be a whole number of images"),
+        ("data.validation=true", "data.validation is True: input should be a number"),
+        ("data.examples=0", "data.examples is 0: input should be greater than or equal to 1"),
         ("seed=-1", "seed is -1: input should be greater than or equal to 0"),
         ("data=4", "data is 4: input should be a valid dictionary"),
         (

@@ -70,6 +70,29 @@ def test_the_metrics_can_be_computed_again_from_the_predictions(finished):
     assert expected_calibration_error(logits, labels) == result["metrics"]["ece"]
 
 
+def test_the_part_that_is_held_out_is_watched_and_predicted_apart_from_the_test_set(tmp_path, finished):
+    result = run(tmp_path, "data.validation=137", "data.examples=1000", "data.label_noise={rate: 0.2}")
+    assert result["examples"] == {"train": 1000, "validation": 137, "test": 360}
+    predictions = load_file(tmp_path / "predictions.safetensors")
+    assert torch.equal(predictions["labels"], load_file(finished[0] / "predictions.safetensors")["labels"])
+    logits, labels = predictions["validation.logits"], predictions["validation.labels"]
+    assert (logits.shape, predictions["logits"].shape) == ((137, 10), (360, 10))
+    assert accuracy(logits, labels) == result["validation"]["accuracy"] > 0.8
+    assert accuracy(predictions["logits"], predictions["labels"]) == result["metrics"]["accuracy"]
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["metrics/validation/MulticlassAccuracy"] == pytest.approx(result["validation"]["accuracy"], abs=1e-6)
+    assert not any(key.startswith("metrics/test") for key in last)
+
+
+def test_composers_own_smoothing_smooths_one_label_of_a_mixed_pair(tmp_path):
+    mixed = "algorithms={label_smoothing: {smoothing: 0.1, implementation: composer}, mixup: {alpha: 0.2}}"
+    result = run(tmp_path, mixed, "duration=1ep")
+    assert result["smoothing"] == 0.1
+    assert result["plan"].startswith(
+        "smoothing 0.1 by Composer's own LabelSmoothing; MixUp mixes first labels with second labels; loss"
+    )
+
+
 def test_metrics_have_a_line_an_epoch(finished):
     path, result = finished
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
@@ -161,8 +184,12 @@ def run_on_images(path, root, name, *overrides):
     ],
 )
 def test_a_shipped_recipe_trains_on_a_few_images(tmp_path, image_tree, name):
-    result = run_on_images(tmp_path, image_tree, name, "duration=2ba", "schedule.warmup=1ba", "schedule.milestones=[]")
-    assert (result["steps"], result["precision"], result["smoothing"]) == (2, "fp32", 0.1)
+    few = ["duration=2ba", "schedule.warmup=1ba", "schedule.milestones=[]"]
+    if load_recipe(name).data.validation is not None:
+        few += ["data.validation=8", "data.examples=32", "diagnostics=null"]  # it has two classes
+    result = run_on_images(tmp_path, image_tree, name, *few)
+    assert (result["steps"], result["precision"]) == (2, "fp32")
+    assert result["smoothing"] == load_recipe(name).smoothing
     assert math.isfinite(result["metrics"]["nll"])
 
 
