@@ -66,7 +66,8 @@ def describe(trainer_or_state: Any) -> str:
     smoothers = [a for a in state.algorithms if is_smoother(a, "composer_ls")]
     model, data = unwrapped(state), _data_part(state)
     mixers = _mixer_parts(state.algorithms, smoothers)
-    parts = [_smoothing_part(smoother, state, len(smoothers) > 1) for smoother in smoothers] or ["no smoothing"]
+    parts = [_smoothing_part(smoother, state, len(smoothers) > 1) for smoother in smoothers]
+    parts = parts or [_without_ours(state)]
     parts += [*data, *mixers]
     replaced = [words for smoother in smoothers if (words := smoother.way.describe())]
     if not replaced and smoothers and makes_its_loss(model):
@@ -78,6 +79,11 @@ def describe(trainer_or_state: Any) -> str:
         parts.append(_loss_part(model, bool(smoothers) and not dense, bool(smoothers)))
         parts += ["targets restored after the loss"] if smoothers else []
     return "; ".join([*parts, *(a.in_words for a in state.algorithms if hasattr(a, "in_words"))])
+
+
+def _without_ours(state: State) -> str:
+    theirs: Any = next((algorithm for algorithm in state.algorithms if is_smoother(algorithm)), None)
+    return f"smoothing {theirs.smoothing:g} by Composer's own LabelSmoothing" if theirs else "no smoothing"
 
 
 def _smoothing_part(smoother: Any, state: State, is_one_of_several: bool) -> str:

@@ -186,10 +186,15 @@ def make_plan(
     recipes = [load_recipe(recipe, [*overrides, *some]) for some in changes]
     there = _found(out, base, [axis.key for axis in axes])
     taken = set(there.values())
+    planned: set[str] = set()
     runs = []
     for one, some, setting, slug in zip(recipes, changes, *_names(recipes), strict=True):
+        identity = _identity(one)
+        if identity in planned:  # without smoothing, its other arguments change nothing
+            continue
+        planned.add(identity)
         name = ", ".join(filter(None, [setting, f"smoothing {decimal(one.smoothing)}", f"seed {one.seed}"]))
-        folder = there.get(_identity(one)) or _free(
+        folder = there.get(identity) or _free(
             out / slug / f"smoothing-{decimal(one.smoothing)}" / f"seed-{one.seed}", taken
         )
         taken.add(folder)

@@ -19,6 +19,7 @@ from composer_ls.training.teacher import DistillationFromRun
 __all__ = ["algorithms_by_name", "build_algorithms"]
 
 
+# A recipe's label_smoothing may also have ``implementation: composer``, for Composer's algorithm of that name.
 OURS: dict[str, type[Algorithm]] = {"distillation": DistillationFromRun, "label_smoothing": LabelSmoothing}
 
 # Where things are in a batch or an output, which is up to the caller of a library and fixed in a recipe.
@@ -61,7 +62,11 @@ def build_algorithms(
             raise RecipeError(f"unknown key algorithms.{name}: {hint}allowed are {', '.join(sorted(known))}")
         if arguments is None:
             continue
-        allowed = [key for key in inspect.signature(known[name]).parameters if key != "self"]
+        cls = known[name]
+        if name == "label_smoothing" and "implementation" in arguments:
+            cls = _implementation(arguments["implementation"])
+            arguments = {key: value for key, value in arguments.items() if key != "implementation"}
+        allowed = [key for key in inspect.signature(cls).parameters if key != "self"]
         for key in arguments:
             if key in BATCH_FORM and key in allowed:
                 raise RecipeError(
@@ -75,10 +80,23 @@ def build_algorithms(
                 prior = _named_prior(arguments["prior"], label_counts)
                 as_prior(prior, num_classes)
                 arguments = {**arguments, "prior": prior}
-            built.append(known[name](**arguments))
+            built.append(cls(**arguments))
         except (TypeError, ValueError, AssertionError) as error:
             raise RecipeError(f"algorithms.{name}: {error}") from error
     return built
+
+
+def _implementation(name: Any) -> type[Algorithm]:
+    """Our label smoothing, or Composer's own to compare it with, which stays where the recipe puts it."""
+    smoothers: dict[Any, type[Algorithm]] = {
+        "composer_ls": LabelSmoothing,
+        "composer": composer.algorithms.LabelSmoothing,
+    }
+    if name not in smoothers:
+        raise RecipeError(
+            f"algorithms.label_smoothing.implementation is {name!r}, but must be {' or '.join(smoothers)}"
+        )
+    return smoothers[name]
 
 
 def _named_prior(prior: Any, label_counts: Callable[[], Tensor] | None) -> Any:

@@ -58,6 +58,15 @@ def test_several_mixers_are_one_axis_of_whole_lists(tmp_path):
     assert all(run.recipe.smoothing == 0.1 for run in made.runs)
 
 
+def test_what_an_axis_does_not_change_without_smoothing_is_run_once(tmp_path):
+    made = plan(tmp_path, seeds=1, vary=["algorithms.label_smoothing.implementation=[composer_ls, composer]"])
+    assert folders(made) == [
+        "implementation-composer_ls/smoothing-0/seed-17",
+        "implementation-composer_ls/smoothing-0.1/seed-17",
+        "implementation-composer/smoothing-0.1/seed-17",
+    ]
+
+
 def test_settings_that_would_share_a_folder_name_do_not(tmp_path):
     made = plan(tmp_path, smoothing="0", seeds=1, vary=["optimizer.weight_decay=[1.0e-6, 1.0000001e-6]"])
     assert len(set(folders(made))) == 2

@@ -19,6 +19,14 @@ def test_label_smoothing_is_ours_and_the_others_are_composers():
     assert built[0].smoothing == 0.2
 
 
+def test_composers_own_label_smoothing_can_be_had_to_compare_with():
+    (smoothing,) = build_algorithms({"label_smoothing": {"smoothing": 0.2, "implementation": "composer"}})
+    assert type(smoothing) is composer.algorithms.LabelSmoothing
+    assert smoothing.smoothing == 0.2
+    (ours,) = build_algorithms({"label_smoothing": {"implementation": "composer_ls"}})
+    assert type(ours) is LabelSmoothing
+
+
 def test_null_switches_an_algorithm_off():
     assert build_algorithms({"mixup": None, "label_smoothing": None}) == []
 
@@ -30,6 +38,14 @@ def test_null_switches_an_algorithm_off():
         ({"mixup": {"beta": 1}}, "unknown key algorithms.mixup.beta: allowed are alpha, interpolate_loss"),
         ({"mixup": {"target_key": 2}}, "algorithms.mixup.target_key cannot be set in a recipe"),
         ({"label_smoothing": {"output_key": "logits"}}, "algorithms.label_smoothing.output_key cannot be set"),
+        (
+            {"label_smoothing": {"implementation": "timm"}},
+            "algorithms.label_smoothing.implementation is 'timm', but must be composer_ls or composer",
+        ),
+        (
+            {"label_smoothing": {"implementation": "composer", "prior": "unigram"}},
+            "unknown key algorithms.label_smoothing.prior: allowed are smoothing",
+        ),
         ({"label_smoothing": {"smoothing": 2}}, r"algorithms.label_smoothing: smoothing must be in \[0, 1\]"),
         ({"label_smoothing": {"smoothing": "a"}}, "algorithms.label_smoothing: smoothing must be a number"),
     ],
