@@ -161,7 +161,9 @@ class TranslationData(Section):
     )
     examples: Integer | None = Field(None, ge=1, description="the first so many training pairs; null: all")
     vocabulary: Integer = Field(8000, ge=300, description="subwords of both languages, learnt from the training pairs")
-    lowercase: Truth = Field(True, description="make capitals small, and do not count them in BLEU")
+    lowercase: Truth = Field(
+        True, description="make all text lower case: translations have no capitals, and BLEU ignores case"
+    )
     longest: Integer = Field(128, ge=2, description="subwords of a sentence at most, its end counted")
     too_long: Literal["cut", "refuse"] = Field("cut", description="what happens to a sentence that is longer")
     batch_tokens: Integer = Field(

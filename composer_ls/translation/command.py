@@ -44,9 +44,10 @@ def translate(
     temperature: Annotated[float, typer.Option(help="Of the softmax; above 1 is flatter.")] = 1.0,
     batch: Annotated[int, typer.Option(help="Sentences translated at once: time and memory only.")] = 64,
 ) -> None:
-    """Translate standard input to standard output, one line a line.
+    """Translate standard input to standard output, line by line.
 
-    The text is UTF-8, a sentence a line; an empty line stays empty.
+    The text is UTF-8 with one sentence per line; an empty line stays empty. Translations are in lower case unless the run was
+    trained with `data.lowercase=false`.
     """
     import torch
 

@@ -96,6 +96,15 @@ def test_the_run_folder_alone_translates_as_the_run_did(run, data):
     assert Translator.load(run).translate(source, batch=7) == translations
 
 
+def test_capitals_are_written_and_counted_if_the_recipe_keeps_them(run, data, tmp_path):
+    recipe = load_recipe(data / "toy.yaml", ["data.lowercase=false"])
+    result = train(recipe, RunFolder(tmp_path, recipe), progress=False)
+    assert result["bleu_signature"].startswith("nrefs:1|case:mixed|")
+    kept, small = ((folder / "translations.test.de").read_text() for folder in (tmp_path, run))
+    assert kept.count("Hund") > 5 > kept.count("hund")
+    assert small.count("hund") > 5 > small.count("Hund")
+
+
 def translate(run, text, monkeypatch, capfdbinary, *options):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
     code = 0
