@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from composer_ls.algorithm import LabelSmoothing
-    from composer_ls.dice import dice_loss
     from composer_ls.distillation import Distillation
-    from composer_ls.losses import CrossEntropyLoss, cross_entropy
+    from composer_ls.losses import CrossEntropyLoss, cross_entropy, dice_loss
     from composer_ls.smoothing import smooth_labels
     from composer_ls.smoothing_diagnostics import SmoothingDiagnostics
     from composer_ls.targets import SoftTargets
@@ -38,7 +37,7 @@ _HOMES = {
     "SmoothingDiagnostics": "smoothing_diagnostics",
     "SoftTargets": "targets",
     "cross_entropy": "losses",
-    "dice_loss": "dice",
+    "dice_loss": "losses",
     "smooth_labels": "smoothing",
 }
 

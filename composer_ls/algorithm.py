@@ -30,8 +30,7 @@ from composer_ls.composition.plan import describe, place, unwrapped
 from composer_ls.composition.targets_in_batch import TargetsInBatch, holds_loss
 from composer_ls.errors import TargetError
 from composer_ls.losses import cross_entropy
-from composer_ls.priors import as_prior
-from composer_ls.smoothing import check_kind, check_smoothing, smooth_labels
+from composer_ls.smoothing import as_prior, check_kind, check_smoothing, smooth_labels
 
 __all__ = ["LabelSmoothing"]
 
@@ -56,7 +55,7 @@ class LabelSmoothing(Algorithm):
         target_key: Where the targets are in the batch: an index, a name, a path such as ``("outer", "inner")``, a getter,
             or a (getter, setter) pair. In a batch with names, ``labels`` or ``targets`` is found without it.
         prior: Where the mass goes: ``None`` for the uniform ``1/K``, a row ``(K,)`` such as
-            :func:`~composer_ls.priors.unigram_prior` makes, or one row per class ``(K, K)``.
+            :func:`~composer_ls.smoothing.unigram_prior` makes, or one row per class ``(K, K)``.
         ignore_index: A label that gets no mass and no gradient; ``None`` if there is none.
         spread: ``"all"``, or ``"others"`` to share α among the K - 1 incorrect classes only.
         on_conflict: What to do if something else smooths the targets too: ``"raise"`` or ``"warn"``.

@@ -40,21 +40,28 @@ def dense_reference(
 def reference_loss(
     logits: Tensor,
     target: Tensor,
-    counted: Tensor,
+    weights: Tensor,
+    classes: Tensor,
     weight: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """Cross entropy against dense rows; the mean is over ``counted``, the mass of labels that count, by class."""
+    """Cross entropy against dense rows; the mean is over the rows that have some weight, each with the weight of its
+    labels' classes.
+    """
     dim = class_dim(logits)
     terms = -target * logits.log_softmax(dim)
+    each = torch.ones(classes.shape, dtype=torch.float64)
     if weight is not None:
         shape = [1] * logits.ndim
         shape[dim] = -1
         terms = terms * weight.view(shape)
-        counted = counted * weight.view(shape)
+        each = weight.double()[classes]
     losses = terms.sum(dim)
     if reduction == "mean":
-        return losses.sum() / counted.sum() if counted.sum() != 0 else losses.sum() * 0
+        share = torch.as_tensor(weights, dtype=torch.float64).expand(classes.shape).abs()
+        counts = share.sum(dim) > 0
+        divisor = ((each * share).sum(dim) / share.sum(dim))[counts].sum()
+        return losses.sum() / divisor if divisor else losses.sum() * 0
     return losses.sum() if reduction == "sum" else losses
 
 

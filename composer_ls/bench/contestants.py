@@ -74,7 +74,7 @@ def contestants(
     """Everyone who is installed and can handle this; only some of :data:`GROUPS` if ``peers`` names them."""
     plain = len(shape) == 2 and not ignored
     groups: dict[str, Callable[[], Iterator[Contestant]]] = {
-        GROUPS[0]: lambda: _ours(dtype, device),
+        GROUPS[0]: lambda: _ours(device),
         GROUPS[1]: lambda: _pytorch(ignored),
     }
     if plain:
@@ -86,7 +86,7 @@ def contestants(
     return [one for name, group in groups.items() if not peers or name in peers for one in group()]
 
 
-def _ours(dtype: torch.dtype, device: str) -> Iterator[Contestant]:
+def _ours(device: str) -> Iterator[Contestant]:
     from composer_ls import cross_entropy, smooth_labels
 
     def mixed_target(problem: Problem) -> Tensor:
@@ -99,23 +99,11 @@ def _ours(dtype: torch.dtype, device: str) -> Iterator[Contestant]:
         "mixed": lambda p: cross_entropy(p.logits, mixed_target(p)),
     }
     kernels = ["eager"]
-    if device == "cpu" and _compiles(dtype):
-        kernels.append("compiled")
     if device == "cuda" and find_spec("triton") is not None:
         kernels.append("triton")
     for kernel in kernels:
         for case, loss in losses.items():
             yield Contestant(f"composer_ls, {kernel}", case, loss, kernel)
-
-
-def _compiles(dtype: torch.dtype) -> bool:
-    from composer_ls.kernels import compiled
-
-    try:
-        compiled.require(torch.empty(1, 1, dtype=dtype))
-    except RuntimeError:
-        return False
-    return True
 
 
 def _pytorch(ignored: float) -> Iterator[Contestant]:

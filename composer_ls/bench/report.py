@@ -16,7 +16,6 @@ __all__ = ["plot", "table"]
 # Okabe and Ito's colours, which people of every colour vision tell apart; markers tell the rest.
 _LOOKS = {
     "composer_ls, triton": ("#0072B2", "o"),
-    "composer_ls, compiled": ("#0072B2", "o"),
     "composer_ls, eager": ("#56B4E9", "s"),
     HARD: ("#000000", "D"),
     SMOOTHED: ("#E69F00", "^"),

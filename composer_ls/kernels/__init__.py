@@ -10,30 +10,30 @@ logits. Checking, reductions and class weights happen in `composer_ls.losses`.
 
 | kernel | where | how |
 | --- | --- | --- |
-| `eager` | any device | plain PyTorch, a few rows at a time |
-| `compiled` | CPU | C++ that the machine's own compiler builds in the background of a job that is long enough |
+| `eager` | any device | plain PyTorch, in the memory of the gradient |
 | `triton` | CUDA | Triton: logits read, gradient written |
-| `composite` | any device | the formula in operations that autograd differentiates, any number of times; dense |
+| `composite` | any device | the formula, in operations that PyTorch differentiates any number of times and compiles |
 
-:func:`choose` takes the fastest at hand. The environment variable ``COMPOSER_LS_KERNEL`` forces one.
+:func:`choose` takes the fastest for the device. The choice follows from the logits alone, so that one seed gives one result.
+The environment variable ``COMPOSER_LS_KERNEL`` forces a kernel. What asks for more than a first derivative by the logits
+(forward mode, ``torch.func``, gradients of a prior) goes to `composite` by itself.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 __all__ = ["KERNELS", "VARIABLE", "Kernel", "RowTargets", "choose", "compute_dtype", "has_triton"]
 
-KERNELS = ("eager", "compiled", "triton", "composite")
+KERNELS = ("eager", "triton", "composite")
 VARIABLE = "COMPOSER_LS_KERNEL"
 FEW = 16
 """Components up to which kernels that go through all of them for every row are worth it."""
@@ -44,8 +44,7 @@ and, where ``grad`` is given, the gradient times ``scale`` written into it. ``lo
 ``(N, K, S)``, of one floating dtype, with any strides; ``scale`` is a number or broadcasts to the losses."""
 
 
-@dataclass(frozen=True)
-class RowTargets:
+class RowTargets(NamedTuple):
     """The target of a kernel. What is the same everywhere is a number, so that a plain smoothed label costs nothing.
 
     Shapes are those for logits ``(N, K, S)``; for ``(N, K)`` the last dimension is missing. Tensors of weights are in
@@ -88,7 +87,7 @@ def choose(logits: Tensor, components: int = 1, kernel: str | None = None) -> Ke
     """The ``loss_rows`` to use for these logits.
 
     Args:
-        logits: ``(N, K)`` or ``(N, K, S)``. A CPU tensor counts as work done, which decides when `compiled` is built.
+        logits: ``(N, K)`` or ``(N, K, S)``.
         components: J. Many mean a dense target in disguise, which only `eager` and `composite` handle in time.
         kernel: One of :data:`KERNELS`. ``None``: what ``COMPOSER_LS_KERNEL`` says, else the fastest at hand.
 
@@ -102,8 +101,6 @@ def choose(logits: Tensor, components: int = 1, kernel: str | None = None) -> Ke
         kernel = _fastest(logits) if components <= FEW else "eager"
     elif kernel not in KERNELS:
         raise ValueError(f"there is no kernel {kernel!r}: {VARIABLE} is one of {', '.join(KERNELS)}, or not set")
-    elif kernel == "compiled":
-        _module("compiled").require(logits)
     elif kernel == "triton":
         _require_triton(logits)
     return _module(kernel).loss_rows
@@ -112,8 +109,6 @@ def choose(logits: Tensor, components: int = 1, kernel: str | None = None) -> Ke
 def _fastest(logits: Tensor) -> str:
     if logits.device.type == "cuda":
         return "triton" if has_triton() else "eager"
-    if logits.device.type == "cpu" and _module("compiled").ready(logits):
-        return "compiled"
     return "eager"
 
 

@@ -206,7 +206,8 @@ def subtract_prior(work: Tensor, target: RowTargets, amount: Tensor | float) -> 
         work.sub_(amount * target.prior.view(1, -1, *[1] * (work.ndim - 2)))
     else:
         rows = target.prior[target.classes].movedim(-1, 2)
-        work.sub_((rows * (amount.unsqueeze(2) if isinstance(amount, Tensor) else amount)).sum(1))
+        by_label = isinstance(amount, Tensor) and amount.ndim > 1
+        work.sub_((rows * (amount.unsqueeze(2) if by_label else amount)).sum(1))  # type: ignore[union-attr]
 
 
 def add_labels(rows: Tensor, target: RowTargets, hard: Tensor | float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 from collections.abc import Callable
 from functools import lru_cache
@@ -34,17 +35,25 @@ def empty_gradient(logits: Tensor) -> Tensor:
     return gradient
 
 
-def scale_gradient(gradient: Tensor, factor: Tensor) -> None:
-    """``gradient · factor`` in place, for a 0-dim factor that is 1 unless someone scales the loss."""
+def scale_gradient(gradient: Tensor, factor: Tensor, ignored: Tensor | None) -> None:
+    """``gradient · factor`` in place, for a 0-dim factor that is 1 unless someone scales the loss.
+
+    Rows that are ``ignored`` stay 0, even where the factor is NaN or infinite.
+    """
     if factor.device.type == "cpu":
-        if factor.item() != 1:
+        number = factor.item()
+        if number != 1:
             gradient.mul_(factor)
+        if ignored is not None and not math.isfinite(number):
+            gradient.masked_fill_(ignored, 0)
     elif factor.device.type == "cuda" and has_triton():
         from composer_ls.kernels.triton import scale_unless_one
 
         scale_unless_one(gradient, factor)
     else:
         gradient.mul_(factor)
+        if ignored is not None:
+            gradient.masked_fill_(ignored, 0)
 
 
 @lru_cache

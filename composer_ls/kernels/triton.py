@@ -103,7 +103,8 @@ def _row_kernel(
 
     # Everything is counted from the logit of the first label, so that the loss keeps its digits at any maximum.
     label = tl.load(classes + n * J * S + s, mask=there, other=0)
-    origin = tl.load(x + label[:, None] * x_class, mask=there[:, None], other=0).to(real)
+    sound = there & (label >= 0) & (label < K)  # a label that is no class reads nothing and gives NaN
+    origin = tl.load(x + label[:, None] * x_class, mask=sound[:, None], other=0).to(real)
     origin = tl.where(tl.abs(origin) < _INF, origin, 0.0)  # [ROWS, 1]
 
     peak = tl.full([ROWS, 1], -_INF, real)
@@ -125,8 +126,9 @@ def _row_kernel(
         taken = _times(_field(soft, soft_number, row, there).to(real), taken)
     for j in tl.static_range(J):
         at = (n * J + j) * S + s
-        label = tl.load(classes + at, mask=there, other=0)[:, None]
-        logit = tl.load(x + label * x_class, mask=there[:, None], other=0).to(real)
+        label = tl.load(classes + at, mask=there, other=0)
+        sound = sound & (label >= 0) & (label < K)
+        logit = tl.load(x + label[:, None] * x_class, mask=sound[:, None], other=0).to(real)
         taken += _times(_field(hard, hard_number, at, there).to(real), logit - origin)
 
     weight = _field(mass, mass_number, row, there).to(real)
@@ -134,7 +136,7 @@ def _row_kernel(
     counts = there[:, None]
     if ignored is not None:
         counts = counts & (tl.load(ignored + row, mask=there, other=1)[:, None] == 0)
-    loss = tl.where(counts, loss, 0.0)
+    loss = tl.where(counts, tl.where(sound[:, None], loss, float("nan")), 0.0)
     tl.store(losses + row[:, None], loss, mask=there[:, None])
 
     if grad is not None:
@@ -156,10 +158,10 @@ def _row_kernel(
                 at = (n * J + j) * S + s
                 label = tl.load(classes + at, mask=there, other=0)[:, None]
                 if PRIOR == _PER_CLASS:
-                    q = tl.load(prior + label * K + k, mask=inside, other=0)
+                    q = tl.load(prior + label * K + k, mask=inside & sound[:, None], other=0)
                     slope -= _field(soft, soft_number, at, there) * upstream * q
                 slope -= tl.where(k == label, _field(hard, hard_number, at, there) * upstream, 0.0)
-            slope = tl.where(counts, slope, 0.0)
+            slope = tl.where(counts, tl.where(sound[:, None], slope, float("nan")), 0.0)
             tl.store(grad + wide * grad_class, slope.to(grad.dtype.element_ty), mask=inside)
 
 
@@ -194,7 +196,8 @@ def _prior_sum(
         for j in tl.static_range(J):
             at = (n * J + j) * S + s
             label = tl.load(classes + at, mask=there, other=0)[:, None]
-            q = tl.load(prior + label * K + k, mask=there[:, None] & (k < K), other=0)
+            sound = there[:, None] & (label >= 0) & (label < K)
+            q = tl.load(prior + label * K + k, mask=sound & (k < K), other=0)
             dot = tl.sum(_times(q, logits), 1, keep_dims=True)
             result += _times(_field(soft, soft_number, at, there).to(logits.dtype), dot)
     return result
@@ -207,5 +210,6 @@ def _scale_kernel(values, factor, size, BLOCK: tl.constexpr):
         start = tl.program_id(0).to(tl.int64) * BLOCK
         for first in range(start, size, tl.num_programs(0) * BLOCK):
             at = first + tl.arange(0, BLOCK)
-            scaled = tl.load(values + at, mask=at < size) * number
+            value = tl.load(values + at, mask=at < size)
+            scaled = tl.where(value == 0, 0.0, value * number)  # what is ignored stays 0, even times NaN
             tl.store(values + at, scaled.to(values.dtype.element_ty), mask=at < size)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from composer_ls.algorithm import LabelSmoothing
 from composer_ls.errors import RecipeError
-from composer_ls.priors import as_prior
+from composer_ls.smoothing import as_prior
 from composer_ls.training.teacher import DistillationFromRun
 
 __all__ = ["algorithms_by_name", "build_algorithms"]

@@ -22,10 +22,9 @@ from composer_ls.diagnostics.pixels import (
     pixel_calibration_error,
     pixel_nll,
 )
-from composer_ls.dice import dice_loss
 from composer_ls.distillation import Distillation
 from composer_ls.errors import RecipeError
-from composer_ls.losses import cross_entropy
+from composer_ls.losses import cross_entropy, dice_loss
 from composer_ls.training.callbacks import collect_predictions
 from composer_ls.training.data import evaluation_loader, training_loader
 from composer_ls.training.label_maps import load_label_maps
@@ -38,7 +37,7 @@ __all__ = ["Segmentation"]
 
 
 def cross_entropy_and_dice(input: Tensor, target: Tensor) -> Tensor:
-    """The sum of :func:`~composer_ls.cross_entropy` and :func:`~composer_ls.dice_loss`."""
+    """The sum of :func:`~composer_ls.cross_entropy` and :func:`~composer_ls.losses_loss`."""
     return cross_entropy(input, target) + dice_loss(input, target)
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from composer_ls.smoothing import smooth_labels
-from composer_ls.targets import SoftTargets, _class_dim, _wide
+from composer_ls.targets import SoftTargets
+from composer_ls.targets.fields import class_dim, wide_dtype
 
 __all__ = ["dice_loss"]
 
@@ -18,8 +19,8 @@ def dice_loss(input: Tensor, target: Tensor, ignore_index: int = -100) -> Tensor
 
     .. math:: 1 - \frac{1}{K}\sum_k \frac{2\sum\min(p_k, y_k)}{\sum p_k + \sum y_k}.
 
-    For hard labels :math:`\min(p, y) = p\,y`, so that it is the usual soft Dice loss. Of smoothed and mixed targets too it is
-    least at p = y, where the usual one, with :math:`p\,y`, still falls as p gets harder than y.
+    For hard labels :math:`\min(p, y) = p\,y`, which gives the usual soft Dice loss. For smoothed and
+    mixed targets too its minimum is at p = y, where the usual one, with :math:`p\,y`, still falls as p gets harder than y.
 
     Args:
         input: Logits ``(N, K, *spatial)``, any floating dtype.
@@ -49,8 +50,8 @@ def dice_loss(input: Tensor, target: Tensor, ignore_index: int = -100) -> Tensor
         https://arxiv.org/abs/2303.16296 (soft targets).
 
     """
-    dim = _class_dim(input)
-    wide = _wide(input.dtype)
+    dim = class_dim(input)
+    wide = wide_dtype(input.dtype)
     rows = smooth_labels(input, target, 0.0, ignore_index=ignore_index)
     rows = (rows.dense() if isinstance(rows, SoftTargets) else rows).to(wide)
     mass = rows.sum(dim, keepdim=True)

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from composer_ls.priors import check_prior_values
-from composer_ls.targets import SoftTargets, _class_dim, _field, _wide
+from composer_ls.smoothing.priors import check_prior_values
+from composer_ls.targets import SoftTargets
+from composer_ls.targets.fields import as_field, class_dim, host_number, transformed, wide_dtype
+from composer_ls.targets.soft_targets import make, replace
 
-__all__ = ["smooth_labels"]
+__all__ = ["check_kind", "check_smoothing", "smooth_labels"]
 
 SPREADS = ("all", "others")
 KINDS = ("multiclass", "binary")
@@ -24,7 +26,7 @@ def smooth_labels(
     smoothing: float | Tensor = 0.1,
     *,
     prior: Tensor | Sequence[Any] | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     spread: str = "all",
     kind: str = "multiclass",
     validate: bool | None = None,
@@ -42,23 +44,24 @@ def smooth_labels(
             is the logits' too.
         smoothing: α in [0, 1], the mass that moves. A tensor of the labels' shape gives each example its own.
         prior: q. ``None`` for the uniform ``1/K``; a row ``(K,)``; or ``(K, K)``, whose row c serves label c.
-        ignore_index: A label that stays without mass.
+        ignore_index: A label that stays without mass; ``None`` if there is none.
         spread: ``"all"``: α is shared by all classes, the true one included. ``"others"``: α goes to the K - 1
             incorrect classes only and the true class keeps 1 - α; this is ``"all"`` with :math:`\alpha K/(K-1)`.
         kind: ``"multiclass"``: a row is one distribution over K classes. ``"binary"``: every entry is a label of its own.
-        validate: Whether to read values in order to check them (labels in range, prior a distribution), which makes a
-            GPU wait. ``None``: on the CPU only, and any dense rows pass.
+        validate: Whether to read values in order to check them (labels in range, rows and prior distributions), which
+            makes a GPU wait. ``None``: on the CPU only. Nothing is read where there is nothing to read, as under
+            :func:`torch.compile` and :func:`torch.vmap`.
 
     Returns:
-        SoftTargets for labels and SoftTargets, which no loss has to make dense; a dense tensor for dense rows. Each
-        stands for ``(N, K, *spatial)``, with rows that sum to 1, or to 0 where ignored. With ``kind="binary"``: a float
+        SoftTargets for labels and SoftTargets, which no loss has to make dense; a dense tensor for dense rows. None shares
+        memory with ``target``. Each stands for ``(N, K, *spatial)``, with rows that sum to 1, or to 0 where ignored. With ``kind="binary"``: a float
         tensor of the logits' shape.
 
     Raises:
-        TypeError: ``smoothing`` is not a number.
+        TypeError: ``smoothing`` is not a number, ``target`` not a tensor or ``ignore_index`` not an integer.
         ValueError: ``smoothing`` is outside [0, 1] or NaN; a label is out of range; the shapes fit neither labels nor
-            dense rows; with ``validate=True``, dense rows sum to more than 1; the prior is negative, does not sum to 1, or has another K; an
-            unknown ``spread`` or ``kind``. With ``kind="binary"``: a label outside [0, 1], or a ``prior`` or ``spread``.
+            dense rows; dense rows sum to more than 1; the prior is negative, does not sum to 1, or has another K; an unknown
+            ``spread`` or ``kind``. With ``kind="binary"``: a label outside [0, 1], or a ``prior`` or ``spread``.
 
     Example:
         >>> import torch
@@ -75,13 +78,15 @@ def smooth_labels(
         https://arxiv.org/abs/1906.02629.
 
     """
+    _require_tensors(logits, target, ignore_index)
     look = validate if validate is not None else logits.device.type == "cpu"
+    look = look and not transformed(logits, None if isinstance(target, SoftTargets) else target)
     check_kind(kind, spread, prior is not None)
     if kind == "binary":
         return _smooth_binary(logits, target, smoothing, look)
     if logits.ndim == 0:
         raise ValueError("logits have no dimensions, but must be (K,), (N, K) or (N, K, *spatial)")
-    dim = _class_dim(logits)
+    dim = class_dim(logits)
     num_classes = logits.shape[dim]
     if isinstance(smoothing, Tensor):
         _check_each_smoothing(smoothing, logits.shape[:dim] + logits.shape[dim + 1 :], look)
@@ -93,9 +98,17 @@ def smooth_labels(
     if _are_labels(logits, target, dim):
         return _smooth_hard(logits, target, amount, rows, ignore_index, dim, look)
     _require_same_shape(logits, target)
-    if validate:
+    if look:
         _require_distributions(target, dim)
     return _smooth_dense(target, amount, rows, dim)
+
+
+def _require_tensors(logits: Any, target: Any, ignore_index: Any) -> None:
+    for name, value in (("logits", logits), ("target", target)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, but is {type(value).__name__}: use torch.as_tensor({name})")
+    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, numbers.Integral)):
+        raise TypeError(f"ignore_index must be an integer, or None to ignore no label, but is {ignore_index!r}")
 
 
 def check_kind(kind: str, spread: str, has_prior: bool) -> None:
@@ -167,10 +180,17 @@ def _are_labels(logits: Tensor, target: Tensor, dim: int) -> bool:
 
 def _require_same_shape(logits: Tensor, target: Tensor) -> None:
     if logits.shape != target.shape:
-        dim = _class_dim(logits)
+        dim = class_dim(logits)
         label_shape = tuple(logits.shape[:dim] + logits.shape[dim + 1 :])
         hint = ""
-        if target.ndim == logits.ndim and target.shape[:dim] + target.shape[dim + 1 :] == torch.Size(label_shape):
+        fits_but_for_classes = (
+            target.ndim == logits.ndim and target.shape[:dim] + target.shape[dim + 1 :] == label_shape
+        )
+        if fits_but_for_classes and target.shape[dim] == 1:
+            hint = f"; if these are labels, drop the dimension of size 1: target.squeeze({dim})"
+        elif target.shape == (*label_shape, 1):
+            hint = "; if these are labels, drop the last dimension: target.squeeze(-1)"
+        elif fits_but_for_classes:
             hint = f"; the target has {target.shape[dim]} classes, the logits {logits.shape[dim]}"
         elif target.shape == logits.shape[:-1]:
             hint = "; if the logits' classes are last, give logits.movedim(-1, 1)"
@@ -196,29 +216,30 @@ def _smooth_hard(
     labels: Tensor,
     smoothing: float | Tensor,
     prior: Tensor | None,
-    ignore_index: int,
+    ignore_index: int | None,
     dim: int,
     look: bool,
 ) -> SoftTargets:
     num_classes = logits.shape[dim]
-    dtype = _wide(logits.dtype)
-    labels = labels.long()  # in uint8, -100 and 156 are equal
+    dtype = wide_dtype(logits.dtype)
+    classes = labels.unsqueeze(dim).to(torch.long, copy=True)  # in uint8, -100 and 156 are equal
     weights = torch.scalar_tensor(1.0, dtype=torch.float64)
-    classes = labels.unsqueeze(dim)
-    if not (look and _none_ignored(labels, num_classes, ignore_index)):
-        counted = classes != ignore_index
-        weights = counted.to(dtype)
-        classes = torch.where(counted, classes, 0)
+    if not (look and _none_ignored(classes, num_classes, ignore_index)):
+        if ignore_index is not None:
+            counted = classes != ignore_index
+            weights = counted.to(dtype)
+            classes = torch.where(counted, classes, 0)
         if look:
             _require_in_range(labels, classes, num_classes)
     if isinstance(smoothing, Tensor) and smoothing.ndim:
         smoothing = smoothing.unsqueeze(dim)
     out = logits.dtype if logits.dtype.is_floating_point else torch.float32
-    return SoftTargets._of(classes, num_classes, weights, _field(smoothing, classes, "smoothing"), prior, out)
+    return make(classes, num_classes, weights, as_field(smoothing, classes, "smoothing"), prior, out)
 
 
-def _none_ignored(labels: Tensor, num_classes: int, ignore_index: int) -> bool:
-    return labels.numel() == 0 or (not 0 <= ignore_index < num_classes and _in_range(labels, num_classes))
+def _none_ignored(labels: Tensor, num_classes: int, ignore_index: int | None) -> bool:
+    is_class = ignore_index is not None and 0 <= ignore_index < num_classes
+    return labels.numel() == 0 or (not is_class and _in_range(labels, num_classes))
 
 
 def _in_range(labels: Tensor, num_classes: int) -> bool:
@@ -229,7 +250,7 @@ def _in_range(labels: Tensor, num_classes: int) -> bool:
 def _require_in_range(labels: Tensor, classes: Tensor, num_classes: int) -> None:
     """Refuse a label that is no class, where ``classes`` are the labels with one for those that are ignored."""
     if not _in_range(classes, num_classes):
-        where = ((classes < 0) | (classes >= num_classes)).view_as(labels).nonzero()[0].tolist()
+        where = ((classes < 0) | (classes >= num_classes)).reshape(labels.shape).nonzero()[0].tolist()
         value = int(labels[tuple(where)])
         raise ValueError(
             f"target{where or ''} is {value}, but the logits have {num_classes} classes, so that "
@@ -240,20 +261,20 @@ def _require_in_range(labels: Tensor, classes: Tensor, num_classes: int) -> None
 def _smooth_soft(target: SoftTargets, smoothing: float | Tensor, prior: Tensor | None) -> Tensor:
     """Smoothing again: the masses that stay multiply, if what was smoothed before goes where it is already."""
     if isinstance(smoothing, Tensor) and smoothing.ndim:
-        smoothing = smoothing.unsqueeze(_class_dim(target))
+        smoothing = smoothing.unsqueeze(class_dim(target))
     held = target.smoothing
-    smooths_already = held.ndim > 0 or held.device.type != "cpu" or held.item() != 0
-    if smooths_already and not _same_row(prior, target.prior):
-        return _smooth_dense(target.dense(), smoothing, prior, _class_dim(target))
+    if host_number(held) != 0 and not _same_row(prior, target.prior):
+        return _smooth_dense(target.dense(), smoothing, prior, class_dim(target))
     combined = 1 - (1 - held) * (1 - smoothing)
-    return SoftTargets(target.classes, target.num_classes, target.weights, combined, prior, dtype=target.dtype)
+    combined = as_field(combined, target.classes, "smoothing")
+    return replace(target, target.classes, target.weights, combined, prior=prior)
 
 
 def _same_row(a: Tensor | None, b: Tensor | None) -> bool:
     """Whether both are one and the same row. A row per class would spread what has moved already once more."""
     if a is None or b is None:
         return a is b
-    return a.ndim == 1 and (a is b or a.equal(b))
+    return a.ndim == 1 and (a is b or (not transformed(a, b) and a.equal(b)))
 
 
 def _smooth_binary(logits: Tensor, target: Tensor, smoothing: float | Tensor, look: bool) -> Tensor:

@@ -23,7 +23,7 @@ def as_prior(prior: Tensor | Sequence[Any] | None, num_classes: int | None = Non
         ValueError: A wrong shape, a negative or non-finite entry, or a row that does not sum to 1.
 
     Example:
-        >>> from composer_ls.priors import as_prior
+        >>> from composer_ls.smoothing import as_prior
         >>> as_prior([0.5, 0.25, 0.25], num_classes=3)
         tensor([0.5000, 0.2500, 0.2500])
 
@@ -70,7 +70,7 @@ def unigram_prior(labels: Tensor, num_classes: int, ignore_index: int = -100) ->
 
     Example:
         >>> import torch
-        >>> from composer_ls.priors import unigram_prior
+        >>> from composer_ls.smoothing import unigram_prior
         >>> unigram_prior(torch.tensor([0, 0, 1, -100, 2]), num_classes=4)
         tensor([0.5000, 0.2500, 0.2500, 0.0000])
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import generators, random_prior
 
-from composer_ls.priors import as_prior, unigram_prior
+from composer_ls.smoothing import as_prior, unigram_prior
 
 
 def test_no_prior_stays_none():

@@ -1,0 +1,255 @@
+"""Cross entropy against labels, dense rows or SoftTargets, with the signature and the meaning of PyTorch's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from composer_ls.kernels import RowTargets, choose, composite
+from composer_ls.losses.fused import row_losses, total_loss
+from composer_ls.losses.row_targets import inverse, row_targets
+from composer_ls.smoothing import smooth_labels
+from composer_ls.targets import SoftTargets
+from composer_ls.targets.dispatch import implements
+from composer_ls.targets.fields import class_dim, transformed, wide_dtype
+
+__all__ = ["CrossEntropyLoss", "cross_entropy"]
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    r"""Cross entropy (in nats) of logits against labels, dense rows or :class:`~composer_ls.SoftTargets`.
+
+    It is :func:`torch.nn.functional.cross_entropy` with one more kind of target. Against SoftTargets it costs
+    :math:`\mathrm{lse}(x) - (1-\alpha)\sum_j w_j x[c_j] - \alpha\langle q, x\rangle` a row and never makes the dense
+    ``(N, K)`` target.
+
+    ``reduction="mean"`` divides by the number of rows that are not ignored, whatever their mass: SoftTargets and their
+    dense tensor have one mean, here and in PyTorch. Ignored are rows of SoftTargets without weight, and dense rows of zeros,
+    which PyTorch's own function counts. With class weights, SoftTargets count the weight of each row's labels, as PyTorch
+    does for the labels that they were made from, and dense rows count 1, as PyTorch does for probabilities. When all is
+    ignored the loss is 0 with zero gradient, where PyTorch gives NaN for labels.
+
+    It can be differentiated again, forward, and by :mod:`torch.func`, and what SoftTargets hold (weights, smoothing, prior)
+    and ``weight`` get their gradients; these ways make temporary tensors of the logits' size.
+
+    Args:
+        input: Logits ``(K,)``, ``(N, K)`` or ``(N, K, *spatial)``, any floating dtype and strides.
+        target: Labels ``(N, *spatial)``, dense rows of the logits' shape, or SoftTargets of the logits' shape.
+        weight: A factor for each class, ``(K,)``. It multiplies the smoothed mass of class k too, as in PyTorch.
+        size_average: Deprecated in PyTorch; see ``reduction``.
+        ignore_index: A label that contributes no loss and no gradient, whatever comes down to it in the backward pass.
+        reduce: Deprecated in PyTorch; see ``reduction``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"`` (one loss for each row, ``(N, *spatial)``).
+        label_smoothing: Smoothing by the loss itself, in [0, 1], on top of any that the target already carries.
+
+    Returns:
+        A 0-dim tensor, or ``(N, *spatial)`` with ``reduction="none"``, in the dtype of the logits, or float32 under
+        autocast.
+
+    Raises:
+        TypeError: The logits are not floating.
+        ValueError: Shapes that do not fit, or an unknown ``reduction``.
+
+    Example:
+        >>> import torch
+        >>> from composer_ls import cross_entropy, smooth_labels
+        >>> logits, labels = torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([0])
+        >>> cross_entropy(logits, smooth_labels(logits, labels, smoothing=0.1))
+        tensor(0.3365)
+        >>> torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
+        tensor(0.3365)
+
+    References:
+        Szegedy et al., 2016, https://arxiv.org/abs/1512.00567 (the loss of smoothed labels).
+
+    """
+    if size_average is not None or reduce is not None:
+        reduction = torch.nn._reduction.legacy_get_string(size_average, reduce)
+    if not input.is_floating_point():
+        raise TypeError(f"logits must be floating, but their dtype is {input.dtype}: use input.float()")
+    if isinstance(target, SoftTargets):
+        if label_smoothing:
+            return cross_entropy(
+                input, smooth_labels(input, target, label_smoothing), weight, None, ignore_index, None, reduction
+            )
+        return _soft_cross_entropy(input, target, weight, ignore_index, reduction)
+    if target.shape == input.shape:
+        return _dense_cross_entropy(input, target, weight, reduction, label_smoothing)
+    if not target.is_floating_point():
+        target = target.long()  # PyTorch takes no labels of int32
+    return F.cross_entropy(
+        input, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
+    )
+
+
+class CrossEntropyLoss(nn.Module):
+    """:func:`cross_entropy` as a module, with the arguments of :class:`torch.nn.CrossEntropyLoss`.
+
+    Args:
+        weight: A factor for each class, ``(K,)``.
+        size_average: Deprecated in PyTorch; see ``reduction``.
+        ignore_index: A label that contributes no loss and no gradient.
+        reduce: Deprecated in PyTorch; see ``reduction``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        label_smoothing: Smoothing by the loss itself, in [0, 1].
+
+    Example:
+        >>> import torch
+        >>> from composer_ls import CrossEntropyLoss, smooth_labels
+        >>> logits, labels = torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([0])
+        >>> CrossEntropyLoss(reduction="none")(logits, smooth_labels(logits, labels, smoothing=0.1))
+        tensor([0.3365])
+
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        ignore_index: int = -100,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if size_average is not None or reduce is not None:
+            reduction = torch.nn._reduction.legacy_get_string(size_average, reduce)
+        self.register_buffer("weight", weight)
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+        self.label_smoothing = label_smoothing
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss of logits ``(N, K, *spatial)`` against a target that :func:`cross_entropy` takes."""
+        return cross_entropy(
+            input,
+            target,
+            self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )
+
+    def extra_repr(self) -> str:
+        """The settings, for ``print(model)``."""
+        return f"ignore_index={self.ignore_index}, reduction={self.reduction!r}, label_smoothing={self.label_smoothing}"
+
+
+@implements(F.cross_entropy)
+def _torch_cross_entropy(input: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
+    if isinstance(input, SoftTargets) or not isinstance(target, SoftTargets):
+        return NotImplemented
+    return cross_entropy(input, target, *args, **kwargs)
+
+
+def _dense_cross_entropy(
+    logits: Tensor, rows: Tensor, weight: Tensor | None, reduction: str, label_smoothing: float
+) -> Tensor:
+    dim = class_dim(logits)
+    if not rows.is_floating_point():
+        rows = rows.to(logits.dtype)
+    counts = torch.linalg.vector_norm(rows.detach(), torch.inf, dim) != 0
+    if label_smoothing:
+        rows = smooth_labels(logits, rows, label_smoothing, validate=False)  # which leaves ignored rows as they are
+    if transformed(logits, rows) or counts.device.type != "cpu" or not bool(counts.all()):
+        logits = logits.masked_fill(~counts.unsqueeze(dim), 0)  # a gradient of 0, even where others would be NaN
+    loss = F.cross_entropy(logits, rows, weight, reduction="sum" if reduction == "mean" else reduction)
+    return loss * inverse(counts.sum().to(loss.dtype)) if reduction == "mean" else loss
+
+
+def _soft_cross_entropy(
+    logits: Tensor,
+    target: SoftTargets,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+) -> Tensor:
+    if logits.shape != target.shape:
+        raise ValueError(
+            f"logits have shape {tuple(logits.shape)}, but SoftTargets {tuple(target.shape)}: make them equal"
+        )
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', but is {reduction!r}")
+    if weight is not None and weight.shape != (target.num_classes,):
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, but must be ({target.num_classes},)")
+    with torch._C.DisableTorchFunctionSubclass():  # which costs more for every field than a small kernel does
+        loss = _losses(logits, target, weight, ignore_index, reduction)
+        if reduction == "none":
+            dim = class_dim(logits)
+            loss = loss.reshape(logits.shape[:dim] + logits.shape[dim + 1 :])
+        return loss if loss.dtype == logits.dtype or _under_autocast(loss) else loss.to(logits.dtype)
+
+
+def _losses(logits: Tensor, target: SoftTargets, weight: Tensor | None, ignore_index: int, reduction: str) -> Tensor:
+    """The loss in the compute dtype; one for each row has some shape of as many elements as there are rows."""
+    read = not _needs_formula(logits, target, weight)
+    rows, factor, divisor = row_targets(target, weight, ignore_index, wide_dtype(logits.dtype), read)
+    x, rows, factor = _as_rows(logits, rows, factor)
+    kernel = choose(x, rows.classes.shape[1]) if read else composite.loss_rows
+    scale = inverse(divisor) if reduction == "mean" else 1.0
+    if kernel is composite.loss_rows:
+        losses = composite.differentiable_rows(x, rows)
+    elif not (torch.is_grad_enabled() and x.requires_grad):
+        losses = kernel(x.detach(), rows, None, None)
+    elif reduction == "none":
+        losses = row_losses(x, rows, kernel)
+    else:
+        return total_loss(x, rows, factor, scale, kernel)
+    if factor is not None:
+        losses = losses * factor
+    return losses if reduction == "none" else losses.sum() * scale
+
+
+def _under_autocast(loss: Tensor) -> bool:
+    device = loss.device.type
+    available = loss.dtype == torch.float32 and torch.amp.is_autocast_available(device)  # type: ignore[attr-defined]
+    return available and torch.is_autocast_enabled(device)
+
+
+def _needs_formula(logits: Tensor, target: SoftTargets, weight: Tensor | None) -> bool:
+    """Whether something besides a first derivative by the logits is wanted, or values cannot be read."""
+    fields = (target.weights, target.smoothing, target.prior, weight)
+    if torch.is_grad_enabled() and any(field is not None and field.requires_grad for field in fields):
+        return True
+    return transformed(logits, target.classes, *fields)
+
+
+def _as_rows(logits: Tensor, rows: RowTargets, factor: Tensor | None) -> tuple[Tensor, RowTargets, Tensor | None]:
+    """The logits as ``(N, K)`` or ``(N, K, S)``, and the rest likewise, by views of the logits where there is one."""
+    if logits.ndim == 2:
+        return logits, rows, factor
+    if logits.ndim == 1:
+        return (
+            logits.unsqueeze(0),
+            rows.map(lambda field: field.unsqueeze(0)),
+            _mapped(factor, lambda f: f.unsqueeze(0)),
+        )
+    classes_last = logits.movedim(1, -1)
+    flatten: Callable[[Tensor], Tensor] = lambda field: field.flatten(2)  # noqa: E731
+    if classes_last.is_contiguous():
+        flatten = lambda field: field.movedim(1, -1).flatten(0, -2)  # noqa: E731
+
+    def flattened(field: Tensor) -> Tensor:
+        same_everywhere = field.shape[0] == field.shape[2:].numel() == 1
+        return flatten(field if same_everywhere else field.expand(len(logits), -1, *logits.shape[2:]))
+
+    return flatten(logits), rows.map(flattened), _mapped(factor, flattened)
+
+
+def _mapped(value: Tensor | None, change: Callable[[Tensor], Tensor]) -> Tensor | None:
+    return None if value is None else change(value)

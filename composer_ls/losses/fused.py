@@ -1,0 +1,116 @@
+"""The fused cross entropy as functions that autograd knows: the gradient is made in the memory that it is given away in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from composer_ls.kernels import Kernel, RowTargets, composite
+from composer_ls.kernels.gradient import empty_gradient, scale_gradient
+
+__all__ = ["row_losses", "total_loss"]
+
+
+def total_loss(x: Tensor, target: RowTargets, factor: Tensor | None, scale: Tensor | float, kernel: Kernel) -> Tensor:
+    """``scale · Σ_n factor_n · loss_n`` of logits ``(N, K)`` or ``(N, K, S)``, 0-dim, in the compute dtype."""
+    return _TotalLoss.apply(x, factor, scale, kernel, *target)
+
+
+def row_losses(x: Tensor, target: RowTargets, kernel: Kernel) -> Tensor:
+    """The loss of every row, ``(N, 1)`` or ``(N, 1, S)``, in the compute dtype."""
+    return _RowLosses.apply(x, kernel, *target)
+
+
+class _TotalLoss(torch.autograd.Function):
+    """The gradient is made in the forward pass: the exponentials are at hand there."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, factor: Tensor | None, scale: Tensor | float, kernel: Kernel, *fields: Any
+    ) -> Tensor:
+        target = RowTargets(*fields)
+        ctx.kernel = kernel
+        by_row = scale if factor is None else factor * scale
+        # A float16 gradient would vanish if it were rounded before the factor of a GradScaler is known.
+        ctx.gradient = empty_gradient(x) if x.dtype != torch.float16 else None
+        losses = kernel(x, target, ctx.gradient, by_row)
+        _save(ctx, x, by_row, *fields)
+        return (losses if factor is None else losses * factor).sum() * scale
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, ctx.gradient = ctx.gradient, None  # given away: it is the receiver's to change
+        x, by_row, *fields = _saved(ctx)
+        target = RowTargets(*fields)
+        if torch.is_grad_enabled():  # create_graph=True: the composite formula can be differentiated again
+            gradient = _gradient_with_graph(x, target, grad_output, by_row)
+        elif _is_batched(grad_output):  # is_grads_batched=True
+            gradient = _unit_gradient(ctx.kernel, x, target, by_row) if gradient is None else gradient
+            gradient = _kept(gradient * grad_output, target)
+        elif gradient is None:  # a retained graph, or float16
+            gradient = empty_gradient(x)
+            ctx.kernel(x, target, gradient, _kept(grad_output * by_row, target))
+        else:
+            scale_gradient(gradient, grad_output, target.ignored)
+        return gradient, None, None, None, *[None] * len(fields)
+
+
+class _RowLosses(torch.autograd.Function):
+    """The gradient waits for the backward pass, which brings each row's factor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: Kernel, *fields: Any) -> Tensor:
+        ctx.kernel = kernel
+        _save(ctx, x, *fields)
+        return kernel(x, RowTargets(*fields), None, None)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        x, *fields = _saved(ctx)
+        target = RowTargets(*fields)
+        if torch.is_grad_enabled():
+            gradient = _gradient_with_graph(x, target, grad_output, 1.0)
+        elif _is_batched(grad_output):
+            gradient = _kept(_unit_gradient(ctx.kernel, x, target, 1.0) * grad_output, target)
+        else:
+            gradient = empty_gradient(x)
+            ctx.kernel(x, target, gradient, _kept(grad_output, target))
+        return gradient, None, *[None] * len(fields)
+
+
+def _save(ctx: Any, *values: Any) -> None:
+    """Keep tensors where PyTorch sees that they are changed, and frees them after use."""
+    ctx.save_for_backward(*(value if isinstance(value, Tensor) else None for value in values))
+    ctx.numbers = [None if isinstance(value, Tensor) else value for value in values]
+
+
+def _saved(ctx: Any) -> list[Any]:
+    return [number if tensor is None else tensor for tensor, number in zip(ctx.saved_tensors, ctx.numbers, strict=True)]
+
+
+def _is_batched(grad_output: Tensor) -> bool:
+    """Whether it stands for many, as with ``is_grads_batched=True``."""
+    functorch = torch._C._functorch
+    return functorch.is_functorch_wrapped_tensor(grad_output) or functorch.is_legacy_batchedtensor(grad_output)
+
+
+def _kept(factor: Tensor, target: RowTargets) -> Tensor:
+    """``factor``, and 0 for ignored rows, whatever comes down to them."""
+    return factor if target.ignored is None else torch.where(target.ignored, 0, factor)
+
+
+def _unit_gradient(kernel: Kernel, x: Tensor, target: RowTargets, by_row: Tensor | float) -> Tensor:
+    gradient = empty_gradient(x)
+    kernel(x, target, gradient, by_row)
+    return gradient
+
+
+def _gradient_with_graph(x: Tensor, target: RowTargets, grad_output: Tensor, by_row: Tensor | float) -> Tensor:
+    with torch.enable_grad():
+        losses = composite.differentiable_rows(x, target)
+        (gradient,) = torch.autograd.grad(
+            losses, x, _kept(grad_output * by_row, target).expand_as(losses), create_graph=True
+        )
+    return gradient

@@ -1,0 +1,146 @@
+"""From SoftTargets to what a kernel of cross entropy is given, and the rule of the mean."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from composer_ls.kernels import FEW, RowTargets
+from composer_ls.targets import SoftTargets
+from composer_ls.targets.fields import class_dim, host_number
+
+__all__ = ["inverse", "row_targets"]
+
+
+def row_targets(
+    target: SoftTargets, weight: Tensor | None, ignore_index: int, dtype: torch.dtype, read: bool
+) -> tuple[RowTargets, Tensor | None, Tensor | float]:
+    r"""What a kernel needs, a factor for each row's loss, and the number that the mean divides by.
+
+    That number is :math:`\sum_n \sum_j |w_{nj}|\,\mathrm{weight}[c_{nj}] / \sum_j |w_{nj}|` over the rows n of which some
+    weight is not 0: without class weights the number of rows that are not ignored, whatever their mass, as in PyTorch's mean
+    over dense rows; with them, the class weights of the labels, as in PyTorch's mean over labels.
+
+    Args:
+        target: J labels for each row.
+        weight: A factor for each class, ``(K,)``.
+        ignore_index: A label without mass.
+        dtype: That the kernel computes in.
+        read: Whether values on the CPU may be read, which makes numbers of what is the same everywhere.
+
+    Returns:
+        The target, whose tensors have the dimensions of ``target.classes``; the factors, or ``None`` where all are 1; and
+        the number, as a tensor where only a device knows it.
+
+    """
+    classes, prior, dim = target.classes, target.prior, class_dim(target.classes)
+    in_range = 0 <= ignore_index < target.num_classes
+    if read and weight is None and prior is None and not in_range:
+        alike = _alike_rows(target, dtype)
+        if alike is not None:
+            return alike[0], None, alike[1]
+    counted, smoothing = (_number_or_rows(field, classes, dtype, read) for field in (target.weights, target.smoothing))
+    if in_range:
+        counted = (classes != ignore_index).to(dtype) * counted
+    elif not isinstance(counted, Tensor) and counted == 0:
+        counted = torch.zeros([1] * classes.ndim, dtype=dtype, device=classes.device)
+    ignored = _ignored(counted, dim, read) if isinstance(counted, Tensor) else None
+    divisor = _divisor(counted, classes, None if weight is None else weight.to(dtype), ignored, dtype)
+    factor = None
+    if isinstance(counted, Tensor) and classes.shape[dim] == 1 and read:
+        factor, counted = counted, 1.0  # one label for each row, maybe ignored: what the kernel is given stays numbers
+    hard = counted * (1 - smoothing)
+    soft = None if isinstance(smoothing, float) and smoothing == 0 else counted * smoothing
+    mass = counted
+    if weight is not None:
+        weight = weight.to(dtype)
+        hard = hard * weight[classes]
+        prior = weight / target.num_classes if prior is None else prior * weight
+        mass = hard
+    if prior is not None and soft is not None:
+        prior = prior.to(dtype)
+        sums = prior.sum().view([1] * classes.ndim) if prior.ndim == 1 else prior.sum(1)[classes]
+        mass = hard + soft * sums
+    if soft is not None and (prior is None or prior.ndim == 1):
+        soft = _known(_sum_components(soft, classes), read)
+    mass = _known(_sum_components(mass, classes), read)
+    return RowTargets(classes, hard, soft, prior, mass, ignored), factor, divisor
+
+
+def inverse(divisor: Tensor | float) -> Tensor | float:
+    """1/divisor, and 0 where there is nothing to average."""
+    if not isinstance(divisor, Tensor):
+        return 1 / divisor if divisor else 0.0
+    return torch.where(divisor == 0, 0, 1 / torch.where(divisor == 0, 1, divisor))
+
+
+def _alike_rows(target: SoftTargets, dtype: torch.dtype) -> tuple[RowTargets, float] | None:
+    """The same for rows that differ in their classes only, as MixUp's do: numbers, which take no operations."""
+    classes, field, dim = target.classes, target.weights, class_dim(target.classes)
+    components = classes.shape[dim]
+    smoothing = host_number(target.smoothing)
+    if smoothing is None or field.device.type != "cpu" or field.requires_grad:
+        return None
+    if field.ndim and (field.numel() > FEW or field.shape[dim] != field.numel()):
+        return None
+    weights = field.flatten().tolist() if field.ndim else [field.item()]
+    if not any(weights):
+        return None
+    total = sum(weights) * components / len(weights)
+    hard = weights[0] * (1 - smoothing) if len(weights) == 1 else field.to(dtype) * (1 - smoothing)
+    rows = RowTargets(classes, hard, total * smoothing if smoothing else None, None, total, None)
+    return rows, classes.numel() / components
+
+
+def _ignored(counted: Tensor, dim: int, read: bool) -> Tensor | None:
+    """Which rows count for nothing; ``None`` where none is known to."""
+    on_host = read and counted.device.type == "cpu"  # elsewhere, to look would be to wait
+    if counted.shape[dim] > 1:
+        counted = counted.detach().abs().amax(dim, keepdim=True)
+    if on_host and bool(counted.all()):
+        return None
+    return counted == 0
+
+
+def _divisor(
+    counted: Tensor | float, classes: Tensor, weight: Tensor | None, ignored: Tensor | None, dtype: torch.dtype
+) -> Tensor | float:
+    """The number that the mean divides by: see :func:`row_targets`."""
+    dim = class_dim(classes)
+    rows = classes.numel() // classes.shape[dim]
+    if weight is None:
+        if ignored is None:
+            return float(rows)
+        return (~ignored).sum().to(dtype) * (rows / max(1, ignored.numel()))
+    each = weight[classes]
+    if not isinstance(counted, Tensor):
+        return each.mean(dim).sum()
+    share = counted.abs().expand_as(each)
+    total = share.sum(dim, keepdim=True)
+    return (each * share / torch.where(total == 0, 1, total)).sum()
+
+
+def _number_or_rows(field: Tensor, classes: Tensor, dtype: torch.dtype, read: bool) -> Tensor | float:
+    """A field of SoftTargets as a number, if the host knows it, else with the dimensions of ``classes``."""
+    if field.ndim:
+        return field.to(dtype)
+    number = host_number(field) if read else None
+    return field.to(classes.device, dtype).view([1] * classes.ndim) if number is None else number
+
+
+def _known(value: Tensor | float, read: bool) -> Tensor | float:
+    """A single number as such, if the host knows it."""
+    if not read or not isinstance(value, Tensor) or value.numel() != 1:
+        return value
+    number = host_number(value.view(()))
+    return value if number is None else number
+
+
+def _sum_components(field: Tensor | float, classes: Tensor) -> Tensor | float:
+    dim = class_dim(classes)
+    components = classes.shape[dim]
+    if components == 1:
+        return field
+    if not isinstance(field, Tensor) or field.shape[dim] == 1:
+        return field * components
+    return field.sum(dim, keepdim=True)

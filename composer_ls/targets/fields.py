@@ -1,0 +1,81 @@
+"""The fields of SoftTargets: weights and smoothing factors, each a number or a tensor that broadcasts to the labels.
+
+A number is kept as a 0-dim float64 tensor on the CPU: it broadcasts against any device without a copy, and keeps its
+precision whatever the dtype of the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+__all__ = ["as_field", "class_dim", "expand_field", "host_number", "same_number", "transformed", "wide_dtype"]
+
+
+def class_dim(tensor: Tensor) -> int:
+    """The class dimension of ``(N, K, *spatial)``, or of a single row ``(K,)``."""
+    return 1 if tensor.ndim > 1 else 0
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What sums and weights are held in: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def as_field(value: float | Tensor, classes: Tensor, name: str) -> Tensor:
+    """A field of its own memory with as many dimensions as ``classes``, or with none.
+
+    Raises:
+        ValueError: Its shape does not broadcast to that of ``classes``.
+
+    """
+    if not isinstance(value, Tensor):
+        return torch.scalar_tensor(value, dtype=torch.float64)
+    value = value.to(wide_dtype(value.dtype))  # products of bfloat16 weights would be rounded once more than dense rows
+    if value.ndim == 0:
+        return value
+    sizes = zip(reversed(value.shape), reversed(classes.shape), strict=False)
+    fits = value.ndim <= classes.ndim and all(size in (1, full) for size, full in sizes)
+    if not fits:
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}, which does not broadcast to classes {tuple(classes.shape)}"
+        )
+    return value.to(classes.device).clone()[(None,) * (classes.ndim - value.ndim)]
+
+
+def expand_field(field: Tensor, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """``field`` as a tensor of this shape on this device, without a device-to-host wait."""
+    number = host_number(field) if field.device != device else None
+    if number is not None:
+        return torch.full((), number, dtype=dtype, device=device).expand(shape)
+    return field.to(device, dtype).expand(shape)
+
+
+def host_number(field: Tensor) -> float | None:
+    """The value of a field that is a number, or ``None`` where reading it would wait for a device or lose a derivative."""
+    if field.ndim or field.requires_grad or field.device.type != "cpu" or transformed(field):
+        return None
+    return field.item()
+
+
+def transformed(*tensors: Tensor | None) -> bool:
+    """Whether values must not be read: something is being compiled, traced, vectorised or differentiated forward,
+    or one of the tensors has no values.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    ):
+        return True
+    plain = (Tensor, torch.nn.Parameter)
+    return any(t is not None and (type(t) not in plain or t.device.type == "meta") for t in tensors)
+
+
+def same_number(a: Tensor, b: Tensor) -> bool:
+    """Whether two fields are known to be the same number."""
+    return a is b or (a.ndim == b.ndim == 0 and (value := host_number(a)) is not None and value == host_number(b))
