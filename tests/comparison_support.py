@@ -23,6 +23,7 @@ def make_run(
     better: float = 0.0,
     sharper: float = 1.0,
     recipe: str = "digits-mlp",
+    held_out: float | None = None,
 ) -> Path:
     """A finished run.
 
@@ -34,23 +35,28 @@ def make_run(
         better: What is added to the logits of the labels.
         sharper: What the logits are then multiplied by.
         recipe: A shipped one's name.
+        held_out: The run held a validation part out, which is like the test part but for ``better``, which is this.
 
     """
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(EXAMPLES) % CLASSES
-    logits = torch.randn(EXAMPLES, CLASSES, generator=generator) + torch.nn.functional.one_hot(labels, CLASSES) * (
-        2 + better
-    )
+    noise, onehot = torch.randn(EXAMPLES, CLASSES, generator=generator), torch.nn.functional.one_hot(labels, CLASSES)
+    logits = noise + onehot * (2 + better)
     overrides = (f"algorithms.label_smoothing.smoothing={smoothing}", f"seed={seed}", *overrides)
     loaded = load_recipe(recipe, overrides)
     run = RunFolder(folder, loaded)
     folder.mkdir(parents=True, exist_ok=True)
     run.write_recipe()
-    run.write_predictions(predictions_of(loaded.task, logits * sharper, labels))
+    predictions = predictions_of(loaded.task, logits * sharper, labels)
+    if held_out is not None:
+        validation = predictions_of(loaded.task, (noise + onehot * (2 + held_out)) * sharper, labels.clone())
+        predictions |= {f"validation.{name}": tensor for name, tensor in validation.items()}
+    run.write_predictions(predictions)
     lines = [
         {
             "epoch": epoch, "batch": 22 * epoch, "loss/train/total": 2 / epoch + smoothing,
-            "metrics/train/CrossEntropy": 2 / epoch + 0.01 * seed, "metrics/test/CrossEntropy": 2 / epoch + 0.1,
+            "metrics/train/CrossEntropy": 2 / epoch + 0.01 * seed, "metrics/validation/CrossEntropy": 2 / epoch + 0.2,
+            "metrics/test/CrossEntropy": 2 / epoch + 0.1,
             "metrics/test/MulticlassAccuracy": 1 - 0.5 / epoch, "metrics/test/MulticlassJaccardIndex": 1 - 0.6 / epoch,
             "metrics/test/TokenAccuracy": 1 - 0.7 / epoch,
         }
@@ -60,7 +66,7 @@ def make_run(
     run.write_result(
         {
             "name": loaded.name, "smoothing": smoothing, "seed": seed, "examples": {"train": 1437, "test": EXAMPLES},
-            "metrics": {"bleu": 30.0 + better}, "epochs": 30, "steps": 660, "train_seconds": 9.9 + 0.1 * seed, "finished": "2026-01-02T03:04:05+00:00",
+            "metrics": {"bleu": 30.0 + better}, "validation": {"bleu": 30.0 + (held_out or 0)}, "epochs": 30, "steps": 660, "train_seconds": 9.9 + 0.1 * seed, "finished": "2026-01-02T03:04:05+00:00",
             "versions": {"composer_ls": "0.1.0", "torch": "2.7.0"},
             "hardware": {"processor": "x86_64", "cores": 2, "gpu": None, "processes": 1},
             "command": f"composer-ls train digits-mlp seed={seed}",

@@ -1,14 +1,16 @@
-"""From a folder of runs to ``summary.csv`` and ``report.html``."""
+"""From a folder of runs to ``summary.csv``, ``summary.json`` and ``report.html``."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from composer_ls.report.advice import RULE, advise
 from composer_ls.report.comparison import Comparison, Difference, compare_runs, listed
 from composer_ls.report.figures import confidence_panels, curve_panels, metric_panels, reliability_panels
 from composer_ls.report.metrics import Metric
@@ -16,32 +18,38 @@ from composer_ls.report.page import FEW, render, write
 from composer_ls.report.runs import Run, read_runs
 from composer_ls.report.settings import SMOOTHING, other_keys
 
-__all__ = ["COMMANDS", "build_report", "html", "summary"]
+__all__ = ["COMMANDS", "FILES", "build_report", "html", "summary"]
+
+FILES = ("summary.csv", "summary.json", "report.html")
 
 COMMANDS = "commands.txt"
 """The file in which a comparison's commands are, one a line."""
 
 
-def build_report(folder: Path) -> Comparison:
-    """Read every run in a folder, write ``summary.csv`` and ``report.html`` there, and return the comparison.
+def build_report(folder: Path, purpose: str | None = None) -> Comparison:
+    """Read every run in a folder, write the ``FILES`` there, and return the comparison.
 
     Args:
         folder: Where the run folders are, at any depth.
+        purpose: The key of the metric that the comparison is for. ``None``: the first of the task.
 
     Raises:
-        InputError: There are no finished runs, they are of several recipes, or the files cannot be written.
+        InputError: There are no finished runs, they are of several recipes or have no such metric, or the files cannot be
+            written.
 
     """
-    comparison = compare_runs(folder, *read_runs(folder))
+    comparison = compare_runs(folder, *read_runs(folder), purpose)
     write(folder / "summary.csv", summary(comparison))
+    write(folder / "summary.json", json.dumps(_advice(comparison), indent=2) + "\n")
     write(folder / "report.html", html(comparison))
     return comparison
 
 
 def summary(comparison: Comparison) -> str:
-    """CSV: a line for each setting, smoothing and metric, in the metric's own units (accuracy as a fraction).
+    """CSV: a line for each setting, smoothing, part and metric, in the metric's own units (accuracy as a fraction).
 
-    It holds nothing that differs between two runs of the same recipe, such as times.
+    It holds nothing that differs between two runs of the same recipe, such as times. Where runs are judged on a validation
+    part, the lines of the test part have no outcome.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -49,6 +57,7 @@ def summary(comparison: Comparison) -> str:
         [
             "setting",
             "smoothing",
+            "part",
             "metric",
             "better",
             "seeds",
@@ -63,19 +72,36 @@ def summary(comparison: Comparison) -> str:
             "outcome",
         ]
     )
-    for setting, smoothing, runs in comparison:
-        for metric in comparison.task.metrics:
-            mean = comparison.mean(metric, setting, smoothing).scaled(1 / metric.scale)
-            row: list[Any] = [setting, f"{smoothing:g}", metric.key, "higher" if metric.higher_is_better else "lower"]
-            row += [len(runs), *map(_number, mean[:3])]
-            found = comparison.differences.get((setting, smoothing, metric.key))
-            if found is None or found.interval is None:
-                row += ["", "", "", "", "", "" if found is None else found.outcome]
-            else:
-                interval = found.interval.scaled(1 / metric.scale)
-                row += [interval.size, *map(_number, interval[:3]), _number(found.corrected_p), found.outcome]
-            writer.writerow(row)
+    for setting, smoothing, _ in comparison:
+        for part in filter(None, (comparison, comparison.on_test)):
+            for metric in comparison.task.metrics:
+                writer.writerow(_row(part, setting, smoothing, metric, judged=part is comparison))
     return file.getvalue()
+
+
+def _row(part: Comparison, setting: str, smoothing: float, metric: Metric, judged: bool) -> list[Any]:
+    mean = part.mean(metric, setting, smoothing).scaled(1 / metric.scale)
+    row: list[Any] = [setting, f"{smoothing:g}", part.part, metric.key]
+    row += ["higher" if metric.higher_is_better else "lower", mean.size, *map(_number, mean[:3])]
+    found = part.differences.get((setting, smoothing, metric.key))
+    if found is None or found.interval is None:
+        return [*row, "", "", "", "", "", found.outcome if found and judged else ""]
+    interval = found.interval.scaled(1 / metric.scale)
+    row += [interval.size, *map(_number, interval[:3])]
+    return [*row, *((_number(found.corrected_p), found.outcome) if judged else ("", ""))]
+
+
+def _advice(comparison: Comparison) -> dict[str, Any]:
+    """What ``summary.json`` holds."""
+    run = next(run for _, _, by_seed in comparison for run in by_seed.values())
+    return {
+        "recipe": run.recipe.name,
+        "task": run.recipe.task,
+        "for": comparison.purpose.key,
+        "part": comparison.part,
+        "rule": RULE,
+        "advice": [advise(comparison, setting).as_dict() for setting in comparison.runs],
+    }
 
 
 def _number(value: float) -> str:
@@ -84,7 +110,7 @@ def _number(value: float) -> str:
 
 def html(comparison: Comparison) -> str:
     """The page."""
-    runs = [run for _, _, by_seed in comparison for run in by_seed.values()]
+    runs = list({run.folder: run for _, _, by_seed in comparison for run in by_seed.values()}.values())
     recipe = runs[0].recipe
     return render(
         "report.html",
@@ -93,6 +119,11 @@ def html(comparison: Comparison) -> str:
         recipe_yaml=recipe.to_yaml(),
         varied=[SMOOTHING, "seed", *other_keys([run.recipe for run in runs])],
         summary=_what_it_is(comparison, runs),
+        advice=[advise(comparison, setting) for setting in comparison.runs],
+        rule=RULE,
+        purpose=comparison.purpose,
+        part=comparison.part,
+        several=len(comparison.runs) > 1,
         glance=len(comparison.differences) > len(comparison.task.metrics),
         verdicts=[
             {
@@ -107,6 +138,7 @@ def html(comparison: Comparison) -> str:
         by_chance=f"{comparison.tests / 20:g}",
         columns=comparison.columns,
         rows=list(_rows(comparison)),
+        test_rows=list(_rows(comparison.on_test, judged=False)) if comparison.on_test else [],
         metric_figures=metric_panels(comparison),
         reliability_figures=reliability_panels(comparison),
         confidence_figures=confidence_panels(comparison),
@@ -142,20 +174,20 @@ def cell(comparison: Comparison, metric: Metric, setting: str, smoothing: float)
     return metric.shown(mean.mean), "" if mean.size == 1 else metric.shown(mean.half)
 
 
-def _rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
+def _rows(comparison: Comparison, judged: bool = True) -> Iterator[dict[str, Any]]:
+    """The rows of the table of numbers, with what smoothing does if this is the part that is judged."""
     before = ""
     for setting, smoothing, runs in comparison:
         cells = []
         for metric in comparison.columns:
             mean, half = cell(comparison, metric, setting, smoothing)
             found = comparison.differences.get((setting, smoothing, metric.key))
-            outcome = found.outcome if found else ""
-            reserved = found is not None and outcome in {"helps", "hurts"} and not found.survives
+            outcome = found.outcome if found and judged else ""
             cells.append(
                 {
                     "mean": f"{mean} ± {half}" if half else mean,
-                    "difference": _two_lines(found) if found and found.interval else (),
-                    "outcome": f"({outcome})" if reserved else outcome,
+                    "difference": _two_lines(found, judged) if found and found.interval else (),
+                    "outcome": outcome,
                     "tone": {"helps": "good", "hurts": "bad"}.get(outcome, ""),
                 }
             )
@@ -168,10 +200,10 @@ def _rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
         before = setting
 
 
-def _two_lines(difference: Difference) -> tuple[str, str]:
+def _two_lines(difference: Difference, judged: bool) -> tuple[str, str]:
     """The difference with what it does, and its interval."""
     number, bracket, interval = difference.numbers.replace(difference.metric.unit, "").partition("[")
-    word = difference.outcome if difference.outcome in {"helps", "hurts"} else ""
+    word = difference.outcome if judged and difference.outcome in {"helps", "hurts", "may help", "may hurt"} else ""
     return f"{number.strip()} {word}", bracket + interval
 
 

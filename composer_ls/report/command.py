@@ -34,6 +34,18 @@ EXAMPLES = """
 """
 
 
+Purpose = Annotated[
+    str | None,
+    typer.Option(
+        "--for",
+        metavar="METRIC",
+        help="The metric that smoothing is chosen for: accuracy, nll, brier, ece, ece_scaled or aurc of a classifier. Decide before "
+        "you look. Default: accuracy, mean_iou or bleu, by the task.",
+        show_default=False,
+    ),
+]
+
+
 def compare(
     recipe: Annotated[
         str, typer.Argument(help="A shipped recipe's name (see `composer-ls recipes`) or a path to one.")
@@ -55,19 +67,25 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(help="The folder for all runs. Default: runs/compare-RECIPE-FINGERPRINT.")
     ] = None,
+    purpose: Purpose = None,
     list_only: Annotated[bool, typer.Option("--list", help="Print one command a run, and do nothing.")] = False,
 ) -> None:
     """Find out whether smoothing helps: train with several factors over several seeds, and make one page of it.
+
+    It ends with what to do: the factor to use, or that nothing is shown to help. If the recipe has data.validation, runs are judged
+    on the images that were held out, and the test images have no say.
 
     Seeds are paired: whatever the smoothing, a seed means the same initial weights, order and augmentation. What is finished in the
     folder is not run again, and what was stopped goes on, so the same command resumes, and several machines that share the folder
     may give it. A run that fails leaves its log, and the others go on; the exit status is then 1.
     """
     from composer_ls.report.plan import make_plan
+    from composer_ls.report.tasks import TASK_REPORTS
 
     if jobs is not None and jobs < 1:
         raise InputError(f"--jobs is {jobs}, but must be at least 1")
     plan = make_plan(recipe, overrides or [], smoothing, seeds, vary or [], out)
+    TASK_REPORTS[plan.recipe.task].metric(purpose)
     console, errors = Console(), Console(stderr=True)
     for note in plan.notes:
         errors.print(Text(f"composer-ls: {note}"), soft_wrap=True)
@@ -83,9 +101,10 @@ def compare(
     words += [word for axis in vary or [] for word in ("--vary", axis)]
     words += [] if jobs is None else ["--jobs", str(jobs)]
     words += [] if out is None else ["--out", str(out)]
+    words += [] if purpose is None else ["--for", purpose]
     failures = _do(plan, jobs, shlex.join(["composer-ls", "compare", *words]), errors)
     if len(failures) < len(plan.runs):
-        _report(plan.out, console)
+        _report(plan.out, console, purpose)
     if failures:
         reasons: dict[str, list[Any]] = {}
         for failure in failures:
@@ -101,8 +120,9 @@ def compare(
 
 def report(
     folder: Annotated[Path, typer.Argument(help="A folder with run folders in it, at any depth.")],
+    purpose: Purpose = None,
 ) -> None:
-    """Make summary.csv and report.html of the finished runs in a folder, and print the verdicts.
+    """Make summary.csv, summary.json and report.html of the finished runs in a folder, and print verdicts and advice.
 
     Everything but BLEU is computed again from the predictions that the runs left.
     """
@@ -110,7 +130,7 @@ def report(
         raise InputError(
             f"there is no folder {folder.absolute()}: give the one that `composer-ls compare` made, or ran in"
         )
-    _report(folder, Console())
+    _report(folder, Console(), purpose)
 
 
 def _do(plan: Any, jobs: int | None, command: str, errors: Console) -> list[Any]:
@@ -142,14 +162,14 @@ def _do(plan: Any, jobs: int | None, command: str, errors: Console) -> list[Any]
         raise typer.Exit(130) from None
 
 
-def _report(folder: Path, console: Console) -> None:
-    from composer_ls.report.build import build_report
+def _report(folder: Path, console: Console, purpose: str | None) -> None:
+    from composer_ls.report.build import FILES, build_report
     from composer_ls.report.terminal import show
 
-    comparison = build_report(folder)
+    comparison = build_report(folder, purpose)
     show(comparison, console)
     console.print()
     for one in comparison.left_out:
         console.print(Text(f"left out: {one.folder}: {one.reason}", style="yellow"), soft_wrap=True)
-    for name in ("summary.csv", "report.html"):
+    for name in FILES:
         console.print(Text(str(folder / name)), soft_wrap=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from composer_ls.errors import InputError
 from composer_ls.report.metrics import STEP_TIME, Metric
 from composer_ls.report.runs import LeftOut, Run
-from composer_ls.report.settings import names_of_settings
+from composer_ls.report.settings import names_of_settings, without_smoothing
 from composer_ls.report.statistics import Interval, holm, interval_of_mean, paired_p_value, seeds_needed
 from composer_ls.report.tasks import TASK_REPORTS, TaskReport
 
@@ -28,7 +28,8 @@ class Difference:
         smoothing: Of the runs that are compared with those at 0.
         metric: Which.
         interval: Of the differences by seed, in shown units; ``None`` if no seed was run both ways.
-        corrected_p: Holm's p-value over all differences of the comparison, NaN if there is none.
+        corrected_p: Holm's p-value, NaN if there is none: of the metric that the comparison is for over its own
+            differences alone, of another over all differences of the comparison, and doubled.
 
     """
 
@@ -40,7 +41,11 @@ class Difference:
 
     @property
     def outcome(self) -> str:
-        """``helps``, ``hurts``, ``small``, ``unclear``, ``constant``, ``equal``, ``one seed`` or ``no pair``."""
+        """What is shown after the correction: ``helps`` or ``hurts``; or why nothing is.
+
+        That is ``may help`` or ``may hurt`` (shown only without the correction), ``small``, ``unclear``, ``constant``,
+        ``equal``, ``one seed`` or ``no pair``.
+        """
         if self.interval is None:
             return "no pair"
         mean, low, high, deviation, size = self.interval
@@ -49,13 +54,11 @@ class Difference:
         if deviation == 0:
             return "constant" if abs(mean) > 1e-9 else "equal"
         if low > 0 or high < 0:
-            return "helps" if (mean > 0) == self.metric.higher_is_better else "hurts"
+            better = (mean > 0) == self.metric.higher_is_better
+            if self.corrected_p < 0.05:
+                return "helps" if better else "hurts"
+            return "may help" if better else "may hurt"
         return "small" if max(-low, high) < self.metric.worth else "unclear"
-
-    @property
-    def survives(self) -> bool:
-        """Whether Holm's correction for the number of differences leaves it different from 0."""
-        return self.corrected_p < 0.05
 
     @property
     def numbers(self) -> str:
@@ -74,6 +77,8 @@ class Difference:
         return {
             "helps": "helps",
             "hurts": "hurts",
+            "may help": "a hint that it helps",
+            "may hurt": "a hint that it hurts",
             "small": f"no difference as large as {worth}",
             "unclear": "no evidence either way",
             "constant": "no verdict",
@@ -85,8 +90,8 @@ class Difference:
     @property
     def reservation(self) -> str:
         """What must be added to the conclusion, if anything."""
-        if self.outcome in {"helps", "hurts"}:
-            return "" if self.survives else "not after correction"
+        if self.outcome in {"may help", "may hurt"}:
+            return "not shown after correction"
         if self.outcome == "constant":
             return "the same at every seed: no spread to judge by"
         if self.outcome == "unclear":
@@ -157,6 +162,7 @@ class Comparison:
         task: How they are judged.
         runs: By the setting's name, smoothing and seed.
         left_out: Folders that could not be used.
+        purpose: The metric that the comparison is for.
 
     """
 
@@ -164,12 +170,32 @@ class Comparison:
     task: TaskReport
     runs: Mapping[str, Mapping[float, Mapping[int, Run]]]
     left_out: Sequence[LeftOut]
+    purpose: Metric
 
     def __iter__(self) -> Iterator[tuple[str, float, Mapping[int, Run]]]:
         """Each setting and smoothing with its runs by seed."""
         for setting, factors in self.runs.items():
             for smoothing, seeds in factors.items():
                 yield setting, smoothing, seeds
+
+    @property
+    def part(self) -> str:
+        """The part of the data that everything here is of: ``validation`` if every run has one, else ``test``."""
+        return next(run.part for _, _, runs in self for run in runs.values())
+
+    @cached_property
+    def on_test(self) -> Comparison | None:
+        """The same runs on the test part, if they are judged on another."""
+        if self.part == "test":
+            return None
+        runs = {
+            setting: {
+                factor: {seed: replace(run, part="test") for seed, run in seeds.items()}
+                for factor, seeds in factors.items()
+            }
+            for setting, factors in self.runs.items()
+        }
+        return replace(self, runs=runs)
 
     def mean(self, metric: Metric, setting: str, smoothing: float) -> Interval:
         """A metric's mean over seeds, in shown units."""
@@ -195,12 +221,15 @@ class Comparison:
             for metric in self.task.metrics
             if smoothing != 0
         ]
-        p_values = holm([math.nan if one.interval is None else paired_p_value(one.interval) for one in found])
+        p_values = [math.nan if one.interval is None else paired_p_value(one.interval) for one in found]
+        # Doubled, since the purpose is tested besides: then anything wrongly "helps" in less than 5 % of comparisons.
+        corrected = [min(1.0, 2 * p) if p == p else p for p in holm(p_values)]
+        primary = [index for index, one in enumerate(found) if one.metric == self.purpose]
+        for index, p in zip(primary, holm([p_values[index] for index in primary]), strict=True):
+            corrected[index] = p
         return {
-            (one.setting, one.smoothing, one.metric.key): Difference(
-                one.setting, one.smoothing, one.metric, one.interval, corrected_p=p
-            )
-            for one, p in zip(found, p_values, strict=True)
+            (one.setting, one.smoothing, one.metric.key): replace(one, corrected_p=p)
+            for one, p in zip(found, corrected, strict=True)
         }
 
     @property
@@ -233,11 +262,19 @@ class Comparison:
         return (*self.task.metrics, STEP_TIME)
 
 
-def compare_runs(folder: Path, runs: Sequence[Run], left_out: Sequence[LeftOut]) -> Comparison:
-    """Sort runs by setting, smoothing and seed.
+def compare_runs(
+    folder: Path, runs: Sequence[Run], left_out: Sequence[LeftOut], purpose: str | None = None
+) -> Comparison:
+    """Sort runs by setting, smoothing and seed, and judge them on the validation part if all have one.
+
+    Args:
+        folder: Where they are.
+        runs: At least one.
+        left_out: What could not be used.
+        purpose: The key of the metric that the comparison is for. ``None``: the first of the task.
 
     Raises:
-        InputError: There are none, or they are of several recipes.
+        InputError: There are no runs, they are of several recipes, or their task has no such metric.
 
     """
     if not runs:
@@ -253,6 +290,9 @@ def compare_runs(folder: Path, runs: Sequence[Run], left_out: Sequence[LeftOut])
             f"{folder.absolute()} holds runs of several recipes ({', '.join(names)}), which cannot be compared by seed: "
             f"give the folder of one"
         )
+    task = TASK_REPORTS[runs[0].recipe.task]
+    metric = task.metric(purpose)
+    part = "validation" if all("validation" in run.parts for run in runs) else "test"
     left_out = list(left_out)
     sorted_runs: dict[str, dict[float, dict[int, Run]]] = {}
     for setting, run in sorted(
@@ -263,8 +303,24 @@ def compare_runs(folder: Path, runs: Sequence[Run], left_out: Sequence[LeftOut])
         if run.recipe.seed in seeds:
             left_out.append(LeftOut(run.folder, f"it is the same run as {seeds[run.recipe.seed].folder}"))
         else:
-            seeds[run.recipe.seed] = run
-    return Comparison(folder, TASK_REPORTS[runs[0].recipe.task], sorted_runs, left_out)
+            seeds[run.recipe.seed] = replace(run, part=part)
+    return Comparison(folder, task, _with_baselines(sorted_runs), left_out, metric)
+
+
+def _with_baselines(
+    runs: dict[str, dict[float, dict[int, Run]]],
+) -> dict[str, dict[float, dict[int, Run]]]:
+    """Settings that differ only in how they smooth share their runs without smoothing."""
+    baselines: dict[str, dict[int, Run]] = {}
+    for factors in runs.values():
+        for seed, run in factors.get(0.0, {}).items():
+            baselines.setdefault(without_smoothing(run.recipe), {}).setdefault(seed, run)
+    for setting, factors in runs.items():
+        any_run = next(iter(next(iter(factors.values())).values()))
+        shared = baselines.get(without_smoothing(any_run.recipe), {})
+        if 0.0 not in factors and shared:
+            runs[setting] = {0.0: shared, **factors}
+    return runs
 
 
 def _natural(name: str) -> tuple[bool, list[tuple[bool, float, str]]]:

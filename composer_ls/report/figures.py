@@ -174,7 +174,7 @@ def curve_panels(comparison: Comparison) -> list[Panel]:
     """Training curves, a line a smoothing: the mean over seeds with their range. Losses are those of the hard labels."""
     panels = []
     for setting, factors in comparison.runs.items():
-        for curve in comparison.task.curves:
+        for curve in (curve.of(comparison.part) for curve in comparison.task.curves):
             title = curve.heading + (f", {setting}" if setting else "")
             curves = {smoothing: _curve(runs.values(), curve.key) for smoothing, runs in factors.items()}
             curves = {smoothing: points for smoothing, points in curves.items() if points}

@@ -15,13 +15,31 @@ from safetensors.torch import load_file
 
 from composer_ls.diagnostics.calibration import ReliabilityBins
 from composer_ls.errors import RunFolderError
-from composer_ls.report.metrics import STEP_TIME
-from composer_ls.report.tasks import TASK_REPORTS
+from composer_ls.report.metrics import STEP_TIME, Predictions
+from composer_ls.report.tasks import TASK_REPORTS, TaskReport
 from composer_ls.training.claim import claimant
 from composer_ls.training.recipe import Recipe
 from composer_ls.training.run_folder import RunFolder, read_recipe
 
-__all__ = ["LeftOut", "Run", "find_runs", "read_run", "read_runs"]
+__all__ = ["LeftOut", "Run", "Scores", "find_runs", "read_run", "read_runs"]
+
+HELD_OUT = "validation."
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How a run did on one part of the data.
+
+    Attributes:
+        values: Each metric's value by key, unscaled.
+        bins: The reliability diagram.
+        temperature: The one that suits these examples best; ``None`` where logits are not kept.
+
+    """
+
+    values: Mapping[str, float]
+    bins: ReliabilityBins
+    temperature: float | None
 
 
 @dataclass(frozen=True)
@@ -32,20 +50,33 @@ class Run:
         folder: Where it is.
         recipe: How it was trained.
         result: Its ``result.json``.
-        values: Each metric's value by key, unscaled.
-        bins: Its reliability diagram.
-        temperature: The one that suits its test examples best; ``None`` where logits are not kept.
         lines: Its ``metrics.jsonl``.
+        parts: Its scores on ``test``, and on ``validation`` if it held some training examples out.
+        part: The part that it is judged by, to which the other attributes belong.
 
     """
 
     folder: Path
     recipe: Recipe
     result: Mapping[str, Any]
-    values: Mapping[str, float]
-    bins: ReliabilityBins
-    temperature: float | None
     lines: Sequence[Mapping[str, float]]
+    parts: Mapping[str, Scores]
+    part: str = "test"
+
+    @property
+    def values(self) -> Mapping[str, float]:
+        """Each metric's value by key, unscaled."""
+        return self.parts[self.part].values
+
+    @property
+    def bins(self) -> ReliabilityBins:
+        """The reliability diagram."""
+        return self.parts[self.part].bins
+
+    @property
+    def temperature(self) -> float | None:
+        """The temperature that suits the examples best; ``None`` where logits are not kept."""
+        return self.parts[self.part].temperature
 
 
 class LeftOut(Exception):  # noqa: N818  (it is no error to have a run that is not finished)
@@ -104,29 +135,36 @@ def read_run(folder: Path, recipe: Recipe) -> Run:
         raise LeftOut(folder, f"it is being run by {by}" if by else f"it has begun, but not finished{log}")
     try:
         predictions = load_file(files.predictions_file)
-        values = {
-            metric.key: float(result["metrics"][metric.key]) if metric.compute is None else metric.compute(predictions)
+        held_out = {name.removeprefix(HELD_OUT): one for name, one in predictions.items() if name.startswith(HELD_OUT)}
+        test = {name: one for name, one in predictions.items() if not name.startswith(HELD_OUT)}
+        parts = {"test": _scores(task, test, result["metrics"], result)}
+        if held_out:
+            parts["validation"] = _scores(task, held_out, result["validation"], result)
+        diverged = [
+            metric.name
             for metric in task.metrics
-        }
-        diverged = [metric.name for metric in task.metrics if not math.isfinite(values[metric.key])]
+            if not all(math.isfinite(scores.values[metric.key]) for scores in parts.values())
+        ]
         if diverged:
             raise LeftOut(folder, f"its {diverged[0]} is not finite: the run diverged")
-        values[STEP_TIME.key] = float(result["train_seconds"]) / int(result["steps"])
-        return Run(
-            folder,
-            recipe,
-            result,
-            values,
-            task.bins(predictions),
-            task.temperature(predictions) if task.temperature else None,
-            _lines(files.metrics_file),
-        )
+        return Run(folder, recipe, result, _lines(files.metrics_file), parts, "validation" if held_out else "test")
     except FileNotFoundError as error:
         raise LeftOut(folder, "its predictions.safetensors is missing") from error
     except KeyError as error:
         raise LeftOut(folder, f"{error} is missing from what it left") from error
     except (OSError, SafetensorError, ValueError, LookupError, RuntimeError, TypeError, ArithmeticError) as error:
         raise LeftOut(folder, f"what it left cannot be used: {' '.join(str(error).split())}") from error
+
+
+def _scores(
+    task: TaskReport, predictions: Predictions, metrics: Mapping[str, float], result: Mapping[str, Any]
+) -> Scores:
+    values = {
+        metric.key: float(metrics[metric.key]) if metric.compute is None else metric.compute(predictions)
+        for metric in task.metrics
+    }
+    values[STEP_TIME.key] = float(result["train_seconds"]) / int(result["steps"])
+    return Scores(values, task.bins(predictions), task.temperature(predictions) if task.temperature else None)
 
 
 def _lines(file: Path) -> list[dict[str, float]]:

@@ -9,7 +9,7 @@ from typing import Any
 from composer_ls.training.recipe import Recipe
 from composer_ls.training.run_folder import differing_keys
 
-__all__ = ["SMOOTHING", "names_of_settings", "other_keys"]
+__all__ = ["SMOOTHING", "names_of_settings", "other_keys", "without_smoothing"]
 
 SMOOTHING = "algorithms.label_smoothing.smoothing"
 
@@ -79,6 +79,16 @@ def _comparable(recipe: Recipe) -> dict[str, Any]:
     algorithms = {name: arguments for name, arguments in content["algorithms"].items() if arguments is not None}
     smoothing = {key: value for key, value in algorithms.pop("label_smoothing", {}).items() if key != "smoothing"}
     return content | {"algorithms": algorithms | ({"label_smoothing": smoothing} if smoothing else {})}
+
+
+def without_smoothing(recipe: Recipe) -> str:
+    """A key that recipes share if they differ only in how they smooth, in the seed, or in where and how fast they run."""
+    content = _comparable(recipe)
+    content["algorithms"].pop("label_smoothing", None)
+    for place in _PLACES:
+        section, _, key = place.rpartition(".")
+        (content[section] if section else content).pop(key, None)
+    return json.dumps(content, sort_keys=True, default=str)
 
 
 def _value(content: Mapping[str, Any], key: str) -> Any:

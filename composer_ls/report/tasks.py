@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -33,6 +33,7 @@ from composer_ls.diagnostics.tokens import (
     token_calibration_error,
     token_nll,
 )
+from composer_ls.errors import InputError
 from composer_ls.report.metrics import Metric, Predictions
 
 __all__ = ["CLASSIFICATION", "TASK_REPORTS", "Curve", "TaskReport"]
@@ -40,10 +41,10 @@ __all__ = ["CLASSIFICATION", "TASK_REPORTS", "Curve", "TaskReport"]
 
 @dataclass(frozen=True)
 class Curve:
-    """A training curve.
+    """A training curve. Where key and name hold ``{part}``, that is the part of the data that runs are judged on.
 
     Attributes:
-        key: Of the lines of ``metrics.jsonl``.
+        key: Of the lines of ``metrics.jsonl``, with ``{part}`` for the part of the data.
         name: For people.
         unit: Of its values, "nats" for losses and "" for fractions.
         logarithmic: Whether its axis is.
@@ -60,6 +61,10 @@ class Curve:
         """The name with the unit."""
         return f"{self.name} ({self.unit})" if self.unit else self.name
 
+    def of(self, part: str) -> Curve:
+        """The curve of a part of the data."""
+        return replace(self, key=self.key.format(part=part), name=self.name.format(part=part))
+
 
 @dataclass(frozen=True)
 class TaskReport:
@@ -70,7 +75,7 @@ class TaskReport:
         metrics: In the order in which they are shown.
         curves: Likewise.
         bins: The reliability diagram.
-        temperature: The one that suits the test examples best; ``None`` where logits are not kept.
+        temperature: The one that suits the examples best; ``None`` where logits are not kept.
 
     """
 
@@ -79,6 +84,18 @@ class TaskReport:
     curves: tuple[Curve, ...]
     bins: Callable[[Predictions], ReliabilityBins]
     temperature: Callable[[Predictions], float] | None = None
+
+    def metric(self, key: str | None) -> Metric:
+        """The metric of this key, by default the first.
+
+        Raises:
+            InputError: There is none.
+
+        """
+        by_key = {metric.key: metric for metric in self.metrics}
+        if key is not None and key not in by_key:
+            raise InputError(f"--for is {key!r}, but must be {', '.join(list(by_key)[:-1])} or {list(by_key)[-1]}")
+        return self.metrics[0] if key is None else by_key[key]
 
 
 def _of_logits(function: Callable[[Tensor, Tensor], float]) -> Callable[[Predictions], float]:
@@ -125,7 +142,7 @@ def _ece(compute: Callable[[Predictions], float]) -> Metric:
 CLASSIFICATION = TaskReport(
     "examples",
     (
-        _accuracy("The part of the test examples whose most probable class is the label.", _of_logits(accuracy)),
+        _accuracy("The part of the examples whose most probable class is the label.", _of_logits(accuracy)),
         _nll("Mean negative log probability of the label.", _of_logits(negative_log_likelihood)),
         Metric(
             "brier", "Brier score", "",
@@ -135,7 +152,7 @@ CLASSIFICATION = TaskReport(
         _ece(_of_logits(expected_calibration_error)),
         Metric(
             "ece_scaled", "ECE, scaled", "",
-            "The same after temperature scaling. No example is scaled by a temperature that saw its label: the test examples "
+            "The same after temperature scaling. No example is scaled by a temperature that saw its label: the examples "
             "are dealt into two halves in turn, and each half gets the temperature with the least NLL on the other.",
             1, 4, 0.005, False, _of_logits(_scaled_calibration_error),
         ),
@@ -148,8 +165,8 @@ CLASSIFICATION = TaskReport(
     ),
     (
         Curve("metrics/train/CrossEntropy", "training loss", "nats", logarithmic=True),
-        Curve("metrics/test/CrossEntropy", "test NLL", "nats"),
-        Curve("metrics/test/MulticlassAccuracy", "test accuracy"),
+        Curve("metrics/{part}/CrossEntropy", "{part} NLL", "nats"),
+        Curve("metrics/{part}/MulticlassAccuracy", "{part} accuracy"),
     ),
     lambda predictions: reliability_bins(predictions["logits"], predictions["labels"]),
     _mean_temperature,
@@ -167,7 +184,7 @@ SEGMENTATION = TaskReport(
         _nll("Mean negative log probability of the pixels' labels.", _of_pixels(pixel_nll)),
         _ece(_of_pixels(pixel_calibration_error)),
     ),
-    (Curve("metrics/test/MulticlassJaccardIndex", "test mIoU"),),
+    (Curve("metrics/{part}/MulticlassJaccardIndex", "{part} mIoU"),),
     lambda predictions: pixel_bins(PixelCounts(**predictions)),
 )  # fmt: skip
 
@@ -186,8 +203,8 @@ TRANSLATION = TaskReport(
         _ece(_of_tokens(token_calibration_error)),
     ),
     (
-        Curve("metrics/test/CrossEntropy", "test NLL", "nats", logarithmic=True),
-        Curve("metrics/test/TokenAccuracy", "test accuracy of subwords"),
+        Curve("metrics/{part}/CrossEntropy", "{part} NLL", "nats", logarithmic=True),
+        Curve("metrics/{part}/TokenAccuracy", "{part} accuracy of subwords"),
     ),
     lambda predictions: token_bins(TokenScores(**predictions)),
 )  # fmt: skip

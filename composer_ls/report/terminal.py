@@ -7,6 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from composer_ls.report.advice import advise
 from composer_ls.report.build import cell, heading, nothing_to_compare
 from composer_ls.report.comparison import Comparison
 
@@ -16,7 +17,7 @@ _STYLES = {"good": "green", "bad": "red", "mixed": "yellow", "none": ""}
 
 
 def show(comparison: Comparison, console: Console) -> None:
-    """Print the table of means, and for each setting what follows."""
+    """Print the table of means, for each setting what follows, and what to do."""
     console.print(_table(comparison))
     for setting in comparison.runs:
         verdicts = comparison.verdicts(setting)
@@ -30,13 +31,18 @@ def show(comparison: Comparison, console: Console) -> None:
         console.print(
             Padding(
                 Text(
-                    f"Differences by seed from no smoothing, with 95 % intervals: {comparison.tests} of them, of which about "
-                    f"{comparison.tests / 20:g} would exclude 0 by chance; correction is Holm's.",
+                    f"Differences by seed from no smoothing on the {comparison.part} examples, with 95 % intervals: {comparison.tests} "
+                    f"of them, of which about {comparison.tests / 20:g} would exclude 0 by chance. Helps and hurts are said after "
+                    f"Holm's correction: of {comparison.purpose.name} for its own differences, of the others for twice all.",
                     style="dim",
                 ),
                 (1, 0, 0, 0),
             )
         )
+    for setting in comparison.runs:
+        advice = advise(comparison, setting)
+        lines = [Text("What to do" + (f", {setting}" if setting else ""), style="bold"), Text(f"{advice.headline}.")]
+        console.print(Padding(Group(*lines, *(Text(f"{remark}.") for remark in advice.remarks)), (1, 0, 0, 0)))
 
 
 def _table(comparison: Comparison) -> Table:

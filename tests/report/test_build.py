@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 from html.parser import HTMLParser
 
@@ -9,7 +10,7 @@ import pytest
 from browser_support import complaints, measured, needs_chromium, screenshot
 from comparison_support import make_comparison, make_run
 
-from composer_ls.report.build import build_report
+from composer_ls.report.build import FILES, build_report
 from composer_ls.report.tasks import CLASSIFICATION, TASK_REPORTS
 
 
@@ -52,9 +53,48 @@ def test_the_summary_has_a_line_for_each_setting_factor_and_metric(report):
 
 def test_the_same_runs_give_the_same_files_whatever_they_took(report, tmp_path):
     root, _ = report
-    texts = [(root / name).read_bytes() for name in ("summary.csv", "report.html")]
+    texts = [(root / name).read_bytes() for name in FILES]
     build_report(root)
-    assert [(root / name).read_bytes() for name in ("summary.csv", "report.html")] == texts
+    assert [(root / name).read_bytes() for name in FILES] == texts
+
+
+def test_a_validation_part_is_judged_and_the_test_part_stands_beside_it(tmp_path):
+    for smoothing in (0.0, 0.1):
+        for seed in range(3):
+            wobble = 0.01 * seed
+            make_run(
+                tmp_path / f"{smoothing}-{seed}", smoothing, seed, better=-smoothing, held_out=5 * smoothing + wobble
+            )
+    build_report(tmp_path)
+    rows = list(csv.DictReader((tmp_path / "summary.csv").open()))
+    assert [row["part"] for row in rows] == 2 * (["validation"] * 6 + ["test"] * 6)
+    (judged, beside) = (row for row in rows if (row["smoothing"], row["metric"]) == ("0.1", "accuracy"))
+    assert float(judged["difference"]) > 0 > float(beside["difference"])
+    assert judged["outcome"] == "helps"
+    assert beside["outcome"] == beside["corrected_p"] == ""
+    said = json.loads((tmp_path / "summary.json").read_text())
+    assert (said["for"], said["part"], said["recipe"]) == ("accuracy", "validation", "digits-mlp")
+    (advice,) = said["advice"]
+    assert (advice["verdict"], advice["smoothing"]) == ("use", 0.1)
+    assert advice["difference"]["mean"] == pytest.approx(float(judged["difference"]))
+    assert advice["difference_on_test"]["mean"] == pytest.approx(float(beside["difference"]))
+    assert advice["temperature"] > 0
+    text = text_of(tmp_path / "report.html")
+    for words in (
+        advice["text"].split(":")[0], "On the test examples, which had no say in this, the difference is -",
+        "validation NLL", "The same on the test examples, which nothing was chosen by",
+    ):  # fmt: skip
+        assert words in text
+    assert "test NLL" not in text
+    assert "Nothing was held out" not in text
+
+
+def test_without_a_validation_part_the_page_says_what_it_was_chosen_on(report):
+    text = text_of(report[0] / "report.html")
+    assert "This was chosen on the test examples that it is reported on" in text or "test examples themselves" in text
+    assert "Nothing was held out to choose by: with data.validation=0.1" in text
+    assert text.index("What to do") < text.index("The answer")
+    assert json.loads((report[0] / "summary.json").read_text())["part"] == "test"
 
 
 def test_the_page_says_everything_that_it_should(report):
@@ -64,6 +104,7 @@ def test_the_page_says_everything_that_it_should(report):
         "12 runs: smoothing 0, 0.1, 0.2, 2 settings, 2 seeds each",
         "Smoothing 0.1 and 0.2 against none, mixup(alpha 0.2)",
         "would exclude 0 by chance",
+        "Smoothing is recommended only if it is shown to help",
         "Holm's correction",
         "composer-ls compare digits-mlp --smoothing 0,0.1,0.2 --seeds 2",
         "composer-ls train digits-mlp seed=1",

@@ -29,7 +29,7 @@ def run(*arguments):
 
 
 def test_report_prints_the_table_the_verdicts_and_what_was_left_out(tmp_path, capsys):
-    make_comparison(tmp_path, (0.0, 0.1), 3)
+    make_comparison(tmp_path, (0.0, 0.1), 5)
     (make_run(tmp_path / "broken", 0.2) / "result.json").unlink()
     assert run("report", str(tmp_path)) == 0
     printed = capsys.readouterr().out
@@ -39,6 +39,18 @@ def test_report_prints_the_table_the_verdicts_and_what_was_left_out(tmp_path, ca
     assert f"left out: {tmp_path / 'broken'}: it has begun, but not finished" in printed
     assert (tmp_path / "report.html").is_file()
     assert (tmp_path / "summary.csv").is_file()
+
+
+def test_report_ends_with_what_to_do_for_the_purpose_that_is_named(tmp_path, capsys):
+    make_comparison(tmp_path, (0.0, 0.1), 5)
+    assert run("report", str(tmp_path)) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.index("Smoothing 0.1 against none") < printed.index("What to do")
+    assert "Use smoothing 0.1 for accuracy: +5.83 points [4.80, 6.87], 3 seeds. It makes" in printed
+    assert run("report", str(tmp_path), "--for", "ece") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Nothing is shown to help ECE: keep what you have, and avoid 0.1, which hurts it." in printed
+    assert "To calibrate the network without smoothing, divide its logits by" in printed
 
 
 def test_compare_of_what_is_finished_runs_nothing(tmp_path, capsys, monkeypatch):
@@ -71,6 +83,8 @@ def test_list_prints_a_command_a_run_and_does_nothing(tmp_path, capsys):
         (["compare", "digits-mpl"], "did you mean digits-mlp"),
         (["compare", "digits-mlp", "--smoothing", "0,2"], "--smoothing has '2'"),
         (["compare", "digits-mlp", "--jobs", "0"], "--jobs is 0"),
+        (["compare", "digits-mlp", "--for", "bleu"], "--for is 'bleu', but must be accuracy, nll"),
+        (["compare", "camvid-unet", "--for", "aurc"], "--for is 'aurc', but must be mean_iou, accuracy, nll or ece"),
         (["compare", "digits-mlp", "--vary", "algorithms.cutmixx=[{}]", "--list"], "unknown key algorithms.cutmixx"),
         (["report", "no/such/folder"], "there is no folder"),
         (["report", "."], "there are no finished runs in"),

@@ -8,7 +8,7 @@ from comparison_support import make_comparison, make_run
 from composer_ls.errors import InputError
 from composer_ls.report.comparison import Difference, Verdict, compare_runs
 from composer_ls.report.runs import read_runs
-from composer_ls.report.statistics import interval_of_mean, paired_p_value
+from composer_ls.report.statistics import holm, interval_of_mean, paired_p_value
 from composer_ls.report.tasks import CLASSIFICATION
 
 ACCURACY, NLL = CLASSIFICATION.metrics[:2]
@@ -48,12 +48,19 @@ def test_the_outcome_follows_from_the_interval(values, metric, outcome):
     assert difference(values, metric).outcome == outcome
 
 
+def test_what_is_not_shown_after_correction_is_a_hint():
+    assert difference(CLEAR, corrected_p=0.06).outcome == "may help"
+    assert difference(CLEAR, NLL, corrected_p=0.06).outcome == "may hurt"
+    assert difference(UNCLEAR, corrected_p=0.06).outcome == "unclear"
+    assert Verdict("", ACCURACY, (difference(CLEAR, corrected_p=0.06),)).tone == "none"
+
+
 def test_one_factor_is_one_plain_sentence():
     assert sentence(difference(CLEAR, corrected_p=0.01)) == "accuracy +0.31 points [0.29, 0.33], 3 seeds: helps"
     assert sentence(difference(CLEAR, NLL, corrected_p=0.01)) == "NLL +0.3100 nats [0.2852, 0.3348], 3 seeds: hurts"
     assert (
         sentence(difference(CLEAR, corrected_p=0.2))
-        == "accuracy +0.31 points [0.29, 0.33], 3 seeds: helps (not after correction)"
+        == "accuracy +0.31 points [0.29, 0.33], 3 seeds: a hint that it helps (not shown after correction)"
     )
     assert (
         sentence(difference(UNCLEAR))
@@ -125,14 +132,61 @@ def test_only_seeds_that_were_run_both_ways_are_paired(tmp_path):
     assert found.differences["", 0.1, "nll"].interval.size == 3
 
 
-def test_the_correction_counts_every_difference(comparison):
+def test_the_purpose_is_corrected_for_its_own_differences_and_the_rest_for_all(comparison):
     assert comparison.tests == 2 * 2 * len(CLASSIFICATION.metrics)
-    for one in comparison.differences.values():
-        assert one.corrected_p >= paired_p_value(one.interval)
+    everything = list(comparison.differences.values())
+    over_all = holm([paired_p_value(one.interval) for one in everything])
+    own = [one for one in everything if one.metric == comparison.purpose]
+    over_own = holm([paired_p_value(one.interval) for one in own])
+    assert comparison.purpose == ACCURACY
+    assert [one.corrected_p for one in own] == over_own
+    assert over_own < [p for one, p in zip(everything, over_all, strict=True) if one.metric == ACCURACY]
+    for one, p in zip(everything, over_all, strict=True):
+        if one.metric != ACCURACY:
+            assert one.corrected_p == min(1, 2 * p)
+
+
+def test_the_purpose_can_be_any_metric_of_the_task_and_no_other(comparison):
+    runs = [run for _, _, seeds in comparison for run in seeds.values()]
+    assert compare_runs(comparison.folder, runs, (), "nll").purpose == NLL
+    with pytest.raises(InputError, match="--for is 'bleu', but must be accuracy, nll, brier, ece, ece_scaled or aurc"):
+        compare_runs(comparison.folder, runs, (), "bleu")
+
+
+def test_runs_are_judged_on_the_validation_part_if_all_have_one(tmp_path):
+    for smoothing in (0.0, 0.1):
+        for seed in range(2):
+            make_run(tmp_path / f"{smoothing}-{seed}", smoothing, seed, held_out=3 * smoothing)
+    found = compare_runs(tmp_path, *read_runs(tmp_path))
+    assert (found.part, found.on_test.part, found.on_test.on_test) == ("validation", "test", None)
+    # The test parts are equal: only what was held out can have said that smoothing helps.
+    assert found.differences["", 0.1, "accuracy"].interval.mean > 1
+    assert found.on_test.differences["", 0.1, "accuracy"].interval.mean == 0
+    make_run(tmp_path / "without", 0.1, seed=2)
+    mixed = compare_runs(tmp_path, *read_runs(tmp_path))
+    assert (mixed.part, mixed.on_test) == ("test", None)
+    assert mixed.differences["", 0.1, "accuracy"].interval.mean == 0
+
+
+def test_ways_of_smoothing_share_the_runs_without(tmp_path):
+    ours, theirs = (f"algorithms.label_smoothing.implementation={name}" for name in ("composer_ls", "composer"))
+    for seed in range(2):
+        make_run(tmp_path / f"none-{seed}", 0.0, seed, ours)
+        make_run(tmp_path / f"ours-{seed}", 0.1, seed, ours, better=0.5)
+        make_run(tmp_path / f"theirs-{seed}", 0.1, seed, theirs, better=1.0)
+        make_run(tmp_path / f"other-{seed}", 0.1, seed, theirs, "algorithms.mixup={}")
+    found = compare_runs(tmp_path, *read_runs(tmp_path))
+    shared = [name for name, factors in found.runs.items() if 0.0 in factors]
+    assert len(shared) == 2
+    assert all(found.differences[name, 0.1, "nll"].interval.size == 2 for name in shared)
+    assert all(found.runs[name][0.0] == found.runs[shared[0]][0.0] for name in shared)
+    assert len(found.runs) == 3  # what differs otherwise, as mixup, has no share
 
 
 def test_a_warning_names_what_gets_worse(comparison):
-    assert "ECE gets worse at 0.05 and 0.1" in comparison.warnings("plain")
+    outcomes = [comparison.differences["plain", factor, "ece"].outcome for factor in (0.05, 0.1)]
+    assert outcomes == ["may hurt", "hurts"]
+    assert "ECE gets worse at 0.1" in comparison.warnings("plain")  # and a hint is no warning
     assert not any("accuracy" in warning for warning in comparison.warnings("plain"))
 
 

@@ -32,6 +32,17 @@ def test_a_run_is_measured_from_its_predictions_and_its_result(tmp_path):
     assert len(run.lines) == 30
 
 
+def test_a_part_that_was_held_out_is_measured_apart_and_judges(tmp_path):
+    make_run(tmp_path, 0.1, held_out=1.0)
+    (run,), _ = read_runs(tmp_path)
+    predictions = load_file(tmp_path / "predictions.safetensors")
+    assert run.part == "validation"
+    assert run.values == run.parts["validation"].values
+    assert run.values["accuracy"] == accuracy(predictions["validation.logits"], predictions["validation.labels"])
+    assert run.parts["test"].values["accuracy"] == accuracy(predictions["logits"], predictions["labels"])
+    assert run.values["accuracy"] > run.parts["test"].values["accuracy"]
+
+
 def test_what_is_damaged_or_not_finished_is_named_and_left_out(tmp_path):
     for name in ["good", "begun", "torn", "empty", "unreadable", "diverged", "other_labels", "newer"]:
         make_run(tmp_path / name)

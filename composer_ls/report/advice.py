@@ -1,0 +1,212 @@
+"""What to do: which factor of smoothing to use for a purpose, or that nothing is shown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from composer_ls.report.comparison import Comparison, Difference, listed
+from composer_ls.report.statistics import holm, interval_of_mean, paired_p_value
+
+__all__ = ["RULE", "Advice", "advise", "smallest_not_worse"]
+
+RULE = (
+    "Smoothing is recommended only if it is shown to help the metric that the comparison is for, after Holm's correction. Of the "
+    "factors that help, the smallest one is recommended that is not shown to be worse than the best."
+)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do in one setting.
+
+    Attributes:
+        setting: Its name.
+        verdict: ``use`` a factor; ``keep`` what you have, since nothing is shown to help; or ``unknown``, where there is too
+            little to judge by.
+        differences: Of the metric that the comparison is for, one for each factor, on the part that is judged.
+        smoothing: The factor to use; ``None`` unless the verdict is ``use``.
+        temperature: Divides the logits of the recommended network (without smoothing, if none is recommended) so that they
+            are calibrated: the geometric mean over seeds. ``None`` if it is not known.
+        part: The part of the data that all this is from.
+        worse: Names of the other metrics that are shown to get worse at the factor.
+        maybe_worse: Those of which there is a hint that they do.
+        on_test: The difference on the test part, if that is not the part that was judged.
+
+    """
+
+    setting: str
+    verdict: str
+    differences: tuple[Difference, ...]
+    smoothing: float | None
+    temperature: float | None
+    part: str
+    worse: tuple[str, ...]
+    maybe_worse: tuple[str, ...]
+    on_test: Difference | None
+
+    @property
+    def chosen(self) -> Difference | None:
+        """What the recommended factor does to the metric."""
+        return next((one for one in self.differences if one.smoothing == self.smoothing), None)
+
+    @property
+    def headline(self) -> str:
+        """What to do, in a sentence without its full stop."""
+        if self.verdict == "unknown":
+            return "Nothing can be said yet: run at least 2 seeds, and better 5, both with and without smoothing"
+        name = self.differences[0].metric.name
+        if self.chosen is not None:
+            return f"Use smoothing {self.chosen.smoothing:g} for {name}: {_numbers(self.chosen)}"
+        hurts = self._at("hurts")
+        warning = f", and avoid {listed(hurts)}, which hurt{'s' if len(hurts) == 1 else ''} it" if hurts else ""
+        return f"Nothing is shown to help {name}: keep what you have{warning}"
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What else to know, in sentences without their full stops."""
+        return tuple(filter(None, [self._hint(), self._price(), self._scaling(), self._where()]))
+
+    def _at(self, outcome: str) -> list[str]:
+        return [f"{one.smoothing:g}" for one in self.differences if one.outcome == outcome]
+
+    def _hint(self) -> str:
+        hints = [one for one in self.differences if one.outcome == "may help"]
+        if self.verdict != "keep" or not hints:
+            return ""
+        return f"There is a hint that {listed([f'{one.smoothing:g} helps ({_numbers(one)})' for one in hints])}, which more seeds would show or refute"
+
+    def _price(self) -> str:
+        hint = f"there is a hint that it makes {listed(self.maybe_worse)} worse" if self.maybe_worse else ""
+        if not self.worse:
+            return hint[:1].upper() + hint[1:]
+        return f"It makes {listed(self.worse)} worse" + (f", and {hint}" if hint else "")
+
+    def _scaling(self) -> str:
+        if self.temperature is None:
+            return ""
+        whose = "" if self.smoothing is not None else " without smoothing"
+        return f"To calibrate the network{whose}, divide its logits by {self.temperature:.2f}"
+
+    def _where(self) -> str:
+        if self.verdict == "unknown":
+            return ""
+        if self.part == "test":
+            return (
+                "This was chosen on the test examples that it is reported on"
+                if self.chosen
+                else "This was judged on the test examples themselves"
+            )
+        if self.on_test is not None and self.on_test.interval is not None:
+            return f"On the test examples, which had no say in this, the difference is {self.on_test.numbers}"
+        return "This was judged on the validation examples; the test examples had no say"
+
+    def as_dict(self) -> dict[str, Any]:
+        """What ``summary.json`` says, in the metric's own units (accuracy as a fraction)."""
+        return {
+            "setting": self.setting,
+            "verdict": self.verdict,
+            "smoothing": self.smoothing,
+            "difference": _interval(self.chosen),
+            "difference_on_test": _interval(self.on_test),
+            "gets_worse": list(self.worse),
+            "may_get_worse": list(self.maybe_worse),
+            "temperature": self.temperature,
+            "text": ". ".join([self.headline, *self.remarks, ""]).strip(),
+            "factors": [
+                {
+                    "smoothing": one.smoothing,
+                    "outcome": one.outcome,
+                    "corrected_p": None if math.isnan(one.corrected_p) else one.corrected_p,
+                    "difference": _interval(one),
+                }
+                for one in self.differences
+            ],
+        }
+
+
+def _numbers(difference: Difference) -> str:
+    size = difference.interval.size if difference.interval else 0
+    return f"{difference.numbers}, {size} seeds"
+
+
+def _interval(difference: Difference | None) -> dict[str, Any] | None:
+    if difference is None or difference.interval is None:
+        return None
+    mean, low, high, _, size = difference.interval.scaled(1 / difference.metric.scale)
+    known = not math.isnan(low)
+    return {"mean": mean, "low": low if known else None, "high": high if known else None, "seeds": size}
+
+
+def advise(comparison: Comparison, setting: str) -> Advice:
+    """What to do in a setting, by the rule in :data:`RULE`. The test part has no say in it where there is another."""
+    metric = comparison.purpose
+    differences = tuple(
+        comparison.differences[setting, factor, metric.key] for factor in comparison.runs[setting] if factor != 0
+    )
+    helping = [one.smoothing for one in differences if one.outcome == "helps"]
+    smoothing = None
+    if helping:
+        sign = 1 if metric.higher_is_better else -1
+        scores = {
+            factor: {seed: sign * run.values[metric.key] for seed, run in comparison.runs[setting][factor].items()}
+            for factor in helping
+        }
+        smoothing = smallest_not_worse(scores)
+    judged = any(one.outcome not in {"one seed", "no pair"} for one in differences)
+    price = {
+        outcome: tuple(
+            other.name
+            for other in comparison.task.metrics
+            if smoothing is not None and comparison.differences[setting, smoothing, other.key].outcome == outcome
+        )
+        for outcome in ("hurts", "may hurt")
+    }
+    on_test = None
+    if smoothing is not None and comparison.on_test is not None:
+        on_test = comparison.on_test.differences[setting, smoothing, metric.key]
+    return Advice(
+        setting,
+        "use" if helping else "keep" if judged else "unknown",
+        differences,
+        smoothing,
+        _temperature(comparison, setting, smoothing or 0.0),
+        comparison.part,
+        price["hurts"],
+        price["may hurt"],
+        on_test,
+    )
+
+
+def smallest_not_worse(scores: Mapping[float, Mapping[int, float]], level: float = 0.05) -> float:
+    """The smallest factor that is not shown to be worse than the best by Holm's correction of paired t tests.
+
+    Args:
+        scores: Of each factor by seed; higher is better. Factors share their seeds.
+        level: The chance of wrongly showing any of them to be worse, if the best were chosen beforehand.
+
+    Example:
+        >>> from composer_ls.report.advice import smallest_not_worse
+        >>> smallest_not_worse({0.05: {0: 1.0, 1: 1.1}, 0.1: {0: 3.0, 1: 3.2}, 0.2: {0: 3.1, 1: 3.0}})
+        0.1
+
+    """
+    factors = sorted(scores)
+    best = max(factors, key=lambda factor: sum(scores[factor].values()) / len(scores[factor]))
+    others = [factor for factor in factors if factor != best]
+    p_values = [_p_value(scores[best], scores[factor]) for factor in others]
+    worse = {factor for factor, p in zip(others, holm(p_values), strict=True) if p < level}
+    return min(factor for factor in factors if factor not in worse)
+
+
+def _p_value(best: Mapping[int, float], other: Mapping[int, float]) -> float:
+    gains = [best[seed] - other[seed] for seed in best if seed in other]
+    return paired_p_value(interval_of_mean(gains)) if gains else math.nan
+
+
+def _temperature(comparison: Comparison, setting: str, smoothing: float) -> float | None:
+    runs: Sequence[Any] = list(comparison.runs[setting].get(smoothing, {}).values())
+    found = [run.temperature for run in runs if run.temperature is not None]
+    return math.exp(sum(map(math.log, found)) / len(found)) if found else None
