@@ -33,7 +33,7 @@ def show(comparison: Comparison, console: Console) -> None:
                 Text(
                     f"Differences by seed from no smoothing on the {comparison.part} examples, with 95 % intervals: {comparison.tests} "
                     f"of them, of which about {comparison.tests / 20:g} would exclude 0 by chance. Helps and hurts are said after "
-                    f"Holm's correction: of {comparison.purpose.name} for its own differences, of the others for twice all.",
+                    f"Holm's correction: of {comparison.purpose.name} for its own differences, of the other metrics for twice the number of all.",
                     style="dim",
                 ),
                 (1, 0, 0, 0),

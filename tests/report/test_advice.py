@@ -138,7 +138,8 @@ def test_the_price_and_the_temperature_of_a_recommendation_are_told():
 
     found = advise(comparison(values, temperature=lambda factor: 0.8 if factor == 0.1 else 2.0), "")
     assert (found.smoothing, found.worse, found.temperature) == (0.1, ("AURC",), pytest.approx(0.8))
-    assert "It makes AURC worse" in found.remarks
+    assert found.maybe_worse == ("Brier score",)
+    assert found.remarks[0] == "It makes AURC worse, and there is a hint that it makes Brier score worse"
     assert "To calibrate the network, divide its logits by 0.80" in found.remarks
     assert "This was chosen on the test examples that it is reported on" in found.remarks
 

@@ -34,7 +34,7 @@ def test_report_prints_the_table_the_verdicts_and_what_was_left_out(tmp_path, ca
     assert run("report", str(tmp_path)) == 0
     printed = capsys.readouterr().out
     assert "Smoothing 0.1 against none" in printed
-    assert "accuracy +5.83 points [4.80, 6.87], 3 seeds: helps" in printed
+    assert "accuracy +5.42 points [4.45, 6.38], 5 seeds: helps" in printed
     assert "Warning: ECE gets worse at 0.1" in printed
     assert f"left out: {tmp_path / 'broken'}: it has begun, but not finished" in printed
     assert (tmp_path / "report.html").is_file()
@@ -46,7 +46,7 @@ def test_report_ends_with_what_to_do_for_the_purpose_that_is_named(tmp_path, cap
     assert run("report", str(tmp_path)) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert printed.index("Smoothing 0.1 against none") < printed.index("What to do")
-    assert "Use smoothing 0.1 for accuracy: +5.83 points [4.80, 6.87], 3 seeds. It makes" in printed
+    assert "Use smoothing 0.1 for accuracy: +5.42 points [4.45, 6.38], 5 seeds. It makes" in printed
     assert run("report", str(tmp_path), "--for", "ece") == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "Nothing is shown to help ECE: keep what you have, and avoid 0.1, which hurts it." in printed
