@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import composer_ls
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_importing_the_package_imports_neither_torch_nor_composer():
@@ -14,13 +17,51 @@ def test_importing_the_package_imports_neither_torch_nor_composer():
     assert run.stdout.strip() == "[]"
 
 
-def test_the_loss_and_the_targets_do_not_import_composer():
-    code = (
-        "import sys; from composer_ls import CrossEntropyLoss, SoftTargets, cross_entropy, smooth_labels;"
-        "print([m for m in ('torchvision', 'composer', 'transformers') if m in sys.modules])"
+NOT_FOR_THE_METHOD = """
+import importlib.abc, sys
+
+NAMES = {names!r}
+
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in NAMES:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Refuse())
+""".format(
+    names={
+        "composer", "jinja2", "matplotlib", "pydantic", "rich", "sacrebleu", "safetensors", "scipy", "sklearn", "timm", "tokenizers",
+        "torchmetrics", "torchvision", "transformers", "typer", "yaml",
+    }
+)  # fmt: skip
+"""Python code after which only torch, NumPy and what they need can be imported."""
+METHOD = ("targets", "smoothing", "losses", "kernels", "diagnostics")
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_the_method_needs_torch_and_numpy_alone():
+    imports = "".join(f"import composer_ls.{name}\n" for name in METHOD)
+    step = (
+        "import torch; from composer_ls import SoftTargets, cross_entropy, dice_loss, smooth_labels\n"
+        "from composer_ls.diagnostics import expected_calibration_error\n"
+        "x, y = torch.randn(4, 3), torch.tensor([0, 1, 2, -100])\n"
+        "print(cross_entropy(x, smooth_labels(x, y)).isfinite().item(), expected_calibration_error(x, y) >= 0)"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"
+    done = run(NOT_FOR_THE_METHOD + imports + step)
+    assert done.stdout.strip() == "True True", done.stderr
+
+
+@pytest.mark.slow
+def test_the_tests_of_the_method_can_be_collected_with_torch_and_numpy_alone():
+    folders = [f"tests/{name}" for name in METHOD]
+    done = run(
+        NOT_FOR_THE_METHOD
+        + f"import pytest; sys.exit(pytest.main(['--collect-only', '-q', '-n0', '-p', 'no:cacheprovider', *{folders}]))"
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 def test_every_public_name_resolves_and_is_listed():
