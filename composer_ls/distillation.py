@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from composer.core import Algorithm, Event, State, get_precision_context
 from composer.loggers import Logger
-from composer.models import ComposerModel
+from composer.models import ComposerModel, HuggingFaceModel
 from composer.utils import batch_get, ensure_tuple
 from torch import Tensor, nn
 
-from composer_ls.diagnostics.teaching import check_distillation, teacher_cross_entropy
-from composer_ls.errors import TeacherError
+from composer_ls.batch_copy import copied
+from composer_ls.diagnostics.teaching import check_distillation, counted_positions, teacher_cross_entropy
+from composer_ls.errors import TargetError, TeacherError
 
 __all__ = ["Distillation"]
 
 log = logging.getLogger(__name__)
 
+Key = str | int | Callable[..., Any]
+OF_LOGITS = ("logits", "out")
+"""What models that give several things call their logits: transformers, and torchvision's segmentation networks."""
+
 
 class Distillation(Algorithm):
     r"""Train on :math:`(1-\beta)\,H(y,p) + \beta\,H(p^{\text{teacher}}(T),\,p^{\text{student}}(T))`.
 
-    The teacher is in evaluation mode, gets no gradient and sees the very input that the student saw, after MixUp,
+    The teacher is in evaluation mode, gets no gradient and sees the very input that the student is given, after MixUp,
     CutMix and every augmentation. The first part is whatever the loss is without this: of labels, or of smoothed and
-    mixed ones. Where this stands in the list of algorithms does not matter.
+    mixed ones. Positions whose label is ignored, such as padding and void pixels, teach nothing. Where this stands in the
+    list of algorithms does not matter.
+
+    Logits are found in the outputs of both networks: a tensor, the only tensor of a tuple that can be logits, or what is called
+    ``logits``. So is the dimension of their classes, by the labels' shape and the number of classes that the model tells. What
+    stays open is refused on the first batch, with the argument that settles it.
 
     Args:
         teacher: A network from the same inputs to logits of the same classes, with its weights loaded.
@@ -36,17 +46,26 @@ class Distillation(Algorithm):
             part shrinks as 1/T² then, and no factor T² is added.
         input_key: Where the inputs are in the batch: an index, a key or a getter. For a teacher that is a ComposerModel, which
             gets the whole batch, it is not used.
-        output_key: Where the logits are in both networks' outputs. ``None``: the outputs are the logits.
+        output_key: Where the logits are in the networks' outputs, where these are no tensors: an index, a key, an attribute's
+            name, or a getter, which gets every output. ``None``: they are looked for.
+        target_key: Where the labels are in the batch: an index, a key or a getter. ``None``: ``"labels"`` of a mapping, the
+            second entry of a tuple.
+        ignore_index: The label of positions that teach nothing. ``None``: all positions teach, and labels are not needed.
+        class_dim: The dimension of the logits that holds the classes, 1 or -1. ``None``: it is looked for.
+        shift_labels: Whether the label at each place belongs to the logits of the place before it, as in causal language models.
+            ``None``: what a HuggingFaceModel says, and not for others.
 
     Raises:
+        TypeError: ``teacher`` is not a module. During training: the output holds no logits, or several that could be.
         DiagnosticsError: A temperature that is not positive, or a weight outside [0, 1]. During training: the teacher's
             logits have another shape than the student's.
-        TypeError: ``teacher`` is not a module.
+        ValueError: ``class_dim`` is 0.
+        TargetError: During training: the labels are not found or do not fit the logits, or classes could be in either dimension.
         TeacherError: When training starts: the teacher is the student itself.
 
     Note:
-        The teacher is no part of the student: neither its checkpoints nor its optimizer know of it. Labels that the
-        loss ignores count in the teacher's part.
+        The teacher is no part of the student: neither its checkpoints nor its optimizer know of it. It is for classes that
+        exclude each other. Where no label counts, the teacher's part is 0.
 
     Example:
         >>> import torch
@@ -66,8 +85,12 @@ class Distillation(Algorithm):
         temperature: float = 1.0,
         weight: float = 0.5,
         student_temperature: float | None = None,
-        input_key: str | int | Callable[..., Any] = 0,
-        output_key: str | int | Callable[..., Any] | None = None,
+        input_key: Key = 0,
+        output_key: Key | None = None,
+        target_key: Key | None = None,
+        ignore_index: int | None = -100,
+        class_dim: int | None = None,
+        shift_labels: bool | None = None,
     ) -> None:
         check_distillation(weight, temperature, student_temperature)
         if not isinstance(teacher, nn.Module):
@@ -82,6 +105,15 @@ class Distillation(Algorithm):
         self.student_temperature = student_temperature
         self.input_key = input_key
         self.output_key = output_key
+        self.target_key = target_key
+        self.ignore_index = ignore_index
+        if class_dim == 0:
+            raise ValueError("class_dim must be 1 or -1, but is 0, the dimension of examples")
+        self.class_dim = class_dim
+        self.shift_labels = shift_labels
+        self._classes_last: bool | None = None  # once a batch has shown it
+        self._taught: Tensor | None = None  # the teacher's logits of this microbatch
+        self._target: Any = None  # what the loss is given for it
 
     def __repr__(self) -> str:
         """The call that makes it, which Composer stores in checkpoints."""
@@ -96,50 +128,196 @@ class Distillation(Algorithm):
         return f"teacher {self.name} at temperature {self.temperature:g} counts {self.weight:g}, the loss {1 - self.weight:g}"
 
     def match(self, event: Event, state: State) -> bool:
-        """Run when the Trainer is made, when training starts, and on every loss."""
-        return event in (Event.INIT, Event.FIT_START, Event.BEFORE_BACKWARD)
+        """Run when the Trainer is made, when training starts, and in every step if the teacher counts."""
+        in_step = event in (Event.BEFORE_FORWARD, Event.BEFORE_LOSS, Event.BEFORE_BACKWARD)
+        return event in (Event.INIT, Event.FIT_START) or (in_step and self.weight > 0)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Take the last place, get ready, or mix the teacher into the loss."""
-        if event == Event.BEFORE_BACKWARD:
+        """Take the last place, get ready, ask the teacher, note the target, or mix the teacher into the loss."""
+        if event == Event.BEFORE_FORWARD:  # before a student that works in place changes its input
+            self._taught = self._ask(state)
+        elif event == Event.BEFORE_LOSS:
+            self._target = self._find_target(state.batch)
+        elif event == Event.BEFORE_BACKWARD:
             state.loss = self._mixed(state)
-            return
-        # After mixers that interpolate losses: these count as part of the loss.
-        state.algorithms = [*(other for other in state.algorithms if other is not self), self]
-        if event == Event.FIT_START:
-            self._start(state)
+            self._taught = self._target = None
+        else:
+            # After mixers that interpolate losses: these count as part of the loss.
+            state.algorithms = [*(other for other in state.algorithms if other is not self), self]
+            if event == Event.FIT_START:
+                self._start(state)
 
     def _start(self, state: State) -> None:
-        module = self.teacher
-        student = getattr(state.model, "module", None)
-        if module is state.model or module is student:
+        student = _unwrapped(state)
+        if self.teacher is student or self.teacher is getattr(student, "module", None):
             raise TeacherError("the teacher is the student itself: give Distillation a copy, as copy.deepcopy(model)")
-        state.device.module_to_device(module)
-        module.eval()
+        state.device.module_to_device(self.teacher)
+        self.teacher.eval()
+        self._classes_last = None
+        self._taught = self._target = None
         log.info("distillation: %s", self.in_words)
 
-    def _mixed(self, state: State) -> Any:
+    def _ask(self, state: State) -> Tensor:
+        """The teacher's logits of what the student is about to be given; a copy of it, as a teacher may work in place."""
+        if isinstance(self.teacher, ComposerModel):
+            inputs = state.batch
+        else:
+            try:
+                inputs = batch_get(state.batch, self.input_key)
+            except (AttributeError, IndexError, KeyError, TypeError) as error:
+                raise TeacherError(
+                    f"there is nothing at input_key={self.input_key!r} in the batch, {_contents(state.batch)}: give "
+                    f"Distillation the input_key of what the teacher takes, or a teacher that takes whole batches, such as "
+                    f"HuggingFaceModel(teacher)"
+                ) from error
         with torch.no_grad(), get_precision_context(state.precision, state.precision_config):
-            module = self.teacher
-            whole = isinstance(module, ComposerModel)
-            outputs = module(state.batch if whole else batch_get(state.batch, self.input_key))
+            return self._logits(self.teacher(copied(inputs)), "teacher")
+
+    def _mixed(self, state: State) -> Any:
+        assert self._taught is not None
+        student = self._logits(state.outputs, "student")
+        model = _unwrapped(state)
+        dim = self._dim_of_classes(student, self._target, model)
+        counted = None
+        if self.ignore_index is not None:
+            counted = self._counted(student, self._target, dim, model)
         taught = teacher_cross_entropy(
-            self._logits(state.outputs, "student"),
-            self._logits(outputs, "teacher"),
+            student.movedim(dim, 1) if student.ndim > 1 else student,
+            self._taught.movedim(dim, 1) if self._taught.ndim == student.ndim else self._taught,
             self.temperature,
             self.student_temperature,
+            counted,
         )
         loss = state.loss
-        if isinstance(loss, dict) and "total" in loss:  # the Trainer goes backward from it alone
+        whole = isinstance(loss, dict) and "total" in loss  # the Trainer goes backward from it alone
+        if self.weight == 1:  # without a loss that may be NaN, as where every label is ignored
+            return loss | {"total": taught} if whole else taught
+        if whole:
             return loss | {"total": (1 - self.weight) * loss["total"] + self.weight * taught}
         parts = loss.values() if isinstance(loss, dict) else ensure_tuple(loss)
         return (1 - self.weight) * sum(part.mean() for part in parts) + self.weight * taught
 
     def _logits(self, outputs: Any, whose: str) -> Tensor:
-        logits = outputs if self.output_key is None else batch_get(outputs, self.output_key)
-        if not isinstance(logits, Tensor):
-            raise TypeError(
-                f"the {whose}'s output is {type(logits).__name__}, but Distillation needs the tensor of logits: give it "
-                f"an output_key that leads there in both networks' outputs, such as output_key='logits'"
+        if self.output_key is not None and (callable(self.output_key) or not isinstance(outputs, Tensor)):
+            try:
+                outputs = batch_get(outputs, self.output_key)
+            except (AttributeError, IndexError, KeyError, TypeError) as error:
+                raise TypeError(
+                    f"the {whose}'s output, {_contents(outputs)}, has nothing at output_key={self.output_key!r}: give an "
+                    f"output_key that leads to the logits in both networks' outputs"
+                ) from error
+            found = [outputs] if isinstance(outputs, Tensor) else []
+        else:
+            found = _possible_logits(outputs)
+        if len(found) != 1:
+            several = (
+                f"several tensors that could be logits, {[tuple(t.shape) for t in found]}" if found else "no logits"
             )
-        return logits
+            raise TypeError(
+                f"the {whose}'s output is {_contents(outputs)} with {several}, but Distillation needs one tensor of logits: "
+                f"give it an output_key that leads there in both networks' outputs, such as output_key='logits'"
+            )
+        return found[0]
+
+    def _find_target(self, batch: Any) -> Any:
+        """The labels, or the rows that smoothing and mixing made of them; ``None`` if there are none."""
+        if self.target_key is not None:
+            try:
+                return batch_get(batch, self.target_key)
+            except (AttributeError, IndexError, KeyError, TypeError) as error:
+                raise TargetError(
+                    f"there is nothing at target_key={self.target_key!r} in the batch, {_contents(batch)}: give "
+                    f"Distillation another target_key, or ignore_index=None, with which all positions teach"
+                ) from error
+        if isinstance(batch, Mapping):
+            return batch.get("labels")
+        return batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None
+
+    def _dim_of_classes(self, logits: Tensor, target: Any, model: nn.Module) -> int:
+        """Where the classes are, by all that tells of it; what an earlier batch has shown stands."""
+        if self.class_dim is not None:
+            return self.class_dim
+        if logits.ndim < 3:
+            return logits.ndim - 1
+        last = logits.ndim - 1
+        possible = {1, last}
+        if isinstance(target, Tensor) and not target.is_floating_point():
+            possible &= {d for d in possible if _fits(target, logits.shape[:d] + logits.shape[d + 1 :])} or possible
+        of_transformers = isinstance(model, HuggingFaceModel)
+        if len(possible) == 2 or not of_transformers:  # whose configurations have numbers that are not of these logits
+            numbers = _numbers_of_classes(model)
+            possible &= {d for d in (1, last) if logits.shape[d] in numbers} or possible
+        if self._classes_last is not None:
+            possible &= {last if self._classes_last else 1}
+        elif len(possible) == 2 and of_transformers and logits.ndim == 3:
+            possible = {last}  # as all of transformers' models of sequences
+        if len(possible) != 1:
+            shape = tuple(target.shape) if isinstance(target, Tensor) else None
+            reason = (
+                "either dimension 1 or the last could hold" if possible else "its parts contradict each other about"
+            )
+            raise TargetError(
+                f"the logits have shape {tuple(logits.shape)} and the labels {shape}: {reason} the classes; give "
+                f"Distillation class_dim=1 for logits (N, K, ...) or class_dim=-1 for logits (N, ..., K)"
+            )
+        (dim,) = possible
+        self._classes_last = dim == last
+        return dim
+
+    def _counted(self, logits: Tensor, target: Any, dim: int, model: nn.Module) -> Tensor:
+        """Which positions teach, bool ``(N, *spatial)``."""
+        assert self.ignore_index is not None
+        moved = logits.movedim(dim, 1)
+        positions = moved.shape[:1] + moved.shape[2:]
+        if isinstance(target, Tensor) and target.is_floating_point() and target.shape == logits.shape:
+            return counted_positions(target if moved.shape == logits.shape else target.movedim(dim, 1), moved)
+        if not isinstance(target, Tensor) or target.is_floating_point() or not _fits(target, positions):
+            what = f"{tuple(target.shape)} of {target.dtype}" if isinstance(target, Tensor) else type(target).__name__
+            raise TargetError(
+                f"Distillation needs the labels, to know which positions are ignored: for logits {tuple(logits.shape)} they "
+                f"must be integers {tuple(positions)}, but are {what}; give it the target_key of such labels, or "
+                f"ignore_index=None, with which all positions teach"
+            )
+        labels = target.reshape(positions).to(logits.device)
+        shift = self.shift_labels
+        if shift is None:
+            shift = isinstance(model, HuggingFaceModel) and bool(model.shift_labels) and labels.ndim == 2
+        if shift:
+            labels = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], self.ignore_index)], 1)
+        return counted_positions(labels, moved, self.ignore_index)
+
+
+def _possible_logits(outputs: Any) -> list[Tensor]:
+    """The tensor itself, what is called logits, or else all tensors that have classes for each example."""
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    for name in OF_LOGITS:
+        value = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+        if isinstance(value, Tensor):
+            return [value]
+    values = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, Sequence) else ()
+    return [value for value in values if isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1]
+
+
+def _fits(labels: Tensor, positions: Sequence[int]) -> bool:
+    """Whether there is one label for each position, but for dimensions of 1 as in labels ``(N, 1)``."""
+    return [size for size in labels.shape if size != 1] == [size for size in positions if size != 1]
+
+
+def _numbers_of_classes(model: nn.Module) -> set[int]:
+    """What the student says about its number of classes."""
+    config = getattr(getattr(model, "model", None), "config", None)
+    told = [getattr(model, "num_classes", None), *(getattr(config, key, None) for key in ("vocab_size", "num_labels"))]
+    return {number for number in told if isinstance(number, int)}
+
+
+def _contents(value: Any) -> str:
+    """What a batch or an output is, for a message."""
+    if isinstance(value, Mapping):
+        return f"{type(value).__name__} with the keys {', '.join(map(str, value))}"
+    return f"{type(value).__name__} of {len(value)}" if isinstance(value, (list, tuple)) else type(value).__name__
+
+
+def _unwrapped(state: State) -> nn.Module:
+    model = state.model
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

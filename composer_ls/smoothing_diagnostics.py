@@ -14,8 +14,11 @@ from composer.core import Callback, Event, State, ensure_data_spec, get_precisio
 from composer.loggers import Logger
 from composer.utils import batch_get, create_interval_scheduler
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
+from torch.utils.data.distributed import DistributedSampler
 
+from composer_ls.batch_copy import copied
+from composer_ls.diagnostics.checks import IGNORED, as_tensor, whole
 from composer_ls.diagnostics.information import logit_mutual_information
 from composer_ls.diagnostics.inspection import Penultimate, evaluating, last_linear, penultimate_features
 from composer_ls.diagnostics.summary import summarise
@@ -37,15 +40,17 @@ class SmoothingDiagnostics(Callback):
     Args:
         interval: How often, such as ``"1ep"`` or ``"500ba"``. ``None``: after each evaluation.
         data: The sets to look at, by name: dataloaders, or lists of batches. ``None``: the Trainer's
-            ``eval_dataloader``, by its labels.
-        examples: At most how many of each set. They are spread evenly over a dataloader's data set, and are the first
-            ones of anything else.
+            ``eval_dataloader``, by its labels. Their examples are taken when training starts and for each evaluation outside
+            of training, and kept in between.
+        examples: At most how many of each set. They are spread evenly over the data set of a dataloader that goes through all
+            of it, and are the first ones of anything else, such as a sampler's choice.
         layer: The name of the linear layer that makes the logits. ``None``: the network's last one.
-        target_key: Where the labels are in the batch: an index or a key.
+        target_key: Where the labels are in the batch: an index or a key. ``ignore_index`` marks labels that do not count.
         output_key: Where the logits are in the model's output. ``None``: the output is the logits.
         draws: From the network, as a function from images to logits, to draws of a difference of logits ``(N, L)``:
             :func:`~composer_ls.diagnostics.information.draw_logit_differences` with its other arguments bound.
             ``None``: no mutual information.
+        ignore_index: The label of examples that do not count.
 
     Attributes:
         numbers: The latest numbers, by the names that they are logged under.
@@ -58,7 +63,7 @@ class SmoothingDiagnostics(Callback):
 
     Note:
         A diagnostic that cannot be computed, such as spread for examples of a single class, is left out, and a warning
-        says once why.
+        says once why. Batches are copied before they are looked at, so that transforms and networks may work in place.
 
     Example:
         >>> from composer_ls import SmoothingDiagnostics
@@ -78,6 +83,7 @@ class SmoothingDiagnostics(Callback):
         target_key: str | int = 1,
         output_key: str | int | Callable[..., Any] | None = None,
         draws: Draws | None = None,
+        ignore_index: int = IGNORED,
     ) -> None:
         if examples < 1:
             raise DiagnosticsError(f"examples must be at least 1, but is {examples}; 1000 is the default")
@@ -88,6 +94,7 @@ class SmoothingDiagnostics(Callback):
         self.target_key = target_key
         self.output_key = output_key
         self.draws = draws
+        self.ignore_index = ignore_index
         self.numbers: dict[str, float] = {}
         self.taken: dict[str, Penultimate] = {}
         self.mutual_information: list[tuple[int, float]] = []
@@ -100,8 +107,10 @@ class SmoothingDiagnostics(Callback):
         if event == Event.INIT:
             last_linear(_unwrapped(state), self.layer)
         elif event == Event.FIT_START:
-            self._hold(state)
+            self._hold(state, anew=True)
         elif self._is_due is None:
+            if event == Event.EVAL_STANDALONE_END:
+                self._hold(state, anew=True)
             if event in (Event.EVAL_AFTER_ALL, Event.EVAL_STANDALONE_END):
                 self.measure(state, logger)
         elif event in (Event.BATCH_END, Event.EPOCH_END) and self._is_due(state, event):
@@ -109,11 +118,15 @@ class SmoothingDiagnostics(Callback):
 
     def measure(self, state: State, logger: Logger) -> dict[str, float]:
         """Measure now, log and return the numbers."""
-        weight, bias = self.head(state)
+        weight: Tensor | DiagnosticsError
+        try:
+            weight, bias = self.head(state)
+        except DiagnosticsError as error:  # what needs no weight can be had without
+            weight, bias = error, None
         numbers: dict[str, float] = {}
         self.taken = self.collect(state)
         for name, taken in self.taken.items():
-            computed, reasons = summarise(taken, weight, bias)
+            computed, reasons = summarise(taken, weight, bias, self.ignore_index)
             numbers |= {f"diagnostics/{name}/{key}": value for key, value in computed.items()}
             for key, reason in reasons.items():
                 self._tell(name, key, reason)
@@ -124,11 +137,21 @@ class SmoothingDiagnostics(Callback):
         return numbers
 
     def head(self, state: State) -> tuple[Tensor, Tensor | None]:
-        """Copies on the CPU of the last linear layer's weight ``(K, D)`` and bias ``(K,)``."""
+        """Copies on the CPU of the last linear layer's weight ``(K, D)`` and bias ``(K,)``, gathered if they are sharded.
+
+        Raises:
+            DiagnosticsError: They cannot be had, as those that FSDP 1 has flattened.
+
+        """
         layer = last_linear(_unwrapped(state), self.layer)
-        weight, bias = (None if part is None else part.detach().cpu().clone() for part in (layer.weight, layer.bias))
-        assert weight is not None
-        return weight, bias
+        shape = (layer.out_features, layer.in_features)
+        if not hasattr(layer.weight, "full_tensor") and layer.weight.shape != shape:
+            raise DiagnosticsError(
+                f"the weight of {layer} has shape {tuple(layer.weight.shape)} outside of the forward pass, for it is sharded in a "
+                f"way that cannot be gathered here: use FSDP 2, or take what needs the weight from a checkpoint"
+            )
+        bias = None if layer.bias is None else whole(layer.bias.detach()).cpu().clone()
+        return whole(layer.weight.detach()).cpu().clone(), bias
 
     def collect(self, state: State) -> dict[str, Penultimate]:
         """The penultimate features, logits and labels of every set, as the network is now."""
@@ -136,8 +159,8 @@ class SmoothingDiagnostics(Callback):
 
         def batches(held: _Held) -> Iterator[tuple[Any, Tensor]]:
             for batch in held.batches:
-                placed = held.transform(state.device.batch_to_device(batch))
-                yield placed, batch_get(placed, self.target_key)
+                placed = held.transform(state.device.batch_to_device(copied(batch)))
+                yield placed, self._labels(placed)
 
         with _untouched_random_numbers(), torch.compiler.set_stance("force_eager"):  # hooks are not compiled
             return {
@@ -153,10 +176,8 @@ class SmoothingDiagnostics(Callback):
         """Take up what :meth:`state_dict` left."""
         self.mutual_information = [(int(step), float(value)) for step, value in state["mutual_information"]]
 
-    def _hold(self, state: State) -> None:
-        """Take the examples of every set, once."""
-        if self._held:
-            return
+    def _hold(self, state: State, anew: bool = False) -> None:
+        """Take the examples of every set that is not held yet, or of all; those of an iterator can be taken once."""
         sets = self.data
         if sets is None:
             sets = {str(evaluator.label): evaluator.dataloader for evaluator in state.evaluators}
@@ -165,8 +186,26 @@ class SmoothingDiagnostics(Callback):
                 "SmoothingDiagnostics has no examples to look at: give the Trainer an eval_dataloader, or give "
                 "SmoothingDiagnostics data={'train': DATALOADER}"
             )
+        held: dict[str, _Held] = {}
         with _untouched_random_numbers():
-            self._held = {name: _taken(source, self.examples) for name, source in sets.items()}
+            for name, source in sets.items():
+                before = self._held.get(name)
+                same = before is not None and before.source is _loader(source)
+                if before is not None and same and (not anew or isinstance(before.source, Iterator)):
+                    held[name] = before
+                else:
+                    held[name] = _taken(source, self.examples)
+        self._held = held
+
+    def _labels(self, batch: Any) -> Tensor:
+        try:
+            labels = batch_get(batch, self.target_key)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise DiagnosticsError(
+                f"there are no labels at target_key={self.target_key!r} in a batch that is a {type(batch).__name__}: give "
+                f"SmoothingDiagnostics a target_key, such as target_key='labels'"
+            ) from error
+        return as_tensor("labels", labels)
 
     def _forward(self, state: State) -> Callable[[Any], Tensor]:
         model = _unwrapped(state)
@@ -210,17 +249,23 @@ def _unwrapped(state: State) -> nn.Module:
 
 
 class _Held(NamedTuple):
-    """The examples of a set, and what its DataSpec does to a batch on the device."""
+    """The examples of a set, where they are from, and what its DataSpec does to a batch on the device."""
 
+    source: Any
     batches: list[Any]
     transform: Callable[[Any], Any]
+
+
+def _loader(source: Any) -> Any:
+    """What batches come from, whatever it is wrapped in."""
+    return ensure_data_spec(source).dataloader
 
 
 def _taken(source: Any, examples: int) -> _Held:
     """About ``examples`` examples, as batches: spread over a map-style data set, else the first ones."""
     spec = ensure_data_spec(source)
     loader = spec.dataloader
-    if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
+    if isinstance(loader, DataLoader) and _goes_through_all(loader):
         count = len(loader.dataset)  # type: ignore[arg-type]
         wanted = min(examples, count)
         spread = Subset(loader.dataset, [index * count // wanted for index in range(wanted)])
@@ -228,13 +273,24 @@ def _taken(source: Any, examples: int) -> _Held:
     held: list[Any] = []
     left = examples
     for batch in loader:
-        held.append(spec.batch_transforms(batch))
         left -= spec.get_num_samples_in_batch(batch)
+        held.append(spec.batch_transforms(copied(batch)))  # a copy: the caller's own batches stay as they are
         if left <= 0:
             break
     if not held:
         raise DiagnosticsError("a set that SmoothingDiagnostics should look at holds no examples: leave it out of data")
-    return _Held(held, spec.microbatch_transforms)
+    return _Held(_loader(source), held, spec.microbatch_transforms)
+
+
+def _goes_through_all(loader: DataLoader[Any]) -> bool:
+    """Whether a dataloader makes its batches of single examples, and of all of its data set."""
+    if isinstance(loader.dataset, IterableDataset) or type(loader.batch_sampler) is not BatchSampler:
+        return False
+    sampler = loader.batch_sampler.sampler
+    if type(sampler) is RandomSampler:
+        return not sampler.replacement and sampler.num_samples >= len(loader.dataset)  # type: ignore[arg-type]
+    whole_set = getattr(sampler, "data_source", getattr(sampler, "dataset", None)) is loader.dataset
+    return type(sampler) in (SequentialSampler, DistributedSampler) and whole_set
 
 
 @contextlib.contextmanager

@@ -213,13 +213,23 @@ def test_a_teacher_with_other_classes_and_the_student_itself_are_refused():
             fit([Distillation(itself)], model=model)
 
 
-def test_an_output_that_is_no_tensor_says_what_to_give():
-    class InATuple(nn.Module):
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (
+            lambda x: (x, 2 * x),
+            "teacher's output is tuple of 2 with several tensors that could be logits, .*output_key",
+        ),
+        (lambda x: {"loss": x.mean()}, "teacher's output is dict with the keys loss with no logits, .*output_key"),
+    ],
+)
+def test_an_output_without_one_tensor_of_logits_says_what_to_give(output, message):
+    class Odd(nn.Module):
         def forward(self, x):
-            return (x,)
+            return output(x)
 
-    with pytest.raises(TypeError, match="the teacher's output is tuple, but Distillation needs .*output_key"):
-        fit([Distillation(InATuple())])
+    with pytest.raises(TypeError, match=message):
+        fit([Distillation(Odd())])
 
 
 def test_a_dataloader_of_dense_rows_is_taught_too():

@@ -162,7 +162,7 @@ def test_what_cannot_be_computed_is_left_out_and_told_once():
 def test_a_network_that_diverged_does_not_stop_training():
     model = network()
     model.module[-1].bias.data.fill_(torch.nan)
-    with pytest.warns(UserWarning, match="are NaN or infinite"):
+    with pytest.warns(UserWarning, match="are not finite: the run diverged"):
         train([SmoothingDiagnostics()], model=model, eval_dataloader=held_out())
 
 

@@ -1,20 +1,31 @@
-"""How good probabilities are: negative log likelihood, Brier score, expected calibration error."""
+"""How good probabilities are: negative log likelihood, Brier score, expected calibration error.
+
+Every function takes tensors, NumPy arrays or lists, any integer labels, and leaves out those that are ``ignore_index``.
+A class may be masked by a logit of -inf.
+"""
 
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from scipy.optimize import brentq
 from torch import Tensor
 from torch.nn import functional as F
+
+from composer_ls.diagnostics.checks import IGNORED, as_tensor, check_logits, counted_logits
+from composer_ls.errors import DiagnosticsError
 
 __all__ = [
     "CrossFitted",
     "ReliabilityBins",
     "accuracy",
+    "bin_of",
+    "bin_sums",
     "binned_calibration_error",
+    "bins_from_sums",
     "bins_of_confidence",
     "brier_score",
     "cross_fit_temperature",
@@ -25,12 +36,16 @@ __all__ = [
 ]
 
 
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """The fraction of rows whose largest logit is the label's.
+def accuracy(logits: Tensor, labels: Tensor, ignore_index: int = IGNORED) -> float:
+    """The fraction of rows whose largest logit is the label's; NaN if logits are NaN, as those of a diverged network.
 
     Args:
         logits: ``(N, K)``.
         labels: Integer ``(N,)``.
+        ignore_index: The label of examples that do not count.
+
+    Raises:
+        DiagnosticsError: Shapes that do not fit, no example that counts, or labels outside of the classes.
 
     Example:
         >>> import torch
@@ -39,15 +54,22 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
         0.5
 
     """
+    logits, labels = counted_logits(logits, labels, ignore_index)
+    if logits.isnan().any():
+        return math.nan
     return (logits.argmax(1) == labels).double().mean().item()
 
 
-def negative_log_likelihood(logits: Tensor, labels: Tensor) -> float:
-    """Mean negative log probability of the labels, in nats.
+def negative_log_likelihood(logits: Tensor, labels: Tensor, ignore_index: int = IGNORED) -> float:
+    """Mean negative log probability of the labels, in nats; infinite if a label's own class is masked by -inf.
 
     Args:
         logits: ``(N, K)``.
         labels: Integer ``(N,)``.
+        ignore_index: The label of examples that do not count.
+
+    Raises:
+        DiagnosticsError: As :func:`accuracy`.
 
     Example:
         >>> import torch
@@ -56,15 +78,20 @@ def negative_log_likelihood(logits: Tensor, labels: Tensor) -> float:
         1.3863
 
     """
+    logits, labels = counted_logits(logits, labels, ignore_index)
     return F.cross_entropy(logits.double(), labels).item()
 
 
-def brier_score(logits: Tensor, labels: Tensor) -> float:
+def brier_score(logits: Tensor, labels: Tensor, ignore_index: int = IGNORED) -> float:
     """Mean squared distance between the probabilities and the one-hot labels, from 0 (best) to 2.
 
     Args:
         logits: ``(N, K)``.
         labels: Integer ``(N,)``.
+        ignore_index: The label of examples that do not count.
+
+    Raises:
+        DiagnosticsError: As :func:`accuracy`.
 
     Example:
         >>> import torch
@@ -76,20 +103,25 @@ def brier_score(logits: Tensor, labels: Tensor) -> float:
         Brier, 1950, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78.
 
     """
+    logits, labels = counted_logits(logits, labels, ignore_index)
     probabilities = logits.double().softmax(1)
     return (probabilities - F.one_hot(labels, logits.shape[1])).square().sum(1).mean().item()
 
 
-def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
+def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15, ignore_index: int = IGNORED) -> float:
     """Mean distance between confidence and accuracy over equal-width bins of confidence, weighted by count, in [0, 1].
 
-    It is torchmetrics' but for a confidence of exactly 1, which belongs to the last bin and not into one of its own. Logits that
-    are not finite give NaN.
+    It is torchmetrics' but for a confidence of exactly 1, which belongs to the last bin and not into one of its own. Logits
+    that give no probabilities, as those of a diverged network, give NaN.
 
     Args:
         logits: ``(N, K)``.
         labels: Integer ``(N,)``.
         bins: How many bins divide [0, 1].
+        ignore_index: The label of examples that do not count.
+
+    Raises:
+        DiagnosticsError: As :func:`accuracy`, or no bins.
 
     Example:
         >>> import torch
@@ -102,9 +134,9 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -
         Guo et al., 2017, https://arxiv.org/abs/1706.04599.
 
     """
-    if not logits.isfinite().all():
-        return math.nan
-    return binned_calibration_error(reliability_bins(logits, labels, bins))
+    logits, labels = counted_logits(logits, labels, ignore_index)
+    confidence, predicted = logits.double().softmax(1).max(1)
+    return binned_calibration_error(bins_of_confidence(confidence, predicted == labels, bins))
 
 
 class ReliabilityBins(NamedTuple):
@@ -122,18 +154,19 @@ class ReliabilityBins(NamedTuple):
     accuracy: Tensor
 
 
-def reliability_bins(logits: Tensor, labels: Tensor, bins: int = 15) -> ReliabilityBins:
+def reliability_bins(logits: Tensor, labels: Tensor, bins: int = 15, ignore_index: int = IGNORED) -> ReliabilityBins:
     """Confidence and accuracy in equal-width bins of confidence, over which the calibration error sums.
 
     A bin holds its lower edge and not its upper one, but for the last, which holds 1 too.
 
     Args:
-        logits: ``(N, K)``, finite.
+        logits: ``(N, K)``.
         labels: Integer ``(N,)``.
         bins: How many bins divide [0, 1].
+        ignore_index: The label of examples that do not count.
 
     Raises:
-        ValueError: Shapes that do not fit, labels that are no classes, or logits that are not finite.
+        DiagnosticsError: As :func:`accuracy`, no bins, or logits that give no probabilities.
 
     Example:
         >>> import torch
@@ -147,7 +180,7 @@ def reliability_bins(logits: Tensor, labels: Tensor, bins: int = 15) -> Reliabil
         DeGroot and Fienberg, 1983, "The comparison and evaluation of forecasters", The Statistician 32.
 
     """
-    _check(logits, labels)
+    logits, labels = check_logits(logits, labels, ignore_index)
     confidence, predicted = logits.double().softmax(1).max(1)
     return bins_of_confidence(confidence, predicted == labels, bins)
 
@@ -156,9 +189,12 @@ def bins_of_confidence(confidence: Tensor, correct: Tensor, bins: int = 15) -> R
     """As :func:`reliability_bins`, where only the confidence is known and which predictions are right.
 
     Args:
-        confidence: float64 ``(N,)`` in [0, 1].
+        confidence: ``(N,)`` in [0, 1].
         correct: bool ``(N,)``.
         bins: How many bins divide [0, 1].
+
+    Raises:
+        DiagnosticsError: Shapes that differ, or no bins.
 
     Example:
         >>> import torch
@@ -168,33 +204,66 @@ def bins_of_confidence(confidence: Tensor, correct: Tensor, bins: int = 15) -> R
         ([0.0, 2.0], 0.3)
 
     """
-    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)
-    bin_of = (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, bins - 1)
-    counts, confidences, rights = (
-        torch.zeros(bins, dtype=torch.float64, device=confidence.device).index_add_(0, bin_of, values)
-        for values in (torch.ones_like(confidence), confidence, correct.double())
-    )
-    return ReliabilityBins(counts, confidences / counts, rights / counts)
+    return bins_from_sums(bin_sums(confidence, correct, bins))
+
+
+def bin_sums(confidence: Tensor, correct: Tensor, bins: int) -> Tensor:
+    """For each bin of confidence its examples, the sum of their confidence, and how many are right: float64 ``(bins, 3)``.
+
+    Those of several batches can be added. A confidence that is NaN makes the sum of the last bin NaN.
+    """
+    confidence, correct = as_tensor("confidence", confidence).double(), as_tensor("correct", correct)
+    if confidence.ndim != 1 or confidence.shape != correct.shape:
+        raise DiagnosticsError(
+            f"confidence and correct must both be (N,), but are {tuple(confidence.shape)} and {tuple(correct.shape)}"
+        )
+    columns = torch.stack([torch.ones_like(confidence), confidence, correct.double()], 1)
+    return columns.new_zeros(bins, 3).index_add_(0, bin_of(confidence, bins), columns)
+
+
+def bin_of(probabilities: Tensor, bins: int) -> Tensor:
+    """The bin of each probability: bins of equal width hold their lower edge, and the last one 1 too."""
+    if bins < 1:
+        raise DiagnosticsError(f"bins must be at least 1, but is {bins}; 15 is usual")
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=probabilities.device)
+    return (torch.bucketize(probabilities, edges, right=True) - 1).clamp(0, bins - 1)
+
+
+def bins_from_sums(sums: Tensor) -> ReliabilityBins:
+    """The means of what :func:`bin_sums` adds up."""
+    counts, confidence, right = sums.unbind(1)
+    return ReliabilityBins(counts, confidence / counts, right / counts)
 
 
 def binned_calibration_error(bins: ReliabilityBins) -> float:
     """The calibration error that a reliability diagram shows; see :func:`expected_calibration_error`."""
-    return ((bins.counts * (bins.confidence - bins.accuracy).abs()).nansum() / bins.counts.sum()).item()
+    gaps = bins.counts * (bins.confidence - bins.accuracy).abs()
+    # Only what an empty bin gives is left out: a NaN of a bin with examples has a meaning.
+    return (gaps.masked_fill(bins.counts == 0, 0).sum() / bins.counts.sum()).item()
 
 
-def fit_temperature(logits: Tensor, labels: Tensor, bounds: tuple[float, float] = (0.01, 100.0)) -> float:
+def fit_temperature(
+    logits: Tensor,
+    labels: Tensor,
+    bounds: tuple[float, float] = (0.01, 100.0),
+    ignore_index: int = IGNORED,
+) -> float:
     """The temperature T for which ``logits / T`` have the least negative log likelihood, exact to 1e-6 of itself.
 
     The likelihood is convex in 1/T, so there is one minimum, found as the root of the derivative. If every example is right, it
     is at T = 0, and if the logits say nothing or worse, at infinity: then it is the nearer of the bounds.
 
     Args:
-        logits: ``(N, K)``, finite.
+        logits: ``(N, K)``.
         labels: Integer ``(N,)``.
         bounds: Between which T is looked for.
+        ignore_index: The label of examples that do not count.
 
     Raises:
-        ValueError: Shapes that do not fit, labels that are no classes, logits that are not finite, or wrong bounds.
+        DiagnosticsError: As :func:`reliability_bins`, wrong bounds, or a label whose own class is masked by -inf.
+
+    Warns:
+        UserWarning: The best temperature lies outside of the bounds, so that one of them is given.
 
     Example:
         >>> import torch
@@ -207,31 +276,67 @@ def fit_temperature(logits: Tensor, labels: Tensor, bounds: tuple[float, float] 
         Guo et al., 2017, https://arxiv.org/abs/1706.04599, section 4.2.
 
     """
-    _check(logits, labels)
+    logits, labels = check_logits(logits, labels, ignore_index)
     low, high = bounds
     if not 0 < low < high < math.inf:
-        raise ValueError(f"bounds must be two temperatures, the lower first, but are {bounds}: such as (0.01, 100)")
-    relative = logits.double() - logits.double().gather(1, labels[:, None])
+        raise DiagnosticsError(
+            f"bounds must be two temperatures, the lower first, but are {bounds}: such as (0.01, 100)"
+        )
+    own = logits.double().gather(1, labels[:, None])
+    if not own.isfinite().all():
+        raise DiagnosticsError(
+            f"{int((~own.isfinite()).sum())} of {len(labels)} labels are of a class that is masked by -inf, so that the "
+            f"likelihood is 0 at every temperature: leave these examples out, or the mask"
+        )
+    relative = logits.double() - own
 
-    def slope(log_temperature: float) -> float:
-        """The derivative of the mean negative log likelihood in 1/T."""
-        scaled = (relative * math.exp(-log_temperature)).softmax(1)
-        return (scaled * relative).sum(1).mean().item()
+    def slope(inverse: float) -> tuple[float, float]:
+        """The first and second derivative of the mean negative log likelihood in 1/T."""
+        scaled = (relative * inverse).softmax(1)
+        weighted = (scaled * relative).masked_fill(scaled == 0, 0)  # 0 * -inf of a masked class
+        mean = weighted.sum(1)
+        square = (weighted * relative).masked_fill(scaled == 0, 0).sum(1)
+        return mean.mean().item(), (square - mean.square()).mean().item()
 
-    if not relative.any():
+    if not relative.masked_fill(relative == -math.inf, 0).any():
         return 1.0  # every temperature is as good
-    if slope(math.log(low)) <= 0:
-        return low
-    if slope(math.log(high)) >= 0:
-        return high
-    return math.exp(brentq(slope, math.log(low), math.log(high), xtol=1e-9, rtol=1e-12))
+    for bound, beyond, meaning in (
+        (low, slope(1 / low)[0] <= 0, "every example, or nearly, is right by the largest logit"),
+        (high, slope(1 / high)[0] >= 0, "the logits say nothing about the labels, or the opposite"),
+    ):
+        if beyond:
+            warnings.warn(
+                f"the best temperature is beyond the bound {bound:g}, which is given instead: {meaning}; bounds= changes it",
+                stacklevel=2,
+            )
+            return bound
+    return 1 / _root(slope, 1 / high, 1 / low)
+
+
+def _root(slope: Callable[[float], tuple[float, float]], low: float, high: float) -> float:
+    """Where an increasing function is 0, by Newton's method on a logarithmic scale, kept between two bounds."""
+    x = min(max(1.0, low), high)
+    for _ in range(200):
+        value, derivative = slope(x)
+        if value < 0:
+            low = x
+        else:
+            high = x
+        step = value / (derivative * x) if derivative > 0 else math.inf
+        following = x * math.exp(-step) if abs(step) < 50 else 0.0
+        if not low <= following <= high:
+            following = math.sqrt(low * high)
+        if abs(following - x) <= 1e-12 * x:
+            return following
+        x = following
+    return x
 
 
 class CrossFitted(NamedTuple):
     """Logits after temperature scaling that never saw their own labels.
 
     Attributes:
-        logits: ``(N, K)``, float64.
+        logits: ``(N, K)``, float64; those of examples that do not count too.
         temperatures: Those fitted on the odd and on the even examples.
 
     """
@@ -240,17 +345,21 @@ class CrossFitted(NamedTuple):
     temperatures: tuple[float, float]
 
 
-def cross_fit_temperature(logits: Tensor, labels: Tensor) -> CrossFitted:
+def cross_fit_temperature(logits: Tensor, labels: Tensor, ignore_index: int = IGNORED) -> CrossFitted:
     """Temperature scaling without a further held-out set: each half of the examples gets the temperature of the other.
 
     The halves are every other example, so that data in the order of its classes is shared out fairly.
 
     Args:
-        logits: ``(N, K)``, finite, with N of at least 2.
+        logits: ``(N, K)``, with N of at least 2.
         labels: Integer ``(N,)``.
+        ignore_index: The label of examples that do not count.
 
     Raises:
-        ValueError: As :func:`fit_temperature`, or fewer than two examples.
+        DiagnosticsError: As :func:`fit_temperature`, or a half in which no example counts.
+
+    Warns:
+        UserWarning: As :func:`fit_temperature`.
 
     Example:
         >>> import torch
@@ -264,31 +373,14 @@ def cross_fit_temperature(logits: Tensor, labels: Tensor) -> CrossFitted:
         Chernozhukov et al., 2018, https://arxiv.org/abs/1608.00060, for cross-fitting.
 
     """
-    _check(logits, labels)
+    check_logits(logits, labels, ignore_index)
+    logits, labels = as_tensor("logits", logits), as_tensor("labels", labels)
     if len(labels) < 2:
-        raise ValueError(
+        raise DiagnosticsError(
             "cross-fitting needs at least two examples, but got 1: one half is scaled by the other's temperature"
         )
-    odd, even = (fit_temperature(logits[half::2], labels[half::2]) for half in (1, 0))
+    odd, even = (fit_temperature(logits[half::2], labels[half::2], ignore_index=ignore_index) for half in (1, 0))
     scaled = logits.double().clone()
     scaled[0::2] /= odd
     scaled[1::2] /= even
     return CrossFitted(scaled, (odd, even))
-
-
-def _check(logits: Tensor, labels: Tensor) -> None:
-    if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
-        raise ValueError(
-            f"logits must be (N, K) and labels (N,) with N of at least 1, but are {tuple(logits.shape)} and "
-            f"{tuple(labels.shape)}"
-        )
-    if not logits.isfinite().all():
-        bad = int((~logits.isfinite().all(1)).sum())
-        raise ValueError(
-            f"logits of {bad} of {len(logits)} examples are not finite: the run diverged, or they are masked"
-        )
-    if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise ValueError(
-            f"labels must be in [0, {logits.shape[1]}), but go from {int(labels.min())} to {int(labels.max())}: "
-            f"leave out what is ignored"
-        )

@@ -1,13 +1,59 @@
-"""What the diagnostics refuse, in words: arrays whose shapes, values or classes leave nothing to compute."""
+"""What the diagnostics accept (tensors, NumPy arrays, lists), and what they refuse, with the way out."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from composer_ls.errors import DiagnosticsError
 
-__all__ = ["check_finite", "check_logits", "check_pairs", "require_classes"]
+__all__ = [
+    "IGNORED",
+    "as_tensor",
+    "check_finite",
+    "check_logits",
+    "check_maps",
+    "check_pairs",
+    "counted_logits",
+    "require_classes",
+    "whole",
+]
+
+IGNORED = -100
+"""The label that PyTorch's losses leave out unless they are told another."""
+
+
+def as_tensor(name: str, values: Any) -> Tensor:
+    """A tensor without gradient of a tensor, a NumPy array or nested lists; a sharded one is gathered."""
+    if isinstance(values, Tensor):
+        return whole(values.detach())
+    try:
+        array = np.ascontiguousarray(values) if np.ndim(values) else np.asarray(values)
+        if not array.flags.writeable or not array.dtype.isnative:
+            array = array.astype(array.dtype.newbyteorder("="))
+        return torch.from_numpy(array)
+    except (TypeError, ValueError) as error:
+        raise DiagnosticsError(
+            f"{name} must be a tensor, a NumPy array or a list of numbers, but is {type(values).__name__}: {error}"
+        ) from error
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, or what a sharded one (a DTensor, as FSDP 2 makes) holds on all ranks together.
+
+    Raises:
+        DiagnosticsError: It cannot be gathered.
+
+    """
+    if not hasattr(tensor, "full_tensor"):
+        return tensor
+    try:
+        return tensor.full_tensor()
+    except (RuntimeError, NotImplementedError) as error:
+        raise DiagnosticsError(f"a sharded tensor could not be gathered from all ranks: {error}") from error
 
 
 def check_finite(name: str, values: Tensor) -> None:
@@ -15,33 +61,73 @@ def check_finite(name: str, values: Tensor) -> None:
     odd = int((~torch.isfinite(values)).sum())
     if odd:
         raise DiagnosticsError(
-            f"{odd} of the {values.numel()} {name} are NaN or infinite: the network has diverged, or its weights were "
-            f"not loaded; train it again with a lower learning rate"
+            f"{odd} of the {values.numel()} {name} are NaN or infinite: the network has diverged, its weights were "
+            f"not loaded, or something is masked; leave out what is masked, or train it again with a lower learning rate"
         )
 
 
-def check_pairs(name: str, rows: Tensor, labels: Tensor) -> None:
-    """Refuse rows ``(N, anything)`` and labels ``(N,)`` that do not fit each other."""
-    if rows.ndim != 2 or labels.shape != rows.shape[:1]:
-        raise DiagnosticsError(
-            f"{name} have shape {tuple(rows.shape)} and labels {tuple(labels.shape)}, but must be (N, width) and (N,)"
-        )
-    if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise DiagnosticsError(f"labels must be integers, but their dtype is {labels.dtype}")
-    if not len(labels):
-        raise DiagnosticsError(f"there are no {name}: give at least one example")
+def check_pairs(name: str, rows: Any, labels: Any, ignore_index: int = IGNORED) -> tuple[Tensor, Tensor]:
+    """The rows ``(M, width)`` and int64 labels ``(M,)`` that count, on the rows' device.
+
+    Raises:
+        DiagnosticsError: Shapes or dtypes that do not fit, nothing that counts, or rows that are not finite.
+
+    """
+    rows, labels = _counted(name, rows, labels, ignore_index)
     check_finite(name, rows)
+    return rows, labels
 
 
-def check_logits(logits: Tensor, labels: Tensor) -> None:
-    """Refuse logits ``(N, K)`` and labels ``(N,)`` that do not fit each other."""
-    check_pairs("logits", logits, labels)
+def counted_logits(logits: Any, labels: Any, ignore_index: int = IGNORED) -> tuple[Tensor, Tensor]:
+    """The logits ``(M, K)`` and int64 labels ``(M,)`` that count; the values of the logits are not looked at.
+
+    Raises:
+        DiagnosticsError: Shapes or dtypes that do not fit, nothing that counts, or labels outside of the classes.
+
+    """
+    logits, labels = _counted("logits", logits, labels, ignore_index)
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= logits.shape[1]:
         raise DiagnosticsError(
-            f"labels lie from {low} to {high}, but logits of shape {tuple(logits.shape)} have the classes 0 to "
-            f"{logits.shape[1] - 1}"
+            f"labels must be in [0, {logits.shape[1]}) for logits of shape {tuple(logits.shape)}, but go from {low} to "
+            f"{high}: give labels that are not to count the value {ignore_index}"
         )
+    return logits, labels
+
+
+def check_logits(logits: Any, labels: Any, ignore_index: int = IGNORED) -> tuple[Tensor, Tensor]:
+    """As :func:`counted_logits`; every row must give probabilities too. A class may be masked by -inf.
+
+    Raises:
+        DiagnosticsError: As :func:`counted_logits`, or rows with NaN, with +inf, or with -inf alone.
+
+    """
+    logits, labels = counted_logits(logits, labels, ignore_index)
+    bad = int((~logits.double().logsumexp(1).isfinite()).sum())
+    if bad:
+        raise DiagnosticsError(
+            f"logits of {bad} of {len(logits)} examples are not finite: the run diverged, its weights were not "
+            f"loaded, or all classes are masked (one that is masked by -inf is fine); train it again with a lower "
+            f"learning rate"
+        )
+    return logits, labels
+
+
+def check_maps(logits: Any, labels: Any) -> tuple[Tensor, Tensor]:
+    """Logits ``(N, K, *spatial)`` and int64 labels ``(N, *spatial)``, on the logits' device; ignored ones stay.
+
+    Raises:
+        DiagnosticsError: Shapes or dtypes that do not fit.
+
+    """
+    logits, labels = as_tensor("logits", logits), _integers(labels)
+    if logits.ndim < 2 or labels.shape != logits.shape[:1] + logits.shape[2:]:
+        raise DiagnosticsError(
+            f"logits must be (N, K, *spatial) and labels (N, *spatial), but are {tuple(logits.shape)} and "
+            f"{tuple(labels.shape)}: give logits.movedim(-1, 1) if the classes are last, and labels.squeeze(1) if "
+            f"the labels have a dimension of one channel"
+        )
+    return logits, labels.to(logits.device)
 
 
 def require_classes(labels: Tensor, least: int, what: str) -> Tensor:
@@ -53,3 +139,41 @@ def require_classes(labels: Tensor, least: int, what: str) -> Tensor:
             f"{classes.tolist()}; give examples of more classes"
         )
     return classes
+
+
+def _counted(name: str, rows: Any, labels: Any, ignore_index: int) -> tuple[Tensor, Tensor]:
+    rows, labels = as_tensor(name, rows), _integers(labels)
+    if rows.ndim != 2 or labels.shape != rows.shape[:1]:
+        raise DiagnosticsError(
+            f"{name} must be (N, width) and labels (N,), but are {tuple(rows.shape)} and {tuple(labels.shape)}"
+            f"{_way_out(name, rows, labels)}"
+        )
+    if not len(labels):
+        raise DiagnosticsError(f"there are no {name}: give N of at least 1 example")
+    labels = labels.to(rows.device)
+    counts = labels != ignore_index
+    if counts.all():
+        return rows, labels
+    if not counts.any():
+        raise DiagnosticsError(f"all {len(labels)} labels are {ignore_index}, which does not count: give at least one")
+    return rows[counts], labels[counts]
+
+
+def _way_out(name: str, rows: Tensor, labels: Tensor) -> str:
+    if rows.ndim == 2 and labels.shape == (len(rows), 1):
+        return ": give labels.squeeze(1)"
+    if rows.ndim > 2 and labels.shape == rows.shape[:1] + rows.shape[2:]:
+        return f": give {name}.movedim(1, -1).flatten(0, -2) and labels.flatten()"
+    if rows.ndim > 2 and labels.shape == rows.shape[:-1]:
+        return f": give {name}.flatten(0, -2) and labels.flatten()"
+    return ""
+
+
+def _integers(labels: Any) -> Tensor:
+    labels = as_tensor("labels", labels)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise DiagnosticsError(
+            f"labels must be integers, but their dtype is {labels.dtype}: give the classes, such as labels.long(), or "
+            f"labels.argmax(1) of one-hot rows"
+        )
+    return labels.long()

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.classification import binary_calibration_error
 
-from composer_ls.diagnostics.checks import check_logits
+from composer_ls.diagnostics.calibration import bin_of
+from composer_ls.diagnostics.checks import IGNORED, check_logits
 
 __all__ = ["BrierDecomposition", "brier_decomposition", "classwise_calibration_error"]
 
 
-def classwise_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
+def classwise_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15, ignore_index: int = IGNORED) -> float:
     """The calibration error of each class's probability, whether it is the largest or not, averaged over classes.
 
     For class k, the probabilities of k are compared with how often k is the label. In [0, 1]; with many classes most
@@ -25,9 +24,11 @@ def classwise_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) 
         logits: ``(N, K)``.
         labels: Integer ``(N,)``.
         bins: How many bins of equal width divide [0, 1].
+        ignore_index: The label of examples that do not count.
 
     Raises:
-        DiagnosticsError: Shapes that do not fit, labels outside of the classes, or NaN.
+        DiagnosticsError: Shapes that do not fit, labels outside of the classes, no example that counts, or logits
+            that give no probabilities.
 
     Example:
         >>> import torch
@@ -39,14 +40,10 @@ def classwise_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) 
         Kull et al., 2019, https://arxiv.org/abs/1910.12656; Nixon et al., 2019, https://arxiv.org/abs/1904.01685.
 
     """
-    check_logits(logits, labels)
-    probabilities = logits.double().softmax(1)
-    inside = probabilities.clamp_max(math.nextafter(1, 0))  # torchmetrics puts 1 itself in a bin of its own
-    errors = [
-        binary_calibration_error(inside[:, k].contiguous(), (labels == k).long(), n_bins=bins, norm="l1")
-        for k in range(logits.shape[1])
-    ]
-    return torch.stack(errors).mean().item()
+    logits, labels = check_logits(logits, labels, ignore_index)
+    groups = _grouped(logits, labels, bins)
+    gaps = groups.counts * (groups.foretold - groups.seen).abs()
+    return (gaps.sum() / (len(labels) * logits.shape[1])).item()
 
 
 class BrierDecomposition(NamedTuple):
@@ -65,7 +62,9 @@ class BrierDecomposition(NamedTuple):
     uncertainty: float
 
 
-def brier_decomposition(logits: Tensor, labels: Tensor, bins: int = 15) -> BrierDecomposition:
+def brier_decomposition(
+    logits: Tensor, labels: Tensor, bins: int = 15, ignore_index: int = IGNORED
+) -> BrierDecomposition:
     """The Brier score as reliability - resolution + uncertainty, summed over classes.
 
     Each class's probabilities are grouped in bins of equal width. What varies within a bin is counted to the
@@ -75,9 +74,11 @@ def brier_decomposition(logits: Tensor, labels: Tensor, bins: int = 15) -> Brier
         logits: ``(N, K)``.
         labels: Integer ``(N,)``.
         bins: How many bins of equal width divide [0, 1].
+        ignore_index: The label of examples that do not count.
 
     Raises:
-        DiagnosticsError: Shapes that do not fit, labels outside of the classes, or NaN.
+        DiagnosticsError: Shapes that do not fit, labels outside of the classes, no example that counts, or logits
+            that give no probabilities.
 
     Example:
         >>> import torch
@@ -90,18 +91,9 @@ def brier_decomposition(logits: Tensor, labels: Tensor, bins: int = 15) -> Brier
         Coelho, Jolliffe, 2008, "Two extra components in the Brier score decomposition", Weather and Forecasting 23.
 
     """
-    check_logits(logits, labels)
-    probabilities = logits.double().softmax(1)
-    examples, classes = probabilities.shape
-    happened = F.one_hot(labels, classes).double()
-    # One row of bins a class: a probability p of class k is in bin k·bins + floor(p·bins), and 1 in the last one.
-    index = (probabilities * bins).long().clamp_max(bins - 1) + bins * torch.arange(classes, device=labels.device)
-    counts, foretold, seen = (
-        probabilities.new_zeros(classes * bins).index_add_(0, index.flatten(), values.flatten())
-        for values in (torch.ones_like(probabilities), probabilities, happened)
-    )
-    filled = counts.clamp_min(1)
-    foretold, seen = foretold / filled, seen / filled
+    logits, labels = check_logits(logits, labels, ignore_index)
+    probabilities, happened, index, counts, foretold, seen = _grouped(logits, labels, bins)
+    examples = len(labels)
     overall = happened.mean(0)
     reliability = (counts * (foretold - seen).square()).sum() / examples
     between = (counts * (seen - overall.repeat_interleave(bins)).square()).sum() / examples
@@ -110,3 +102,27 @@ def brier_decomposition(logits: Tensor, labels: Tensor, bins: int = 15) -> Brier
     within = (2 * deviation * (happened - seen[index]) - deviation.square()).sum() / examples
     uncertainty = (overall * (1 - overall)).sum()
     return BrierDecomposition(reliability.item(), (between + within).item(), uncertainty.item())
+
+
+class _Grouped(NamedTuple):
+    """Each class's probabilities in bins, one row of bins after the other: means are 0 in empty bins."""
+
+    probabilities: Tensor  # (N, K)
+    happened: Tensor  # one-hot labels (N, K)
+    place: Tensor  # of the bin of each (N, K)
+    counts: Tensor  # (K * bins,), as the two means that follow
+    foretold: Tensor
+    seen: Tensor
+
+
+def _grouped(logits: Tensor, labels: Tensor, bins: int) -> _Grouped:
+    probabilities = logits.double().softmax(1)
+    classes = probabilities.shape[1]
+    happened = F.one_hot(labels, classes).double()
+    index = bin_of(probabilities, bins) + bins * torch.arange(classes, device=labels.device)
+    counts, foretold, seen = (
+        probabilities.new_zeros(classes * bins).index_add_(0, index.flatten(), values.flatten())
+        for values in (torch.ones_like(probabilities), probabilities, happened)
+    )
+    filled = counts.clamp_min(1)
+    return _Grouped(probabilities, happened, index, counts, foretold / filled, seen / filled)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from composer_ls.diagnostics.checks import check_finite, check_pairs, require_classes
+from composer_ls.diagnostics.checks import IGNORED, as_tensor, check_finite, check_pairs, require_classes
 from composer_ls.errors import DiagnosticsError
 
 __all__ = [
@@ -81,7 +81,7 @@ def template_plane(weight: Tensor, bias: Tensor | None, classes: Sequence[int]) 
         )
     basis = torch.stack([along, across / across.norm()])
     origin = corners.mean(0)
-    return TemplatePlane((a, b, c), origin, basis, (corners - origin) @ basis.T, weight.shape[1])
+    return TemplatePlane((a, b, c), origin, basis, (corners - origin) @ basis.T, rows.shape[1] - (bias is not None))
 
 
 def project(features: Tensor, plane: TemplatePlane) -> Tensor:
@@ -110,6 +110,7 @@ def project(features: Tensor, plane: TemplatePlane) -> Tensor:
         Müller et al., 2019, https://arxiv.org/abs/1906.02629, section 2.
 
     """
+    features = as_tensor("features", features)
     full = len(plane.origin)
     if features.ndim != 2 or features.shape[1] not in (plane.width, full):
         raise DiagnosticsError(
@@ -122,7 +123,7 @@ def project(features: Tensor, plane: TemplatePlane) -> Tensor:
     return (x - plane.origin) @ plane.basis.T
 
 
-def relative_spread(features: Tensor, labels: Tensor) -> float:
+def relative_spread(features: Tensor, labels: Tensor, ignore_index: int = IGNORED) -> float:
     """How broad the clusters are: the distance of examples from their class's mean over the distance between means.
 
     Both are averages: the root mean square over examples, and the mean over pairs of classes. 0 is collapse to a point
@@ -131,6 +132,7 @@ def relative_spread(features: Tensor, labels: Tensor) -> float:
     Args:
         features: ``(N, D)``, such as penultimate features or their projections.
         labels: Integer ``(N,)``.
+        ignore_index: The label of examples that do not count.
 
     Raises:
         DiagnosticsError: Fewer than two classes, class means that coincide, or NaN.
@@ -142,7 +144,7 @@ def relative_spread(features: Tensor, labels: Tensor) -> float:
         0.1
 
     """
-    means, within = _centred(features, labels, 2, "the relative spread")
+    means, within = _centred(features, labels, ignore_index, "the relative spread")
     between = torch.pdist(means).mean()
     if between <= 1e-12 * means.norm():
         raise DiagnosticsError("the means of all classes coincide, so that the features do not tell classes apart")
@@ -165,7 +167,9 @@ class TemplateDistances(NamedTuple):
     unevenness: float
 
 
-def template_distances(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None) -> TemplateDistances:
+def template_distances(
+    features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None, ignore_index: int = IGNORED
+) -> TemplateDistances:
     """How near examples are to the template of their class, and how evenly far from the others.
 
     Args:
@@ -173,6 +177,7 @@ def template_distances(features: Tensor, labels: Tensor, weight: Tensor, bias: T
         labels: Integer ``(N,)``.
         weight: The layer's weight ``(K, D)``.
         bias: Its bias ``(K,)``, or ``None``.
+        ignore_index: The label of examples that do not count.
 
     Raises:
         DiagnosticsError: Shapes that do not fit, fewer than three classes in the layer, a label outside of it, or NaN.
@@ -187,18 +192,19 @@ def template_distances(features: Tensor, labels: Tensor, weight: Tensor, bias: T
         Müller et al., 2019, https://arxiv.org/abs/1906.02629, section 2: ``||x - w||² = x'x - 2x'w + w'w``.
 
     """
-    check_pairs("features", features, labels)
+    features, labels = check_pairs("features", features, labels, ignore_index)
     rows = _templates(weight, bias)
     if len(rows) < 3:
         raise DiagnosticsError(f"distances to templates need at least 3 classes, but the layer has {len(rows)}")
     if int(labels.min()) < 0 or int(labels.max()) >= len(rows):
         raise DiagnosticsError(f"labels lie outside of the layer's {len(rows)} classes: give those it was trained on")
-    x = features.double()
+    x = features.double().to(rows.device)
+    labels = labels.to(rows.device)
     if bias is not None:
         x = torch.cat([x, x.new_ones(len(x), 1)], 1)
     if x.shape[1] != rows.shape[1]:
         raise DiagnosticsError(
-            f"features have width {features.shape[1]}, but the layer's weight is {tuple(weight.shape)}: give the inputs "
+            f"features have width {features.shape[1]}, but the layer's weight has width {rows.shape[1] - (bias is not None)}: give the inputs "
             f"of that layer"
         )
     distances = torch.cdist(x, rows, compute_mode="donot_use_mm_for_euclid_dist")
@@ -229,6 +235,7 @@ def simplex_deviation(points: Tensor) -> float:
         0.3536
 
     """
+    points = as_tensor("points", points)
     if points.ndim != 2 or len(points) < 3:
         raise DiagnosticsError(
             f"a triangle takes points (C, D) with C of at least 3, but these are {tuple(points.shape)}"
@@ -240,7 +247,7 @@ def simplex_deviation(points: Tensor) -> float:
     return (sides.std(correction=0) / sides.mean()).item()
 
 
-def neural_collapse(features: Tensor, labels: Tensor) -> float:
+def neural_collapse(features: Tensor, labels: Tensor, ignore_index: int = IGNORED) -> float:
     """NC1, the collapse of within-class variation: ``trace(Σ_W Σ_B⁺) / C``, 0 when every class is one point.
 
     ``Σ_W`` is the covariance of examples about their class's mean, ``Σ_B`` that of the class means about their mean,
@@ -249,6 +256,7 @@ def neural_collapse(features: Tensor, labels: Tensor) -> float:
     Args:
         features: Penultimate features ``(N, D)``.
         labels: Integer ``(N,)``.
+        ignore_index: The label of examples that do not count.
 
     Raises:
         DiagnosticsError: Fewer than two classes, class means that coincide, or NaN.
@@ -264,7 +272,7 @@ def neural_collapse(features: Tensor, labels: Tensor) -> float:
         Papyan, Han, Donoho, 2020, https://arxiv.org/abs/2008.08186.
 
     """
-    means, within = _centred(features, labels, 2, "NC1")
+    means, within = _centred(features, labels, ignore_index, "NC1")
     centred = means - means.mean(0)
     _, scales, directions = torch.linalg.svd(centred, full_matrices=False)
     kept = scales > 1e-9 * means.norm()
@@ -275,7 +283,7 @@ def neural_collapse(features: Tensor, labels: Tensor) -> float:
     return (variances / scales[kept].square()).sum().item()
 
 
-def class_means(features: Tensor, labels: Tensor) -> Tensor:
+def class_means(features: Tensor, labels: Tensor, ignore_index: int = IGNORED) -> Tensor:
     """The mean feature of every class that stands among the labels, in their order: float64 ``(C, D)``.
 
     Example:
@@ -286,29 +294,35 @@ def class_means(features: Tensor, labels: Tensor) -> Tensor:
                 [5.]], dtype=torch.float64)
 
     """
-    check_pairs("features", features, labels)
+    features, labels = check_pairs("features", features, labels, ignore_index)
+    return _means(features, labels)[0]
+
+
+def _means(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The class means ``(C, D)``, and the place of each example's class among them."""
     _, index = labels.unique(return_inverse=True)
     count = int(index.max()) + 1
     sums = features.new_zeros(count, features.shape[1], dtype=torch.float64).index_add_(0, index, features.double())
-    return sums / torch.bincount(index, minlength=count).unsqueeze(1)
+    return sums / torch.bincount(index, minlength=count).unsqueeze(1), index
 
 
-def _centred(features: Tensor, labels: Tensor, least: int, what: str) -> tuple[Tensor, Tensor]:
+def _centred(features: Tensor, labels: Tensor, ignore_index: int, what: str) -> tuple[Tensor, Tensor]:
     """The class means ``(C, D)``, and each example's difference from its own."""
-    means = class_means(features, labels)
-    require_classes(labels, least, what)
-    _, index = labels.unique(return_inverse=True)
+    features, labels = check_pairs("features", features, labels, ignore_index)
+    require_classes(labels, 2, what)
+    means, index = _means(features, labels)
     return means, features.double() - means[index]
 
 
 def _templates(weight: Tensor, bias: Tensor | None) -> Tensor:
+    weight, bias = as_tensor("weight", weight), None if bias is None else as_tensor("bias", bias)
     if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
         shape = None if bias is None else tuple(bias.shape)
         raise DiagnosticsError(
             f"the last layer's weight has shape {tuple(weight.shape)} and its bias {shape}, but must be (K, D) and (K,)"
         )
-    rows = weight.detach().double()
-    rows = rows if bias is None else torch.cat([rows, bias.detach().double().unsqueeze(1)], 1)
+    rows = weight.double()
+    rows = rows if bias is None else torch.cat([rows, bias.double().unsqueeze(1)], 1)
     check_finite("entries of the last layer's weight and bias", rows)
     return rows
 

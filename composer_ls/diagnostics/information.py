@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from composer_ls.diagnostics.checks import check_finite
+from composer_ls.diagnostics.checks import as_tensor, check_finite
 from composer_ls.diagnostics.inspection import evaluating, seeded
 from composer_ls.errors import DiagnosticsError
 
@@ -51,6 +51,7 @@ def logit_mutual_information(draws: Tensor) -> float:
         Müller et al., 2019, https://arxiv.org/abs/1906.02629v3, section 4; earlier versions have another formula.
 
     """
+    draws = as_tensor("draws", draws)
     if draws.ndim != 2 or len(draws) < 2 or draws.shape[1] < 2:
         raise DiagnosticsError(
             f"draws have shape {tuple(draws.shape)}, but must be (N, L): L draws, at least 2, for each of N examples, at "
@@ -66,9 +67,13 @@ def logit_mutual_information(draws: Tensor) -> float:
 def _estimate(values: Tensor, means: Tensor) -> float:
     """The formula for one draw of each example."""
     variance = (values - means).square().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    exponents = -(values.unsqueeze(1) - means).square() / (2 * variance)
     # Without any noise (a variance of 0) the own exponent is 0 and the others are 0 or -inf: the limit.
-    return (exponents.diagonal() - exponents.logsumexp(1) + math.log(len(values))).mean().item()
+    own = -(values - means).square() / (2 * variance)
+    of_all = [  # a part of the examples against all of them, so that memory does not grow with their square
+        (-(part.unsqueeze(1) - means).square() / (2 * variance)).logsumexp(1)
+        for part in values.split(max(1, 2**24 // len(means)))
+    ]
+    return (own - torch.cat(of_all) + math.log(len(values))).mean().item()
 
 
 def draw_logit_differences(
@@ -114,12 +119,14 @@ def draw_logit_differences(
 
     """
     first, second = classes
+    if draws < 1:
+        raise DiagnosticsError(f"draws must be at least 1, but is {draws}; 6 are one draw and a mean of five")
     columns = []
     with seeded(seed, images.device), evaluating(model) if isinstance(model, nn.Module) else torch.no_grad():
         for _ in range(draws):
             parts = []
             for batch in images.split(batch_size):
-                logits = model(augment(batch))
+                logits = model(augment(batch.clone()))  # which may work in place
                 if logits.ndim != 2 or not (0 <= first < logits.shape[1] and 0 <= second < logits.shape[1]):
                     raise DiagnosticsError(
                         f"the logits have shape {tuple(logits.shape)}, which has not got the classes {first} and {second}"

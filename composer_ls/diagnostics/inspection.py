@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from composer_ls.diagnostics.checks import whole
 from composer_ls.errors import DiagnosticsError
 
 __all__ = ["Penultimate", "check_head", "evaluating", "last_linear", "penultimate_features", "seeded"]
@@ -90,23 +91,33 @@ def penultimate_features(
     forward = forward or model
     inputs: list[Tensor] = []
     features, outputs, labels = [], [], []
-    handle = head.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
+
+    def hook(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        given = arguments[0] if arguments else next(iter(named.values()))
+        inputs.append(_kept(given))  # a copy: what follows may work in place
+
+    handle = head.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         with evaluating(model):
             for images, some_labels in batches:
                 inputs.clear()
+                labels.append(some_labels.detach().cpu().clone())
                 logits = forward(images)
                 if not inputs:
                     raise DiagnosticsError("the network does not use its last linear layer: name the one that it uses")
-                check_head(head, inputs[-1], logits)
-                features.append(inputs[-1].float().cpu())
-                outputs.append(logits.float().cpu())
-                labels.append(some_labels.cpu())
+                features.append(inputs[-1])
+                outputs.append(_kept(logits))
+                check_head(head, features[-1], outputs[-1])
     finally:
         handle.remove()
     if not labels:
         raise DiagnosticsError("there are no examples to take features of: give at least one batch")
     return Penultimate(torch.cat(features), torch.cat(outputs), torch.cat(labels))
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    """A copy on the CPU, float32, of a tensor or of what a sharded one holds."""
+    return whole(tensor.detach()).to("cpu", torch.float32, copy=True)
 
 
 def check_head(head: nn.Linear, features: Tensor, logits: Tensor) -> None:

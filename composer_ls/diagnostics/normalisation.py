@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from composer_ls.diagnostics.checks import check_finite
+from composer_ls.diagnostics.checks import as_tensor, check_finite
 from composer_ls.errors import DiagnosticsError
 
 __all__ = ["normalise_logits", "normalised_confidence"]
@@ -35,6 +35,7 @@ def normalise_logits(logits: Tensor, p: float = 4.0) -> Tensor:
         https://arxiv.org/abs/2403.14715, which explains why it undoes what smoothing does to rejection.
 
     """
+    logits = as_tensor("logits", logits)
     if logits.ndim != 2 or logits.shape[1] < 3:
         raise DiagnosticsError(
             f"logits have shape {tuple(logits.shape)}, but must be (N, K) with at least 3 classes: with two, normalised "

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from composer_ls.diagnostics.calibration import ReliabilityBins, binned_calibration_error
+from composer_ls.diagnostics.calibration import ReliabilityBins, bin_of, binned_calibration_error, bins_from_sums
+from composer_ls.diagnostics.checks import check_maps
+from composer_ls.errors import DiagnosticsError
 
 __all__ = [
     "PixelCounts",
@@ -46,6 +47,9 @@ def count_pixels(logits: Tensor, labels: Tensor, ignore_index: int = -100, bins:
         ignore_index: The label of pixels that do not count.
         bins: How many bins divide [0, 1]; one holds its lower edge and not its upper one, but for the last.
 
+    Raises:
+        DiagnosticsError: Shapes that do not fit, or labels outside of the classes.
+
     Example:
         >>> import torch
         >>> from composer_ls.diagnostics.pixels import count_pixels, mean_iou
@@ -57,15 +61,22 @@ def count_pixels(logits: Tensor, labels: Tensor, ignore_index: int = -100, bins:
         0.25
 
     """
+    logits, labels = check_maps(logits, labels)
     examples, classes = logits.shape[:2]
+    counted = labels != ignore_index
+    low, high = (int(end) for end in labels[counted].aminmax()) if counted.any() else (0, 0)
+    if low < 0 or high >= classes:
+        raise DiagnosticsError(
+            f"labels must be in [0, {classes}), but go from {low} to {high}: if one of them marks what does not count, pass it "
+            f"as ignore_index, which is {ignore_index}"
+        )
     log_probabilities = logits.float().log_softmax(1)
     best, predicted = log_probabilities.max(1)
-    counted = labels != ignore_index
     image = torch.arange(examples, device=labels.device).view(-1, *[1] * (labels.ndim - 1)).expand_as(labels)[counted]
     losses = -log_probabilities.gather(1, labels.where(counted, 0).unsqueeze(1)).squeeze(1)[counted].double()
     confidence = best[counted].exp().double()
     labels, predicted = labels[counted], predicted[counted]
-    place = image * bins + (confidence.nan_to_num() * bins).long().clamp(max=bins - 1)
+    place = image * bins + bin_of(confidence.nan_to_num(), bins)
 
     def summed(weights: Tensor) -> Tensor:
         return place.bincount(weights, examples * bins).view(examples, bins)
@@ -98,8 +109,7 @@ def pixel_nll(counts: PixelCounts) -> float:
 
 def pixel_bins(counts: PixelCounts) -> ReliabilityBins:
     """The reliability diagram of all images together; see :func:`~composer_ls.diagnostics.calibration.reliability_bins`."""
-    number, confidence, right = counts.bins.sum(0).unbind(-1)
-    return ReliabilityBins(number, confidence / number, right / number)
+    return bins_from_sums(counts.bins.sum(0))
 
 
 def pixel_calibration_error(counts: PixelCounts) -> float:
@@ -107,4 +117,4 @@ def pixel_calibration_error(counts: PixelCounts) -> float:
 
     It is :func:`~composer_ls.diagnostics.calibration.expected_calibration_error` of pixels, and NaN where that is.
     """
-    return binned_calibration_error(pixel_bins(counts)) if counts.nll.isfinite().all() else math.nan
+    return binned_calibration_error(pixel_bins(counts))

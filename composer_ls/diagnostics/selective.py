@@ -7,6 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from composer_ls.diagnostics.checks import as_tensor
+from composer_ls.errors import DiagnosticsError
+
 __all__ = ["RiskCoverage", "aurc", "log_odds", "risk_coverage"]
 
 
@@ -38,6 +41,9 @@ def log_odds(logits: Tensor) -> Tensor:
         tensor([50., 60.], dtype=torch.float64)
 
     """
+    logits = as_tensor("logits", logits)
+    if logits.ndim != 2:
+        raise DiagnosticsError(f"logits must be (N, K), but are {tuple(logits.shape)}: give one row for each example")
     top, place = logits.double().max(1, keepdim=True)
     others = (logits.double() - top).scatter(1, place, -torch.inf)
     return -others.logsumexp(1)
@@ -53,7 +59,7 @@ def risk_coverage(scores: Tensor, right: Tensor) -> RiskCoverage:
         right: ``(N,)``, whether the prediction is right.
 
     Raises:
-        ValueError: Shapes that differ, no examples, or NaN scores.
+        DiagnosticsError: Shapes that differ, no examples, or NaN scores.
 
     Example:
         >>> import torch
@@ -67,7 +73,7 @@ def risk_coverage(scores: Tensor, right: Tensor) -> RiskCoverage:
 
     """
     accepted, wrong = _cumulated(scores, right)
-    return RiskCoverage(accepted / len(scores), wrong / accepted)
+    return RiskCoverage(accepted / accepted[-1], wrong / accepted)
 
 
 def aurc(scores: Tensor, right: Tensor) -> float:
@@ -80,7 +86,7 @@ def aurc(scores: Tensor, right: Tensor) -> float:
         right: ``(N,)``, whether the prediction is right.
 
     Raises:
-        ValueError: Shapes that differ, no examples, or NaN scores.
+        DiagnosticsError: Shapes that differ, no examples, or NaN scores.
 
     Example:
         >>> import torch
@@ -97,20 +103,22 @@ def aurc(scores: Tensor, right: Tensor) -> float:
     accepted, wrong = _cumulated(scores, right)
     before = torch.cat([accepted.new_zeros(1), accepted[:-1]])
     wrong_before = torch.cat([wrong.new_zeros(1), wrong[:-1]])
-    group = torch.repeat_interleave(torch.arange(len(accepted), device=scores.device), (accepted - before).long())
-    count = torch.arange(1, len(scores) + 1, dtype=torch.float64, device=scores.device)
+    group = torch.repeat_interleave(torch.arange(len(accepted), device=accepted.device), (accepted - before).long())
+    count = torch.arange(1, len(group) + 1, dtype=torch.float64, device=accepted.device)
     rate = (wrong - wrong_before) / (accepted - before)  # of errors within a group of equal scores
     return ((wrong_before[group] + (count - before[group]) * rate[group]) / count).mean().item()
 
 
 def _cumulated(scores: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """How many examples, and how many wrong ones, have at least each distinct score, from the highest down."""
+    scores, right = as_tensor("scores", scores), as_tensor("right", right)
     if scores.ndim != 1 or scores.shape != right.shape or not len(scores):
-        raise ValueError(
+        raise DiagnosticsError(
             f"scores and right must both be (N,) with N of at least 1, but are {tuple(scores.shape)} and {tuple(right.shape)}"
         )
     if scores.isnan().any():
-        raise ValueError(f"{int(scores.isnan().sum())} of {len(scores)} scores are NaN: the run diverged")
+        raise DiagnosticsError(f"{int(scores.isnan().sum())} of {len(scores)} scores are NaN: the run diverged")
+    right = right.to(scores.device)
     order = scores.argsort(descending=True)
     _, counts = torch.unique_consecutive(scores[order], return_counts=True)
     last = counts.cumsum(0) - 1

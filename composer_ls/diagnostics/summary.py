@@ -11,7 +11,7 @@ from composer_ls.diagnostics.calibration import (
     expected_calibration_error,
     negative_log_likelihood,
 )
-from composer_ls.diagnostics.checks import check_logits
+from composer_ls.diagnostics.checks import IGNORED, check_logits
 from composer_ls.diagnostics.classwise import brier_decomposition, classwise_calibration_error
 from composer_ls.diagnostics.geometry import (
     class_means,
@@ -29,13 +29,16 @@ from composer_ls.errors import DiagnosticsError
 __all__ = ["summarise"]
 
 
-def summarise(taken: Penultimate, weight: Tensor, bias: Tensor | None) -> tuple[dict[str, float], dict[str, str]]:
+def summarise(
+    taken: Penultimate, weight: Tensor | DiagnosticsError, bias: Tensor | None, ignore_index: int = IGNORED
+) -> tuple[dict[str, float], dict[str, str]]:
     """All numbers that can be computed, and of the others why not.
 
     Args:
         taken: Features, logits and labels of some examples.
-        weight: The last linear layer's weight ``(K, D)``.
+        weight: The last linear layer's weight ``(K, D)``, or the reason why it cannot be had.
         bias: Its bias ``(K,)``, or ``None``.
+        ignore_index: The label of examples that do not count.
 
     Returns:
         Numbers by name (``accuracy``, ``nll``, ``ece``, ``classwise_ece``, ``brier_reliability``, ``brier_resolution``,
@@ -55,14 +58,20 @@ def summarise(taken: Penultimate, weight: Tensor, bias: Tensor | None) -> tuple[
     """
     features, logits, labels = taken
     recipes: dict[str, Callable[[], dict[str, float]]] = {
-        "accuracy nll ece classwise_ece brier_reliability brier_resolution": lambda: _calibration(logits, labels),
-        "aurc": lambda: {"aurc": _aurc(log_odds, logits, labels)},
-        "normalised_aurc": lambda: {"normalised_aurc": _aurc(normalised_confidence, logits, labels)},
-        "equivalent_smoothing": lambda: {"equivalent_smoothing": equivalent_smoothing(logits, labels)},
-        "relative_spread": lambda: {"relative_spread": relative_spread(features, labels)},
-        "nc1": lambda: {"nc1": neural_collapse(features, labels)},
-        "simplex_deviation": lambda: {"simplex_deviation": simplex_deviation(class_means(features, labels))},
-        "template_distance template_unevenness": lambda: _templates(features, labels, weight, bias),
+        "accuracy nll ece classwise_ece brier_reliability brier_resolution": lambda: _calibration(
+            logits, labels, ignore_index
+        ),
+        "aurc": lambda: {"aurc": _aurc(log_odds, logits, labels, ignore_index)},
+        "normalised_aurc": lambda: {"normalised_aurc": _aurc(normalised_confidence, logits, labels, ignore_index)},
+        "equivalent_smoothing": lambda: {
+            "equivalent_smoothing": equivalent_smoothing(logits, labels, ignore_index=ignore_index)
+        },
+        "relative_spread": lambda: {"relative_spread": relative_spread(features, labels, ignore_index)},
+        "nc1": lambda: {"nc1": neural_collapse(features, labels, ignore_index)},
+        "simplex_deviation": lambda: {
+            "simplex_deviation": simplex_deviation(class_means(features, labels, ignore_index))
+        },
+        "template_distance template_unevenness": lambda: _templates(features, labels, weight, bias, ignore_index),
     }
     numbers: dict[str, float] = {}
     reasons: dict[str, str] = {}
@@ -74,8 +83,8 @@ def summarise(taken: Penultimate, weight: Tensor, bias: Tensor | None) -> tuple[
     return numbers, reasons
 
 
-def _calibration(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    check_logits(logits, labels)
+def _calibration(logits: Tensor, labels: Tensor, ignore_index: int) -> dict[str, float]:
+    logits, labels = check_logits(logits, labels, ignore_index)
     parts = brier_decomposition(logits, labels)
     return {
         "accuracy": accuracy(logits, labels),
@@ -87,11 +96,15 @@ def _calibration(logits: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
-def _aurc(score: Callable[[Tensor], Tensor], logits: Tensor, labels: Tensor) -> float:
-    check_logits(logits, labels)
+def _aurc(score: Callable[[Tensor], Tensor], logits: Tensor, labels: Tensor, ignore_index: int) -> float:
+    logits, labels = check_logits(logits, labels, ignore_index)
     return aurc(score(logits), logits.argmax(1) == labels)
 
 
-def _templates(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None) -> dict[str, float]:
-    distances = template_distances(features, labels, weight, bias)
+def _templates(
+    features: Tensor, labels: Tensor, weight: Tensor | DiagnosticsError, bias: Tensor | None, ignore_index: int
+) -> dict[str, float]:
+    if isinstance(weight, DiagnosticsError):
+        raise weight
+    distances = template_distances(features, labels, weight, bias, ignore_index)
     return {"template_distance": distances.own / distances.others, "template_unevenness": distances.unevenness}

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from composer_ls.diagnostics.checks import check_logits
+from composer_ls.diagnostics.checks import IGNORED, check_logits
 from composer_ls.errors import DiagnosticsError
+from composer_ls.targets import SoftTargets
 
 __all__ = ["distillation_loss", "equivalent_smoothing"]
 
 
-def equivalent_smoothing(teacher_logits: Tensor, labels: Tensor, temperature: float = 1.0) -> float:
+def equivalent_smoothing(
+    teacher_logits: Tensor, labels: Tensor, temperature: float = 1.0, ignore_index: int = IGNORED
+) -> float:
     r"""The smoothing γ that moves as much mass to the incorrect classes as a teacher's targets do on average.
 
     .. math:: \gamma = \frac{K}{K-1}\, E\Big[\sum_{k\ne y} p^{\text{teacher}}_k(T)\Big]
@@ -23,6 +27,7 @@ def equivalent_smoothing(teacher_logits: Tensor, labels: Tensor, temperature: fl
         teacher_logits: ``(N, K)``, of the training examples.
         labels: Integer ``(N,)``.
         temperature: T, by which the logits are divided.
+        ignore_index: The label of examples that do not count.
 
     Raises:
         DiagnosticsError: Shapes that do not fit, one class, a temperature that is not positive, or NaN.
@@ -38,7 +43,7 @@ def equivalent_smoothing(teacher_logits: Tensor, labels: Tensor, temperature: fl
         Müller et al., 2019, https://arxiv.org/abs/1906.02629, section 4.
 
     """
-    check_logits(teacher_logits, labels)
+    teacher_logits, labels = check_logits(teacher_logits, labels, ignore_index)
     _check_temperature(temperature)
     classes = teacher_logits.shape[1]
     if classes < 2:
@@ -56,6 +61,7 @@ def distillation_loss(
     temperature: float = 1.0,
     weight: float = 0.5,
     student_temperature: float | None = None,
+    ignore_index: int = IGNORED,
 ) -> Tensor:
     r"""Cross entropy of the labels and of a teacher's probabilities, mixed: :math:`(1-\beta)H(y,p) + \beta H(p^t, p^s)`.
 
@@ -64,16 +70,18 @@ def distillation_loss(
     Args:
         student_logits: ``(N, K, *spatial)``.
         teacher_logits: Of the same shape, for the same inputs; no gradient flows into them.
-        target: Labels, dense rows or SoftTargets: y. Not used where ``weight`` is 1.
+        target: Labels, dense rows or SoftTargets: y. Positions that it leaves out, by ``ignore_index`` or a mass of 0, teach
+            nothing.
         temperature: T of the teacher.
         weight: β in [0, 1], how much the teacher counts.
         student_temperature: T of the student in the teacher's part. ``None``: as the teacher's.
+        ignore_index: The label of positions that do not count.
 
     Returns:
-        The mean over examples, in nats.
+        The mean over the positions that count, in nats; 0 if there are none.
 
     Raises:
-        DiagnosticsError: Shapes that differ (a teacher with other classes), a temperature that is not positive, or a
+        DiagnosticsError: Shapes that differ (a teacher with other classes, labels of other positions), a temperature that is not positive, or a
             weight outside [0, 1].
 
     Example:
@@ -89,23 +97,82 @@ def distillation_loss(
 
     """
     check_distillation(weight, temperature, student_temperature)
-    soft = teacher_cross_entropy(student_logits, teacher_logits, temperature, student_temperature)
-    return soft if weight == 1 else (1 - weight) * F.cross_entropy(student_logits, target) + weight * soft
+    counted = counted_positions(target, student_logits, ignore_index)
+    soft = teacher_cross_entropy(student_logits, teacher_logits, temperature, student_temperature, counted)
+    if weight == 1:
+        return soft
+    if target.is_floating_point():
+        hard = F.cross_entropy(student_logits, target)
+    else:  # the mean, and 0 where no label counts
+        hard = F.cross_entropy(student_logits, target.long(), ignore_index=ignore_index, reduction="sum")
+        hard = hard / counted.sum().clamp_min(1)
+    return (1 - weight) * hard + weight * soft
 
 
 def teacher_cross_entropy(
-    student_logits: Tensor, teacher_logits: Tensor, temperature: float, student_temperature: float | None = None
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float,
+    student_temperature: float | None = None,
+    counted: Tensor | None = None,
 ) -> Tensor:
-    """The teacher's part of :func:`distillation_loss`, in float32 or wider."""
+    """The teacher's part of :func:`distillation_loss`, in float32 or wider.
+
+    Args:
+        student_logits: ``(N, K, *spatial)``.
+        teacher_logits: Of the same shape. A class to which it gives no probability, as one that is masked by -inf, costs
+            nothing, whatever the student's logit is.
+        temperature: T of the teacher.
+        student_temperature: T of the student. ``None``: as the teacher's.
+        counted: Which positions teach, bool ``(N, *spatial)``. ``None``: all. The others get a gradient of exactly 0, whatever
+            the logits are there.
+
+    """
     if student_logits.shape != teacher_logits.shape:
         raise DiagnosticsError(
             f"the teacher's logits have shape {tuple(teacher_logits.shape)}, the student's {tuple(student_logits.shape)}: "
             f"a teacher must have its student's classes and see its inputs"
         )
     own = temperature if student_temperature is None else student_temperature
-    wide = student_logits.dtype if student_logits.dtype.itemsize > 2 else None
-    probabilities = (teacher_logits.detach().to(wide or student_logits.float().dtype) / temperature).softmax(1)
-    return F.cross_entropy(student_logits.to(probabilities.dtype) / own, probabilities)
+    dtype = student_logits.dtype if student_logits.dtype.itemsize > 2 else torch.float32
+    probabilities = (teacher_logits.detach().to(student_logits.device, dtype) / temperature).softmax(1)
+    scaled = student_logits.to(dtype) / own
+    number: Tensor | int = probabilities.numel() // max(1, probabilities.shape[1])
+    if counted is not None:
+        left_out = ~counted.unsqueeze(1)
+        probabilities = probabilities.masked_fill(left_out, 0)
+        scaled = scaled.masked_fill(left_out, 0)  # NaN there would come back as 0 * NaN
+        number = counted.sum()
+    # A class without probability is left out: 0 * -inf is no number.
+    log_probabilities = scaled.log_softmax(1).masked_fill(probabilities == 0, 0)
+    total = -(probabilities * log_probabilities).sum()
+    return total / (number.clamp_min(1) if isinstance(number, Tensor) else max(1, number))
+
+
+def counted_positions(target: Tensor, logits: Tensor, ignore_index: int = IGNORED) -> Tensor:
+    """Which positions of a target count, bool ``(N, *spatial)``: other labels than ``ignore_index``, rows with a mass.
+
+    Args:
+        target: Labels ``(N, *spatial)``, dense rows or SoftTargets ``(N, K, *spatial)``.
+        logits: ``(N, K, *spatial)``.
+        ignore_index: The label of positions that do not count.
+
+    Raises:
+        DiagnosticsError: A target of another shape.
+
+    """
+    positions = logits.shape[:1] + logits.shape[2:]
+    if target.is_floating_point() and target.shape == logits.shape:
+        mass = target
+        if isinstance(target, SoftTargets):  # without the dense rows
+            mass = target.weights.expand(target.classes.shape)
+        return (mass.sum(1) > 0).to(logits.device)
+    if not target.is_floating_point() and target.shape == positions:
+        return (target != ignore_index).to(logits.device)
+    raise DiagnosticsError(
+        f"the target has shape {tuple(target.shape)} and dtype {target.dtype}, but for logits {tuple(logits.shape)} must be "
+        f"integer labels {tuple(positions)} or rows {tuple(logits.shape)}"
+    )
 
 
 def check_distillation(weight: float, temperature: float, student_temperature: float | None) -> None:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from composer_ls.diagnostics.calibration import ReliabilityBins, binned_calibration_error, bins_of_confidence
+from composer_ls.diagnostics.checks import check_maps
+from composer_ls.errors import DiagnosticsError
 
 __all__ = [
     "TokenScores",
@@ -48,7 +50,8 @@ def token_scores(
         ignore_index: The label of tokens that do not count, as padding does not.
 
     Raises:
-        ValueError: No token counts.
+        DiagnosticsError: Shapes that do not fit, labels outside of the classes, a temperature that is not positive, or no token
+            counts.
 
     Example:
         >>> import torch
@@ -61,10 +64,18 @@ def token_scores(
         0.25
 
     """
+    if not all(0 < temperature < math.inf for temperature in temperatures):
+        raise DiagnosticsError(f"temperatures must be positive numbers, but are {tuple(temperatures)}")
     parts = []
     for logits, labels in batches:
+        logits, labels = check_maps(logits, labels)
         counted = labels != ignore_index
         rows, right = logits.movedim(1, -1)[counted].float(), labels[counted]
+        if len(right) and not (int(right.min()) >= 0 and int(right.max()) < rows.shape[1]):
+            raise DiagnosticsError(
+                f"labels must be in [0, {rows.shape[1]}), but go from {int(right.min())} to {int(right.max())}: if one of "
+                f"them marks padding, pass it as ignore_index, which is {ignore_index}"
+            )
         best, predicted = rows.max(1)
         # Made before the loop: small tensors that stay would each break up the memory of a large one that goes.
         normalisers = rows.new_empty(len(temperatures), len(rows))
@@ -75,7 +86,7 @@ def token_scores(
         confidence = (best / by - normalisers).exp()
         parts.append((log_probability.cpu(), confidence.cpu(), (predicted == right).cpu()))
     if not sum(len(correct) for _, _, correct in parts):
-        raise ValueError(f"there are no tokens to score: give at least one whose label is not {ignore_index}")
+        raise DiagnosticsError(f"there are no tokens to score: give at least one whose label is not {ignore_index}")
     log_probability, confidence, correct = (torch.cat(part, -1) for part in zip(*parts, strict=True))
     return [TokenScores(*scores, correct) for scores in zip(log_probability, confidence, strict=True)]
 

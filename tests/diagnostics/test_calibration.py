@@ -1,5 +1,7 @@
 """Calibration metrics against computations by hand."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -112,11 +114,21 @@ def test_the_temperature_minimises_the_likelihood(predictions):
 
 def test_a_temperature_that_runs_away_stops_at_its_bound():
     logits = torch.tensor([[2.0, 0.0], [0.0, 5.0]])
-    assert fit_temperature(logits, torch.tensor([0, 1])) == 0.01
-    assert fit_temperature(logits, torch.tensor([1, 0])) == 100
-    assert fit_temperature(logits, torch.tensor([1, 0]), bounds=(0.5, 2)) == 2
-    assert fit_temperature(torch.zeros(3, 4), torch.tensor([0, 1, 2])) == 1  # every temperature is as good
-    assert fit_temperature(1e30 * logits, torch.tensor([0, 1])) == 0.01
+    right, wrong = torch.tensor([0, 1]), torch.tensor([1, 0])
+    with pytest.warns(
+        UserWarning, match="beyond the bound 0.01, which is given instead: every example, or nearly, is right"
+    ):
+        assert fit_temperature(logits, right) == 0.01
+    with pytest.warns(UserWarning, match="beyond the bound 100, which is given instead: the logits say nothing"):
+        assert fit_temperature(logits, wrong) == 100
+    with pytest.warns(UserWarning, match="beyond the bound 2, .*bounds= changes it"):
+        assert fit_temperature(logits, wrong, bounds=(0.5, 2)) == 2
+    with pytest.warns(UserWarning, match="beyond the bound 0.01"):
+        assert fit_temperature(1e30 * logits, right) == 0.01
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fit_temperature(torch.zeros(3, 4), torch.tensor([0, 1, 2])) == 1  # every temperature is as good
+        assert 0.5 < fit_temperature(torch.tensor([[1.0, 0.0]] * 4), torch.tensor([0, 0, 0, 1])) < 2
     with pytest.raises(ValueError, match=r"bounds must be two temperatures, the lower first, but are \(2, 1\)"):
         fit_temperature(logits, torch.tensor([0, 1]), bounds=(2, 1))
 
@@ -146,9 +158,26 @@ def test_what_cannot_be_measured_is_refused(function):
     logits, labels = torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"logits of 1 of 3 examples are not finite"):
         function(logits.index_fill(0, torch.tensor([1]), torch.nan), labels)
-    with pytest.raises(ValueError, match=r"labels must be in \[0, 2\), but go from 0 to 2"):
+    with pytest.raises(
+        ValueError, match=r"labels must be in \[0, 2\) for logits of shape \(3, 2\), but go from 0 to 2"
+    ):
         function(logits, torch.tensor([0, 1, 2]))
     with pytest.raises(ValueError, match=r"but are \(3, 2\) and \(2,\)"):
         function(logits, labels[:2])
     with pytest.raises(ValueError, match=r"N of at least 1"):
         function(logits[:0], labels[:0])
+
+
+def test_a_label_whose_class_is_masked_has_no_temperature_and_an_infinite_likelihood():
+    logits, labels = torch.tensor([[1.0, -torch.inf, 0.0], [0.0, 1.0, 0.5]]), torch.tensor([1, 1])
+    assert negative_log_likelihood(logits, labels) == np.inf
+    assert accuracy(logits, labels) == 0.5
+    with pytest.raises(ValueError, match="1 of 2 labels are of a class that is masked by -inf"):
+        fit_temperature(logits, labels)
+
+
+def test_a_diverged_network_has_no_accuracy_and_no_calibration_error():
+    logits, labels = torch.tensor([[1.0, 0.0], [torch.nan, 0.0]]), torch.tensor([0, 0])
+    for function in (accuracy, negative_log_likelihood, brier_score, expected_calibration_error):
+        assert np.isnan(function(logits, labels))
+        assert np.isfinite(function(logits, torch.tensor([0, -100])))  # unless the row does not count

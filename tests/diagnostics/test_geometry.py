@@ -155,7 +155,9 @@ def test_means_that_coincide_are_refused(function):
 def test_nan_features_and_labels_that_do_not_fit_are_refused(layer):
     with pytest.raises(DiagnosticsError, match="1 of the 8 features are NaN"):
         relative_spread(torch.tensor([[torch.nan, 1.0]] + [[0.0, 1.0]] * 3), torch.arange(4) % 2)
-    with pytest.raises(DiagnosticsError, match=r"\(4, 2\) and labels \(3,\)"):
+    with pytest.raises(
+        DiagnosticsError, match=r"features must be \(N, width\) and labels \(N,\), but are \(4, 2\) and \(3,\)"
+    ):
         neural_collapse(torch.zeros(4, 2), torch.zeros(3).long())
     with pytest.raises(DiagnosticsError, match="labels lie outside of the layer's 6 classes"):
         template_distances(torch.zeros(2, 20), torch.tensor([0, 6]), *layer)

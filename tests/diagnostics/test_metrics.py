@@ -1,0 +1,135 @@
+"""Calibration, Brier score and AURC as metrics: over batches, ranks and Composer's evaluation they are the functions' numbers."""
+
+import copy
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from composer import Trainer
+from composer.models import ComposerClassifier
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MetricCollection
+
+from composer_ls import diagnostics
+from composer_ls.diagnostics import AURC, BrierScore, ExpectedCalibrationError
+from composer_ls.errors import DiagnosticsError
+
+N, K = 103, 5
+
+
+def area(logits, labels):
+    counts = labels != -100
+    logits, labels = logits[counts], labels[counts]
+    return diagnostics.aurc(diagnostics.log_odds(logits), logits.argmax(1) == labels)
+
+
+FUNCTIONS = {
+    ExpectedCalibrationError: diagnostics.expected_calibration_error,
+    BrierScore: diagnostics.brier_score,
+    AURC: area,
+}
+
+
+def predictions():
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(N, K, generator=generator)
+    labels = torch.where(torch.rand(N, generator=generator) < 0.5, logits.argmax(1), torch.arange(N) % K)
+    return logits, labels.masked_fill(torch.arange(N) % 7 == 0, -100)
+
+
+@pytest.mark.parametrize("cls", FUNCTIONS)
+def test_batches_add_up_to_the_functions_number_and_ignored_labels_do_not_count(cls):
+    logits, labels = predictions()
+    metric = cls()
+    for rows, classes in zip(logits.split(8), labels.split(8), strict=True):
+        metric.update(rows, classes.int())
+    metric.update(logits[:3], torch.full((3,), -100))  # a batch without any label
+    assert metric.compute().item() == pytest.approx(FUNCTIONS[cls](logits, labels), rel=1e-6)
+
+
+@pytest.mark.parametrize("cls", FUNCTIONS)
+def test_a_reset_metric_starts_again_and_an_empty_one_is_nan(cls):
+    logits, labels = predictions()
+    metric = cls()
+    metric.update(logits, labels)
+    metric.reset()
+    with pytest.warns(UserWarning, match="before the ``update`` method"):
+        assert metric.compute().isnan()
+    metric.update(logits[:50], labels[:50])
+    assert metric.compute().item() == pytest.approx(FUNCTIONS[cls](logits[:50], labels[:50]), rel=1e-6)
+
+
+@pytest.mark.parametrize("cls", FUNCTIONS)
+def test_label_maps_are_rows_of_pixels(cls):
+    logits, labels = (
+        torch.randn(2, K, 4, 6, generator=torch.Generator().manual_seed(1)),
+        torch.arange(48).view(2, 4, 6) % K,
+    )
+    metric = cls(ignore_index=3)
+    metric.update(logits, labels)
+    rows, classes = logits.movedim(1, -1).reshape(-1, K), labels.flatten()
+    assert metric.compute().item() == pytest.approx(
+        FUNCTIONS[cls](rows, classes.masked_fill(classes == 3, -100)), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("cls", FUNCTIONS)
+def test_shapes_and_labels_that_do_not_fit_are_refused(cls):
+    with pytest.raises(DiagnosticsError, match=r"labels \(N, \*spatial\), but are \(4, 5\) and \(4, 1\)"):
+        cls().update(torch.zeros(4, K), torch.zeros(4, 1).long())
+    with pytest.raises(DiagnosticsError, match="but go from 0 to 5"):
+        cls().update(torch.zeros(4, K), torch.tensor([0, 1, 2, 5]))
+
+
+def test_a_network_that_diverged_has_no_number():
+    for cls in FUNCTIONS:
+        metric = cls()
+        metric.update(torch.tensor([[1.0, 0.0], [torch.nan, 0.0]]), torch.tensor([0, 0]))
+        assert metric.compute().isnan()
+
+
+def test_number_of_bins():
+    logits, labels = predictions()
+    metric = ExpectedCalibrationError(bins=4)
+    metric.update(logits, labels)
+    assert metric.compute().item() == pytest.approx(diagnostics.expected_calibration_error(logits, labels, 4), rel=1e-6)
+    with pytest.raises(DiagnosticsError, match="bins must be at least 1, but is 0"):
+        ExpectedCalibrationError(bins=0)
+
+
+def test_composer_evaluates_them_and_a_second_evaluation_is_of_the_second_set():
+    metrics = MetricCollection([cls() for cls in FUNCTIONS])
+    model = ComposerClassifier(nn.Identity(), num_classes=K, val_metrics=metrics, train_metrics=copy.deepcopy(metrics))
+    trainer = Trainer(model=model, progress_bar=False, device="cpu")
+    logits, labels = predictions()
+    for rows, classes in ((logits, labels), (logits[:40], labels[:40])):
+        trainer.eval(DataLoader(TensorDataset(rows, classes), 16))
+        for cls, function in FUNCTIONS.items():
+            value = trainer.state.eval_metrics["eval"][cls.__name__].compute().item()
+            assert value == pytest.approx(function(rows, classes), rel=1e-6)
+
+
+def _one_rank(rank, port, queue):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{port}", rank=rank, world_size=2)
+    logits, labels = predictions()
+    metrics = [cls() for cls in FUNCTIONS]
+    for metric in metrics:
+        metric.update(logits[rank::2], labels[rank::2])
+    queue.put((rank, [metric.compute().item() for metric in metrics]))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_have_one_number_that_of_all_examples(tmp_path):
+    context = mp.get_context("fork")
+    queue = context.SimpleQueue()
+    ranks = [context.Process(target=_one_rank, args=(rank, tmp_path / "meeting", queue)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    found = dict(queue.get() for _ in ranks)
+    for process in ranks:
+        process.join()
+    expected = [function(*predictions()) for function in FUNCTIONS.values()]
+    assert found[0] == pytest.approx(expected, rel=1e-6)
+    assert found[1] == found[0]
