@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 
 from composer_ls import cross_entropy, smooth_labels
-from composer_ls.training.data import evaluation_loader, load_splits, training_loader
-from composer_ls.training.models import build_model
-from composer_ls.training.recipe import Data
+from composer_ls.lab.images.loaders import evaluation_loader, training_loader
+from composer_ls.lab.tasks.classification.data import load_splits
+from composer_ls.lab.tasks.classification.networks import build_model
+from composer_ls.lab.tasks.classification.schema import ClassificationData
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -77,7 +78,8 @@ def compare(name, splits, data, learning_rate, smoothing, chunks=12, chunk=5):
     from torchmetrics import MetricCollection
 
     from composer_ls import LabelSmoothing
-    from composer_ls.training.callbacks import MetricsFile, TrainingCurve
+    from composer_ls.lab.tasks.classification.training_curve import TrainingCurve
+    from composer_ls.lab.training.metrics_file import MetricsFile
 
     model, optimizer = make(name, splits, learning_rate)
     batches = iter(training_loader(splits, data, seed=17))
@@ -133,7 +135,9 @@ if __name__ == "__main__":
     parser.add_argument("--compare", action="store_true", help="time a step against Composer's Trainer")
     options = parser.parse_args()
     place = {"name": "imagefolder", "root": options.root} if options.root else {"name": "digits"}
-    data = Data(**place, batch_size=options.batch_size, augmentation="crop_flip" if options.root else "none")
+    data = ClassificationData(
+        **place, batch_size=options.batch_size, augmentation="crop_flip" if options.root else "none"
+    )
     splits = load_splits(data, DEVICE)
     if options.compare:
         compare(options.model, splits, data, options.learning_rate, options.smoothing)

@@ -9,8 +9,9 @@ import torch
 
 from composer_ls.diagnostics.pixels import count_pixels
 from composer_ls.diagnostics.tokens import token_scores
-from composer_ls.training.recipe import load_recipe
-from composer_ls.training.run_folder import RunFolder, write_text
+from composer_ls.lab.recipe.reading import load_recipe
+from composer_ls.lab.run_folder.files import write_text
+from composer_ls.lab.run_folder.folder import RunFolder
 
 EXAMPLES, CLASSES = 240, 5
 

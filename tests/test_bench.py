@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from composer_ls.bench.contestants import CASES, HARD, SMOOTHED, Problem, contestants
-from composer_ls.bench.measure import Settings, _memory, forced
-from composer_ls.bench.report import _LOOKS
-from composer_ls.cli import main
+from composer_ls.lab.bench.contestants import CASES, HARD, SMOOTHED, Problem, contestants
+from composer_ls.lab.bench.measure import Settings, _memory, forced
+from composer_ls.lab.bench.results import _LOOKS
+from composer_ls.lab.commands.cli import main
 
 
 def run(*arguments, command="loss"):

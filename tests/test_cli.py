@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 import composer_ls
-from composer_ls.cli import main
-from composer_ls.training.recipe import shipped_recipes
+from composer_ls.lab.commands.cli import main
+from composer_ls.lab.recipe.reading import shipped_recipes
 
 QUICK = ["duration=1ep", "checkpoints.interval=1ep"]
 

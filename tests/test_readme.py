@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from composer_ls.training.recipe import load_recipe, recipe_path
+from composer_ls.lab.recipe.reading import load_recipe, recipe_path
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "examples" / "guides").glob("*.md")), ROOT / "examples" / "README.md"]

@@ -90,7 +90,7 @@ def compare(
     for note in plan.notes:
         errors.print(Text(f"composer-ls: {note}"), soft_wrap=True)
     if list_only:
-        from composer_ls.training.algorithms import build_algorithms  # imports Composer, which takes seconds
+        from composer_ls.lab.training.algorithms import build_algorithms  # imports Composer, which takes seconds
 
         for run in plan.runs:
             build_algorithms(run.recipe.algorithms)

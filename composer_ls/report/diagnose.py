@@ -25,6 +25,7 @@ from composer_ls.diagnostics.geometry import class_means, project, relative_spre
 from composer_ls.diagnostics.normalisation import normalised_confidence
 from composer_ls.diagnostics.selective import aurc, log_odds, risk_coverage
 from composer_ls.diagnostics.summary import summarise
+from composer_ls.lab.tasks.classification.schema import Diagnostics
 from composer_ls.report.diagnosed import Diagnosed, read_all
 from composer_ls.report.page import (
     BASELINE,
@@ -108,7 +109,7 @@ def _panel(title: str, make: Callable[[], Drawn]) -> Panel:
 
 def _projection(run: Diagnosed, split: str, classes: Sequence[int] | None) -> Drawn:
     """Examples of three classes on the plane of their templates; both splits of a run have the same axes."""
-    chosen = list(classes or (run.recipe.diagnostics.classes if run.recipe.diagnostics else [0, 1, 2]))
+    chosen = list(classes or (run.diagnostics or Diagnostics()).classes)
     plane = template_plane(*run.head, chosen)
 
     def points_of(part: str) -> list[Tensor]:
@@ -191,7 +192,7 @@ def _information(runs: Sequence[Diagnosed], looks: Sequence[Look]) -> Drawn:
 
     others = [run.name for run in runs if "mutual_information" not in run.features]
     missing = f"; not recorded: {', '.join(others)}" if others else ""
-    settings = recorded[0][0].recipe.diagnostics
+    settings = recorded[0][0].diagnostics
     pair = settings.mutual_information.classes if settings and settings.mutual_information else []
     between = f" of {' and '.join(recorded[0][0].class_name(label) for label in pair)}" if pair else ""
     caption = f"between the index of a training image{between} and the difference of their logits{missing}"

@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from composer_ls.diagnostics.inspection import Penultimate
 from composer_ls.errors import DiagnosticsError, InputError, RunFolderError
+from composer_ls.lab.recipe.recipe import Recipe
+from composer_ls.lab.run_folder.folder import RunFolder, read_recipe
+from composer_ls.lab.tasks.classification.schema import Diagnostics
 from composer_ls.report.settings import names_of_settings
-from composer_ls.training.recipe import Recipe
-from composer_ls.training.run_folder import RunFolder, read_recipe
 
 __all__ = ["Diagnosed", "read_all"]
 
@@ -58,6 +59,12 @@ class Diagnosed:
                 f"{self.folder} holds no features.safetensors; to keep features, train it again with diagnostics={{}}"
             )
         return self.features["weight"], self.features.get("bias")
+
+    @property
+    def diagnostics(self) -> Diagnostics | None:
+        """What its recipe said of diagnostics."""
+        assert self.recipe.diagnostics is None or isinstance(self.recipe.diagnostics, Diagnostics)
+        return self.recipe.diagnostics
 
     def taken(self, split: str) -> Penultimate:
         """The features, logits and labels of ``train`` or ``test``.

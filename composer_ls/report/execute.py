@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from composer_ls.errors import InputError, RunFolderBusyError
+from composer_ls.lab.run_folder.claim import claimant
 from composer_ls.report.plan import PlannedRun
-from composer_ls.training.claim import claimant
 
 __all__ = ["Display", "Failure", "check", "default_jobs", "execute"]
 
@@ -180,7 +180,7 @@ def _reason(folder: Path, status: int) -> str:
 
 def _context() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["composer_ls.report.execute", "composer_ls.training.run"])
+    context.set_forkserver_preload(["composer_ls.report.execute", "composer_ls.lab.training.train"])
     return context
 
 
@@ -257,13 +257,13 @@ def _run(recipe: dict[str, Any], folder: str, arguments: Sequence[str], threads:
 def _train(recipe: dict[str, Any], folder: str, threads: int) -> None:
     import torch
 
-    from composer_ls.training.recipe import Recipe
-    from composer_ls.training.run import train
-    from composer_ls.training.run_folder import RunFolder
+    from composer_ls.lab.recipe.recipe import recipe_schema
+    from composer_ls.lab.run_folder.folder import RunFolder
+    from composer_ls.lab.training.train import train
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # importing Composer has set it
     torch.set_num_threads(threads)
-    resolved = Recipe.model_validate(recipe)
+    resolved = recipe_schema().model_validate(recipe)
     train(resolved, RunFolder(folder, resolved), progress=False)
 
 
@@ -283,22 +283,26 @@ def _guarded(action: Callable[[], None]) -> None:
 
 def _check(recipes: Sequence[dict[str, Any]], answer: Connection) -> None:
     _end_with_the_parent()
-    from composer_ls.training.algorithms import build_algorithms
-    from composer_ls.training.recipe import Recipe
-    from composer_ls.training.tasks import Task, open_task
+    from composer_ls.lab.recipe.recipe import recipe_schema
+    from composer_ls.lab.tasks.registry import open_task
+    from composer_ls.lab.tasks.task import Task
+    from composer_ls.lab.training.algorithms import build_algorithms
+    from composer_ls.lab.training.teacher import check_teachers
 
     problem = None
     try:
         tasks: dict[str, Task] = {}
         seen = set()
-        for recipe in map(Recipe.model_validate, recipes):
+        for recipe in map(recipe_schema().model_validate, recipes):
             opened = recipe.model_dump_json(include={"data", "microbatch_size", "diagnostics"})
             if opened not in tasks:
                 tasks[opened] = open_task(recipe)
             if (key := opened + repr(recipe.algorithms)) not in seen:
                 seen.add(key)
                 task = tasks[opened]
-                task.check(build_algorithms(recipe.algorithms, task.num_classes, task.label_counts))
+                algorithms = build_algorithms(recipe.algorithms, task.num_classes, task.label_counts)
+                task.check(algorithms)
+                check_teachers(algorithms, task.facts)
     except InputError as error:
         problem = str(error)
     answer.send(problem)

@@ -15,18 +15,7 @@ from numpy.typing import NDArray
 
 from composer_ls.report.comparison import Comparison
 from composer_ls.report.metrics import Metric
-from composer_ls.report.page import (
-    BASELINE,
-    FEW,
-    MUTED,
-    SERIES,
-    Look,
-    Panel,
-    axis_of_counts,
-    legend_below,
-    look,
-    svg,
-)
+from composer_ls.report.page import BASELINE, FEW, MUTED, SERIES, Look, Panel, axis_of_counts, legend_below, look, svg
 from composer_ls.report.runs import Run
 
 __all__ = ["confidence_panels", "curve_panels", "metric_panels", "reliability_panels"]

@@ -22,7 +22,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 
 import composer_ls
 from composer_ls.errors import InputError
-from composer_ls.training.run_folder import write_text
+from composer_ls.lab.run_folder.files import write_text
 
 __all__ = [
     "BASELINE",

@@ -16,10 +16,11 @@ from typing import Any
 import yaml
 
 from composer_ls.errors import InputError
+from composer_ls.lab.recipe.reading import load_recipe
+from composer_ls.lab.recipe.recipe import Recipe, differing_keys
+from composer_ls.lab.run_folder.folder import RunFolder
 from composer_ls.report.runs import LeftOut, find_runs
 from composer_ls.report.settings import SMOOTHING, names_of_settings
-from composer_ls.training.recipe import Recipe, load_recipe
-from composer_ls.training.run_folder import RunFolder, differing_keys
 
 __all__ = ["Axis", "Plan", "PlannedRun", "make_plan", "parse_axis", "parse_smoothing"]
 

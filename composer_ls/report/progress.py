@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from composer_ls.lab.recipe.recipe import Recipe
+from composer_ls.lab.run_folder.folder import RunFolder
 from composer_ls.report.execute import Display, Failure
 from composer_ls.report.plan import PlannedRun
-from composer_ls.training.recipe import Recipe
-from composer_ls.training.run_folder import RunFolder
 
 __all__ = ["LiveDisplay", "PlainDisplay", "progress_of", "time_left"]
 

@@ -6,8 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from composer_ls.training.recipe import Recipe
-from composer_ls.training.run_folder import differing_keys
+from composer_ls.lab.recipe.recipe import Recipe, differing_keys
 
 __all__ = ["SMOOTHING", "names_of_settings", "other_keys", "without_smoothing"]
 
@@ -32,7 +31,7 @@ def other_keys(recipes: Sequence[Recipe]) -> list[str]:
 
     Example:
         >>> from composer_ls.report.settings import other_keys
-        >>> from composer_ls.training.recipe import load_recipe
+        >>> from composer_ls.lab.recipe.reading import load_recipe
         >>> plain = load_recipe("digits-mlp", ["algorithms.label_smoothing.smoothing=0"])
         >>> mixed = load_recipe("digits-mlp", ["algorithms.mixup={alpha: 0.2}", "seed=3"])
         >>> other_keys([plain, mixed])
@@ -55,7 +54,7 @@ def names_of_settings(recipes: Sequence[Recipe]) -> list[str]:
 
     Example:
         >>> from composer_ls.report.settings import names_of_settings
-        >>> from composer_ls.training.recipe import load_recipe
+        >>> from composer_ls.lab.recipe.reading import load_recipe
         >>> overrides = ["seed=3"], ["algorithms.mixup={alpha: 0.2}"], ["optimizer.learning_rate=0.1"]
         >>> names_of_settings([load_recipe("digits-mlp", some) for some in overrides])
         ['learning_rate 0.002', 'mixup(alpha 0.2), learning_rate 0.002', 'learning_rate 0.1']

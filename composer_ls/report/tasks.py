@@ -26,13 +26,7 @@ from composer_ls.diagnostics.pixels import (
     pixel_nll,
 )
 from composer_ls.diagnostics.selective import aurc, log_odds
-from composer_ls.diagnostics.tokens import (
-    TokenScores,
-    token_accuracy,
-    token_bins,
-    token_calibration_error,
-    token_nll,
-)
+from composer_ls.diagnostics.tokens import TokenScores, token_accuracy, token_bins, token_calibration_error, token_nll
 from composer_ls.errors import InputError
 from composer_ls.report.metrics import Metric, Predictions
 
@@ -214,4 +208,4 @@ TASK_REPORTS: Mapping[str, TaskReport] = {
     "segmentation": SEGMENTATION,
     "translation": TRANSLATION,
 }
-"""By :attr:`~composer_ls.training.recipe.Recipe.task`."""
+"""By :attr:`~composer_ls.lab.recipe.recipe.Recipe.task`."""

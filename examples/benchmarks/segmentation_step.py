@@ -13,8 +13,8 @@ from statistics import median
 import torch
 
 from composer_ls import smooth_labels
-from composer_ls.training.recipe import load_recipe
-from composer_ls.training.tasks import open_task
+from composer_ls.lab.recipe.reading import load_recipe
+from composer_ls.lab.tasks.registry import open_task
 
 WARM_UP = 10
 

@@ -18,13 +18,13 @@ from matplotlib import pyplot as plt
 from support import BLACK, BLUE, ORANGE, for_each, mean, options, run_all, save, shown
 
 from composer_ls.diagnostics.tokens import token_calibration_error, token_nll, token_scores
-from composer_ls.training.recipe import load_recipe
-from composer_ls.training.run_folder import read_recipe
-from composer_ls.translation.batches import encode_pairs
-from composer_ls.translation.bleu import bleu
-from composer_ls.translation.task import evaluation_logits
-from composer_ls.translation.text import read_pairs
-from composer_ls.translation.translator import Translator
+from composer_ls.lab.recipe.reading import load_recipe
+from composer_ls.lab.run_folder.folder import read_recipe
+from composer_ls.lab.tasks.translation.batches import encode_pairs
+from composer_ls.lab.tasks.translation.bleu import bleu
+from composer_ls.lab.tasks.translation.data import read_pairs
+from composer_ls.lab.tasks.translation.task import evaluation_logits
+from composer_ls.lab.tasks.translation.translator import Translator
 
 RECIPE = "multi30k-transformer"
 TEMPERATURES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)

@@ -117,9 +117,9 @@ def for_each(opts, function, items):
 
 
 def _train(task):
-    from composer_ls.training.recipe import load_recipe
-    from composer_ls.training.run import train
-    from composer_ls.training.run_folder import RunFolder
+    from composer_ls.lab.recipe.reading import load_recipe
+    from composer_ls.lab.run_folder.folder import RunFolder
+    from composer_ls.lab.training.train import train
 
     recipe, overrides, folder = task
     warnings.filterwarnings("ignore")

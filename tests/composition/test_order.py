@@ -12,7 +12,7 @@ from trainer_support import K, RecordingLoss, classifier, fit
 
 from composer_ls import LabelSmoothing, SoftTargets
 from composer_ls.composition import place
-from composer_ls.training.algorithms import build_algorithms
+from composer_ls.lab.training.algorithms import build_algorithms
 
 
 class Relabel(Algorithm):

@@ -11,8 +11,8 @@ from browser_support import complaints, measured, needs_chromium, screenshot
 from comparison_support import CLASSES, make_run
 from safetensors.torch import load_file, save_file
 
-from composer_ls.cli import main
 from composer_ls.errors import InputError, RunFolderError
+from composer_ls.lab.commands.cli import main
 from composer_ls.report.diagnose import diagnose
 
 WATCHED = "diagnostics={mutual_information: {classes: [0, 1]}}"

@@ -6,7 +6,7 @@ import torch
 
 from composer_ls import LabelSmoothing
 from composer_ls.errors import RecipeError
-from composer_ls.training.algorithms import build_algorithms
+from composer_ls.lab.training.algorithms import build_algorithms
 
 
 def test_label_smoothing_is_ours_and_the_others_are_composers():

@@ -7,12 +7,12 @@ import sys
 import pytest
 
 from composer_ls.errors import RunFolderBusyError, RunFolderError
-from composer_ls.training.claim import claimant, claimed
+from composer_ls.lab.run_folder.claim import claimant, claimed
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from composer_ls.training.claim import claimed
+from composer_ls.lab.run_folder.claim import claimed
 with claimed(Path(sys.argv[1])):
     print("mine", flush=True)
     time.sleep(100)

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from composer_ls.errors import DataNotFoundError, RecipeError
-from composer_ls.training.data import evaluation_loader, load_splits, training_loader, unaugmented
-from composer_ls.training.memory_images import MemoryImages
-from composer_ls.training.recipe import Data
+from composer_ls.lab.images.loaders import evaluation_loader, training_loader, unaugmented
+from composer_ls.lab.images.memory_images import MemoryImages
+from composer_ls.lab.tasks.classification.data import load_splits
+from composer_ls.lab.tasks.classification.schema import ClassificationData
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def image_tree(tmp_path):
 
 
 def test_digits_are_the_real_ones_standardised():
-    splits = load_splits(Data(name="digits"))
+    splits = load_splits(ClassificationData(name="digits"))
     images = torch.stack([image for image, _ in splits.train])
     assert (len(splits.train), len(splits.test), splits.num_classes) == (1437, 360, 10)
     assert images.shape[1:] == splits.image_shape == (1, 8, 8)
@@ -40,7 +41,9 @@ def test_digits_are_the_real_ones_standardised():
 
 @pytest.mark.parametrize("augmentation", ["none", "crop_flip", "resized_crop"])
 def test_an_image_folder_gives_images_of_the_size_asked_for(image_tree, augmentation):
-    data = Data(name="imagefolder", root=str(image_tree), image_size=32, augmentation=augmentation, batch_size=6)
+    data = ClassificationData(
+        name="imagefolder", root=str(image_tree), image_size=32, augmentation=augmentation, batch_size=6
+    )
     splits = load_splits(data)
     assert splits.classes == ("cat", "dog", "owl")
     images, labels = next(iter(training_loader(splits, data, seed=0)))
@@ -52,12 +55,14 @@ def test_an_image_folder_gives_images_of_the_size_asked_for(image_tree, augmenta
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_a_part_of_the_training_images_is_held_out_and_not_augmented(image_tree, in_memory):
-    data = Data(
+    data = ClassificationData(
         name="imagefolder", root=str(image_tree), image_size=32, augmentation="crop_flip", batch_size=6,
         in_memory=in_memory, validation=6, examples=9, label_noise={"rate": 1.0},
     )  # fmt: skip
     splits = load_splits(data)
-    whole = load_splits(Data(name="imagefolder", root=str(image_tree), image_size=32, in_memory=in_memory))
+    whole = load_splits(
+        ClassificationData(name="imagefolder", root=str(image_tree), image_size=32, in_memory=in_memory)
+    )
     known = {image.numpy().tobytes(): label for image, label in whole.train}
     held_out = [(image, label) for images, labels in evaluation_loader(splits, data, "validation")
                 for image, label in zip(images, labels, strict=True)]  # fmt: skip
@@ -82,7 +87,9 @@ def test_cifar_is_divided_without_being_in_memory(tmp_path, monkeypatch):
     (tmp_path / "cifar-10-batches-py").mkdir()
     monkeypatch.setattr("torchvision.datasets.CIFAR10", source)
     splits = load_splits(
-        Data(name="cifar10", root=str(tmp_path), in_memory=False, validation=20 / 40, examples=10).model_copy()
+        ClassificationData(
+            name="cifar10", root=str(tmp_path), in_memory=False, validation=20 / 40, examples=10
+        ).model_copy()
     )
     held_out, kept = (set(part.data[:, 0, 0, 0].tolist()) for part in (splits.validation, splits.train))
     assert (len(held_out), len(kept), held_out & kept) == (20, 10, set())
@@ -91,11 +98,11 @@ def test_cifar_is_divided_without_being_in_memory(tmp_path, monkeypatch):
 
 def test_the_test_split_may_be_called_val(image_tree):
     (image_tree / "test").rename(image_tree / "val")
-    assert len(load_splits(Data(name="imagefolder", root=str(image_tree))).test) == 12
+    assert len(load_splits(ClassificationData(name="imagefolder", root=str(image_tree))).test) == 12
 
 
 def test_the_seed_decides_the_order():
-    data = Data(name="digits", batch_size=16)
+    data = ClassificationData(name="digits", batch_size=16)
     splits = load_splits(data)
     orders = [torch.cat([labels for _, labels in training_loader(splits, data, seed)]) for seed in (0, 0, 1)]
     assert torch.equal(orders[0], orders[1])
@@ -105,13 +112,13 @@ def test_the_seed_decides_the_order():
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_absent_cifar_says_where_it_looked_and_how_to_get_it(name, tmp_path):
     with pytest.raises(DataNotFoundError, match=f"{name} is not at {tmp_path}.*data.download=true.*data.root=DIR"):
-        load_splits(Data(name=name, root=str(tmp_path)))
+        load_splits(ClassificationData(name=name, root=str(tmp_path)))
 
 
 def test_incomplete_cifar_says_how_to_get_it_again(tmp_path):
     (tmp_path / "cifar-10-batches-py").mkdir()
     with pytest.raises(DataNotFoundError, match="cifar10 at .*cifar-10-batches-py is not complete.*data.download=true"):
-        load_splits(Data(name="cifar10", root=str(tmp_path)))
+        load_splits(ClassificationData(name="cifar10", root=str(tmp_path)))
 
 
 @pytest.mark.parametrize("local_rank", [0, 1])
@@ -124,7 +131,7 @@ def test_one_process_a_machine_downloads(tmp_path, monkeypatch, local_rank):
 
     monkeypatch.setattr("torchvision.datasets.CIFAR10", source)
     monkeypatch.setattr("composer.utils.dist.get_local_rank", lambda: local_rank)
-    load_splits(Data(name="cifar10", root=str(tmp_path), download=True, in_memory=False))
+    load_splits(ClassificationData(name="cifar10", root=str(tmp_path), download=True, in_memory=False))
     assert asked == [local_rank == 0] * 2
 
 
@@ -134,29 +141,29 @@ def test_a_download_that_fails_is_told(tmp_path, monkeypatch):
 
     monkeypatch.setattr("torchvision.datasets.CIFAR10", source)
     with pytest.raises(DataNotFoundError, match="could not be downloaded to .*no route to host.*data.root=DIR"):
-        load_splits(Data(name="cifar10", root=str(tmp_path), download=True))
+        load_splits(ClassificationData(name="cifar10", root=str(tmp_path), download=True))
 
 
 def test_a_class_without_images_is_named(image_tree):
     for file in (image_tree / "train" / "owl").iterdir():
         file.unlink()
     with pytest.raises(DataNotFoundError, match="holds no images .*owl.*data.root=DIR"):
-        load_splits(Data(name="imagefolder", root=str(image_tree)))
+        load_splits(ClassificationData(name="imagefolder", root=str(image_tree)))
 
 
 def test_an_absent_folder_says_what_it_should_hold(tmp_path):
     with pytest.raises(DataNotFoundError, match=f"no class folders in {tmp_path}/train.*data.root=DIR"):
-        load_splits(Data(name="imagefolder", root=str(tmp_path)))
+        load_splits(ClassificationData(name="imagefolder", root=str(tmp_path)))
 
 
 def test_splits_with_different_classes_are_refused(image_tree):
     (image_tree / "test" / "owl").rename(image_tree / "test" / "newt")
     with pytest.raises(DataNotFoundError, match="must hold the same classes, but newt, owl"):
-        load_splits(Data(name="imagefolder", root=str(image_tree)))
+        load_splits(ClassificationData(name="imagefolder", root=str(image_tree)))
 
 
 def test_a_batch_larger_than_the_data_is_refused():
-    data = Data(name="digits", batch_size=2000)
+    data = ClassificationData(name="digits", batch_size=2000)
     with pytest.raises(RecipeError, match="data.batch_size=2000 is more than the 1437 training examples"):
         training_loader(load_splits(data), data, seed=0)
 
@@ -165,7 +172,9 @@ def test_a_batch_larger_than_the_data_is_refused():
 def test_in_memory_and_from_the_files_a_test_image_is_the_same(image_tree, size):
     passes = []
     for in_memory in (True, False):
-        data = Data(name="imagefolder", root=str(image_tree), image_size=size, batch_size=5, in_memory=in_memory)
+        data = ClassificationData(
+            name="imagefolder", root=str(image_tree), image_size=size, batch_size=5, in_memory=in_memory
+        )
         splits = load_splits(data)
         assert isinstance(splits.test, MemoryImages) == in_memory
         passes.append([torch.cat(parts) for parts in zip(*evaluation_loader(splits, data), strict=True)])
@@ -184,8 +193,8 @@ def test_in_memory_and_from_the_files_a_test_image_is_the_same(image_tree, size)
     ],
 )
 def test_images_are_held_in_memory_if_they_fit(image_tree, monkeypatch, settings, held):
-    monkeypatch.setattr("composer_ls.training.data.MEMORY_LIMIT", 30 * 32 * 32 * 3)
-    splits = load_splits(Data(name="imagefolder", root=str(image_tree), **settings))
+    monkeypatch.setattr("composer_ls.lab.tasks.classification.data.MEMORY_LIMIT", 30 * 32 * 32 * 3)
+    splits = load_splits(ClassificationData(name="imagefolder", root=str(image_tree), **settings))
     assert isinstance(splits.train, MemoryImages) == isinstance(splits.test, MemoryImages) == held
 
 
@@ -197,9 +206,9 @@ def test_cifar_is_held_in_memory_as_its_files_hold_it(tmp_path, monkeypatch):
 
     monkeypatch.setattr("torchvision.datasets.CIFAR10", source)
     (tmp_path / "cifar-10-batches-py").mkdir()
-    splits = load_splits(Data(name="cifar10", root=str(tmp_path)))
+    splits = load_splits(ClassificationData(name="cifar10", root=str(tmp_path)))
     image, label = splits.test[2]
-    from_file = load_splits(Data(name="cifar10", root=str(tmp_path), in_memory=False)).test
+    from_file = load_splits(ClassificationData(name="cifar10", root=str(tmp_path), in_memory=False)).test
     torch.testing.assert_close(image, from_file.transform(Image.fromarray(pixels[2])))
     assert label == 0
 
@@ -217,14 +226,14 @@ def test_cifar_is_held_in_memory_as_its_files_hold_it(tmp_path, monkeypatch):
 )
 def test_what_cannot_be_held_in_memory_or_outside_is_refused(image_tree, settings, message):
     with pytest.raises(RecipeError, match=message):
-        load_splits(Data(root=str(image_tree), **settings))
+        load_splits(ClassificationData(root=str(image_tree), **settings))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif("COMPOSER_LS_DATA" not in os.environ, reason="COMPOSER_LS_DATA is unset: no real images here")
 def test_the_real_cifar_images_load():
     root = Path(os.environ["COMPOSER_LS_DATA"]) / "cifar10-jpeg"
-    data = Data(name="imagefolder", root=str(root), augmentation="crop_flip")
+    data = ClassificationData(name="imagefolder", root=str(root), augmentation="crop_flip")
     splits = load_splits(data)
     assert (len(splits.train), len(splits.test), splits.num_classes) == (50_000, 10_000, 10)
     images, _ = next(iter(training_loader(splits, data, seed=0)))

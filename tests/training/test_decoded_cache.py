@@ -9,8 +9,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from composer_ls.errors import DataNotFoundError
-from composer_ls.training import decoded_cache
-from composer_ls.training.decoded_cache import cache_folder, decoded
+from composer_ls.lab.images import decoded_cache
+from composer_ls.lab.images.decoded_cache import cache_folder, decoded
 
 
 @pytest.fixture(autouse=True)

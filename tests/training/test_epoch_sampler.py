@@ -2,7 +2,7 @@
 
 from torch.utils.data import Dataset
 
-from composer_ls.training.epoch_sampler import EpochSampler
+from composer_ls.lab.images.epoch_sampler import EpochSampler
 
 
 class Numbers(Dataset):

@@ -11,9 +11,9 @@ from camvid_support import write_camvid
 from PIL import Image
 
 from composer_ls.errors import DataNotFoundError
-from composer_ls.training.data import evaluation_loader, training_loader
-from composer_ls.training.label_maps import CAMVID_CLASSES, load_label_maps
-from composer_ls.training.recipe import SegmentationData
+from composer_ls.lab.images.loaders import evaluation_loader, training_loader
+from composer_ls.lab.tasks.segmentation.data import CAMVID_CLASSES, load_label_maps
+from composer_ls.lab.tasks.segmentation.schema import SegmentationData
 
 
 @pytest.fixture

@@ -5,11 +5,13 @@ import torch
 from PIL import Image
 
 from composer_ls.errors import RecipeError
-from composer_ls.training.data import evaluation_loader, labels_of, load_splits, training_loader
-from composer_ls.training.label_noise import noisy_labels
-from composer_ls.training.recipe import Data, load_recipe
-from composer_ls.training.run import train
-from composer_ls.training.run_folder import RunFolder
+from composer_ls.lab.images.label_noise import noisy_labels
+from composer_ls.lab.images.loaders import evaluation_loader, labels_of, training_loader
+from composer_ls.lab.recipe.reading import load_recipe
+from composer_ls.lab.run_folder.folder import RunFolder
+from composer_ls.lab.tasks.classification.data import load_splits
+from composer_ls.lab.tasks.classification.schema import ClassificationData
+from composer_ls.lab.training.train import train
 
 LABELS = torch.arange(10).repeat(2000)
 
@@ -81,7 +83,7 @@ def image_tree(tmp_path):
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_training_labels_change_and_test_labels_do_not(image_tree, in_memory):
-    data = Data(
+    data = ClassificationData(
         name="imagefolder", root=str(image_tree), image_size=8, in_memory=in_memory, batch_size=24,
         label_noise={"rate": 1.0, "pairs": {0: 1, 1: 2, 2: 0}},
     )  # fmt: skip

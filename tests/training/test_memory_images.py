@@ -6,12 +6,12 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as transforms
 
-from composer_ls.training.data import Splits, training_loader
-from composer_ls.training.memory_images import CropFlip, MemoryImages, crop_flip
-from composer_ls.training.recipe import Data
+from composer_ls.lab.images.loaders import Splits, training_loader
+from composer_ls.lab.images.memory_images import CropFlip, MemoryImages, crop_flip
+from composer_ls.lab.tasks.classification.schema import ClassificationData
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
-DATA = Data(name="imagefolder", augmentation="crop_flip", batch_size=8)
+DATA = ClassificationData(name="imagefolder", augmentation="crop_flip", batch_size=8)
 
 
 def random_images(count=40, size=16):
@@ -111,10 +111,10 @@ def test_seeds_next_to_each_other_have_nothing_in_common():
 
 def test_two_processes_share_the_batches_of_one(monkeypatch):
     alone = list(loader())
-    monkeypatch.setattr("composer_ls.training.data.dist.get_world_size", lambda: 2)
+    monkeypatch.setattr("composer_ls.lab.tasks.classification.data.dist.get_world_size", lambda: 2)
     shares = []
     for rank in range(2):
-        monkeypatch.setattr("composer_ls.training.data.dist.get_global_rank", lambda rank=rank: rank)
+        monkeypatch.setattr("composer_ls.lab.tasks.classification.data.dist.get_global_rank", lambda rank=rank: rank)
         shares.append(list(loader()))
     for (images, labels), *parts in zip(alone, *shares, strict=True):
         both = [torch.cat(part) for part in zip(*parts, strict=True)]

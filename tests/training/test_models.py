@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from composer_ls.errors import RecipeError
-from composer_ls.training.models import CifarResNet, build_model
+from composer_ls.lab.tasks.classification.networks import CifarResNet, build_model
 
 
 @pytest.mark.parametrize(

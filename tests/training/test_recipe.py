@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from composer_ls.errors import RecipeError
-from composer_ls.training.recipe import Recipe, load_recipe, shipped_recipes
+from composer_ls.lab.recipe.reading import load_recipe, shipped_recipes
+from composer_ls.lab.recipe.recipe import Recipe
 
 SHIPPED = [
     "camvid-unet",

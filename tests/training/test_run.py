@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 
 from composer_ls.diagnostics.calibration import accuracy, expected_calibration_error
 from composer_ls.errors import RecipeError, RunFolderError
+from composer_ls.lab.recipe.reading import load_recipe, shipped_recipes
+from composer_ls.lab.run_folder.folder import RunFolder
+from composer_ls.lab.tasks.classification import task as classification
+from composer_ls.lab.training import train as run_module
+from composer_ls.lab.training.train import train
 from composer_ls.losses import cross_entropy
-from composer_ls.training import classification
-from composer_ls.training import run as run_module
-from composer_ls.training.recipe import load_recipe, shipped_recipes
-from composer_ls.training.run import train
-from composer_ls.training.run_folder import RunFolder
 
 QUICK = ["duration=3ep", "eval_interval=1ep", "checkpoints.interval=1ep", "data.batch_size=128"]
 

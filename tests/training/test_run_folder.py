@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from composer_ls.errors import RunFolderError
-from composer_ls.training.recipe import load_recipe
-from composer_ls.training.run_folder import RunFolder, read_recipe
+from composer_ls.lab.recipe.reading import load_recipe
+from composer_ls.lab.run_folder.folder import RunFolder, read_recipe
 
 
 def begun(path, change=lambda content: None):

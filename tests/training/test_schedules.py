@@ -6,7 +6,7 @@ from composer import Trainer
 from composer.core import Timestamp
 from composer.models import ComposerClassifier
 
-from composer_ls.training.schedules import InverseSquareRootScheduler
+from composer_ls.lab.training.schedules import InverseSquareRootScheduler
 
 
 @pytest.fixture(scope="module")

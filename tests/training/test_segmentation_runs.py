@@ -10,18 +10,18 @@ from camvid_support import write_camvid
 from PIL import Image
 from safetensors.torch import load_file
 
-from composer_ls.cli import main
 from composer_ls.diagnostics.pixels import PixelCounts, mean_iou, pixel_calibration_error, pixel_nll
 from composer_ls.errors import InputError, RecipeError, TeacherError
+from composer_ls.lab.commands.cli import main
+from composer_ls.lab.recipe.reading import load_recipe
+from composer_ls.lab.run_folder.folder import RunFolder
+from composer_ls.lab.tasks.registry import open_task
+from composer_ls.lab.tasks.segmentation.networks import UNet
+from composer_ls.lab.training.algorithms import build_algorithms
+from composer_ls.lab.training.teacher import load_teacher
+from composer_ls.lab.training.train import train
 from composer_ls.report.diagnosed import read_all
 from composer_ls.report.runs import read_runs
-from composer_ls.training.algorithms import build_algorithms
-from composer_ls.training.models import UNet
-from composer_ls.training.recipe import load_recipe
-from composer_ls.training.run import train
-from composer_ls.training.run_folder import RunFolder
-from composer_ls.training.tasks import open_task
-from composer_ls.training.teacher import load_teacher
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from composer_ls.errors import RecipeError
-from composer_ls.training.subsets import divide
+from composer_ls.lab.images.subsets import divide
 
 LABELS = torch.cat([torch.full((count,), label) for label, count in enumerate((100, 60, 8))])
 LABELS = LABELS[torch.randperm(len(LABELS), generator=torch.Generator().manual_seed(3))]

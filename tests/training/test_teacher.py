@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from composer_ls.errors import RecipeError, TeacherError
-from composer_ls.training.recipe import load_recipe
-from composer_ls.training.run import train
-from composer_ls.training.run_folder import RunFolder
-from composer_ls.training.teacher import DistillationFromRun, load_teacher
+from composer_ls.lab.recipe.reading import load_recipe
+from composer_ls.lab.run_folder.folder import RunFolder
+from composer_ls.lab.training.teacher import DistillationFromRun, load_teacher
+from composer_ls.lab.training.train import train
 
 QUICK = ["duration=2ep", "eval_interval=2ep", "checkpoints.interval=2ep"]
 HARD, KEPT = "algorithms.label_smoothing.smoothing=0", "checkpoints.keep=true"
@@ -51,8 +51,8 @@ def test_a_teacher_of_no_weight_leaves_a_run_what_it_was(tmp_path, teachers):
 def test_a_run_and_its_checkpoint_are_the_network_that_was_trained(teachers):
     from safetensors.torch import load_file
 
-    from composer_ls.training.data import load_splits
-    from composer_ls.training.models import build_model
+    from composer_ls.lab.tasks.classification.data import load_splits
+    from composer_ls.lab.tasks.classification.networks import build_model
 
     test = load_splits(load_recipe("digits-mlp").data).test
     images, _ = test.__getitems__(list(range(len(test))))

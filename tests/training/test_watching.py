@@ -12,12 +12,14 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from composer_ls.errors import DiagnosticsError, RecipeError
-from composer_ls.training.data import labels_of, load_splits
-from composer_ls.training.models import build_model
-from composer_ls.training.recipe import Data, Diagnostics, load_recipe
-from composer_ls.training.run import train
-from composer_ls.training.run_folder import RunFolder
-from composer_ls.training.watching import build_diagnostics, choose_examples
+from composer_ls.lab.images.loaders import labels_of
+from composer_ls.lab.recipe.reading import load_recipe
+from composer_ls.lab.run_folder.folder import RunFolder
+from composer_ls.lab.tasks.classification.data import load_splits
+from composer_ls.lab.tasks.classification.networks import build_model
+from composer_ls.lab.tasks.classification.schema import ClassificationData, Diagnostics
+from composer_ls.lab.tasks.classification.watching import build_diagnostics, choose_examples
+from composer_ls.lab.training.train import train
 
 QUICK = ["duration=3ep", "eval_interval=1ep", "checkpoints.interval=1ep", "data.batch_size=128"]
 WATCHED = "diagnostics={examples: 500, mutual_information: {examples: 40, shift: 1}}"
@@ -148,7 +150,7 @@ def test_images_of_files_are_looked_at_without_augmentation(image_tree):
     )
     taken = []
     for in_memory in (False, True):
-        data = Data(**settings, in_memory=in_memory)
+        data = ClassificationData(**settings, in_memory=in_memory)
         splits = load_splits(data)
         assert labels_of(splits.train).tolist() == [0] * 6 + [1] * 6 + [2] * 6
         taken.append(build_diagnostics(Diagnostics(), splits, data).collect(trainer.state)["train"])
@@ -157,6 +159,6 @@ def test_images_of_files_are_looked_at_without_augmentation(image_tree):
 
 
 def test_mutual_information_of_images_that_are_not_in_memory_is_refused(image_tree):
-    data = Data(name="imagefolder", root=str(image_tree), image_size=16, in_memory=False)
+    data = ClassificationData(name="imagefolder", root=str(image_tree), image_size=16, in_memory=False)
     with pytest.raises(RecipeError, match="augments images that are in memory: use data.in_memory=true"):
         build_diagnostics(Diagnostics(mutual_information={}), load_splits(data), data)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from composer_ls.errors import RecipeError, TextError
-from composer_ls.translation.batches import IGNORED, EncodedPairs, TokenBatches, encode_pairs
-from composer_ls.translation.subwords import BEGIN, END, PAD, Subwords
-from composer_ls.translation.text import Pairs
+from composer_ls.lab.tasks.translation.batches import IGNORED, EncodedPairs, TokenBatches, encode_pairs
+from composer_ls.lab.tasks.translation.data import Pairs
+from composer_ls.lab.tasks.translation.subwords import BEGIN, END, PAD, Subwords
 
 
 def pairs(count=500, seed=0):

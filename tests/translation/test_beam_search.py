@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from composer_ls.errors import InputError
-from composer_ls.translation.beam_search import beam_search
-from composer_ls.translation.subwords import BEGIN, END, PAD
-from composer_ls.translation.transformer import StepByStep, Transformer
+from composer_ls.lab.tasks.translation.beam_search import beam_search
+from composer_ls.lab.tasks.translation.networks import StepByStep, Transformer
+from composer_ls.lab.tasks.translation.subwords import BEGIN, END, PAD
 
 E, B = 0, 1  # the toy's end and begin; the other ids are words
 

@@ -6,7 +6,7 @@ import pytest
 import sacrebleu
 
 from composer_ls.errors import MissingPackageError, TextError
-from composer_ls.translation.bleu import bleu
+from composer_ls.lab.tasks.translation.bleu import bleu
 
 REFERENCES = ["Zwei junge Männer sind im Freien.", "Ein kleines Mädchen klettert in ein Spielhaus aus Holz."]
 TRANSLATIONS = ["zwei junge männer sind draußen im freien .", "ein mädchen klettert in ein spielhaus aus holz."]

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from composer_ls.training.recipe import load_recipe
-from composer_ls.training.tasks import open_task
-from composer_ls.translation.batches import IGNORED
-from composer_ls.translation.subwords import PAD
-from composer_ls.translation.text import read_pairs
+from composer_ls.lab.recipe.reading import load_recipe
+from composer_ls.lab.tasks.registry import open_task
+from composer_ls.lab.tasks.translation.batches import IGNORED
+from composer_ls.lab.tasks.translation.data import read_pairs
+from composer_ls.lab.tasks.translation.subwords import PAD
 
 if "COMPOSER_LS_DATA" not in os.environ:
     pytest.skip("COMPOSER_LS_DATA names no folder with real data", allow_module_level=True)

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from composer_ls.errors import MissingPackageError, RunFolderError
-from composer_ls.translation.subwords import BEGIN, END, PAD, Subwords
+from composer_ls.lab.tasks.translation.subwords import BEGIN, END, PAD, Subwords
 
 TEXTS = ["Two young men are outside.", "Zwei junge weiße Männer sind im Freien.", "a man, a dog"] * 3
 

@@ -13,17 +13,17 @@ import toy_language
 from safetensors.torch import load_file
 
 from composer_ls import cross_entropy
-from composer_ls.cli import main
 from composer_ls.errors import MissingPackageError, RecipeError, TextError
+from composer_ls.lab.commands.cli import main
+from composer_ls.lab.recipe.reading import load_recipe
+from composer_ls.lab.run_folder.folder import RunFolder
+from composer_ls.lab.tasks.registry import open_task
+from composer_ls.lab.tasks.translation import task
+from composer_ls.lab.tasks.translation.data import read_pairs
+from composer_ls.lab.tasks.translation.translator import Translator
+from composer_ls.lab.training.algorithms import build_algorithms
+from composer_ls.lab.training.train import train
 from composer_ls.report.runs import read_runs
-from composer_ls.training.algorithms import build_algorithms
-from composer_ls.training.recipe import load_recipe
-from composer_ls.training.run import train
-from composer_ls.training.run_folder import RunFolder
-from composer_ls.training.tasks import open_task
-from composer_ls.translation import task
-from composer_ls.translation.text import read_pairs
-from composer_ls.translation.translator import Translator
 
 
 @pytest.fixture(scope="module")

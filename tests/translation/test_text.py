@@ -5,7 +5,7 @@ import gzip
 import pytest
 
 from composer_ls.errors import DataNotFoundError, TextError
-from composer_ls.translation.text import read_lines, read_pairs
+from composer_ls.lab.tasks.translation.data import read_lines, read_pairs
 
 
 def write(folder, **files):

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from composer_ls import LabelSmoothing, cross_entropy, smooth_labels
-from composer_ls.translation.batches import EncodedPairs, TokenBatches
-from composer_ls.translation.subwords import END
-from composer_ls.translation.transformer import Transformer
+from composer_ls.lab.tasks.translation.batches import EncodedPairs, TokenBatches
+from composer_ls.lab.tasks.translation.networks import Transformer
+from composer_ls.lab.tasks.translation.subwords import END
 
 PAIRS = EncodedPairs([[5, 6, 7, END], [8, END]], [[9, END], [10, 11, 12, END]])
 

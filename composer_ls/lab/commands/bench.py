@@ -1,0 +1,169 @@
+"""``composer-ls bench``: its arguments, checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from composer_ls.errors import InputError
+
+__all__ = ["add_to"]
+
+PEERS = ("composer_ls", "Composer", "torch.compile", "timm", "Liger-Kernel")
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add ``bench`` to the command line."""
+    bench = typer.Typer(help="Measure against others.", no_args_is_help=True, rich_markup_mode="markdown")
+    bench.command("loss", epilog=EXAMPLES)(loss)
+    bench.command("step")(step)
+    app.add_typer(bench, name="bench")
+
+
+EXAMPLES = """
+**Examples**
+
+`composer-ls bench loss`
+
+`composer-ls bench loss --shapes 2048x1000,2048x8000,2048x32000 --cases smoothed,mixed --json loss.json --plot loss.png`
+
+`composer-ls bench loss --shapes 8x12x180x240 --ignored 0.05 --cases smoothed`
+
+`composer-ls bench loss --device cuda --dtype bfloat16 --shapes 8192x32000,8192x128256`
+"""
+
+
+def loss(
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    shapes: Annotated[
+        str, typer.Option(help="Shapes of the logits, NxK or NxKxHxW, with commas between.")
+    ] = "512x10,256x1000,2048x32000",
+    dtype: Annotated[str, typer.Option(help=f"Of the logits: {', '.join(DTYPES)}.")] = "float32",
+    cases: Annotated[str, typer.Option(help="Which of hard, smoothed and mixed.")] = "hard,smoothed,mixed",
+    ignored: Annotated[float, typer.Option(help="The fraction of labels to ignore.")] = 0.0,
+    peers: Annotated[
+        str, typer.Option(help=f"Only these of {', '.join(PEERS)}, besides PyTorch's own. Default: all.")
+    ] = "",
+    seconds: Annotated[float, typer.Option(help="How long to repeat each shape, at least five times.")] = 20.0,
+    memory: Annotated[bool, typer.Option(help="Measure memory too, each in its own process.")] = True,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures there.")] = None,
+    plot_file: Annotated[Path | None, typer.Option("--plot", help="Draw time and memory over K there.")] = None,
+) -> None:
+    """Time and memory of the loss, forward and backward, against every peer that is installed.
+
+    Each way goes from labels to the gradient of the logits: what it takes to smooth and to mix counts. Times (ms, and
+    half the distance of their quartiles) are of repeats that take turns in one process. /hard and /smooth are ratios to
+    `F.cross_entropy` with labels, without and with `label_smoothing=`; /copy is to a copy of the logits, the floor.
+    Memory is the peak beyond the logits, over their size.
+    """
+    parsed = _shapes(shapes)
+    chosen = _cases(cases)
+    if dtype not in DTYPES:
+        raise InputError(f"--dtype is {dtype!r}, but must be one of {', '.join(DTYPES)}")
+    if not 0 <= ignored < 1:
+        raise InputError(f"--ignored is {ignored}, but must be in [0, 1): 0.05 ignores a twentieth")
+    for option, file in (("--json", json_file), ("--plot", plot_file)):
+        _check_file(option, file)
+    if plot_file is not None and plot_file.suffix not in (".png", ".pdf", ".svg"):
+        raise InputError(f"--plot is {plot_file}, but must end in .png, .pdf or .svg")
+    _check_device(device)
+    names = tuple(name.strip() for name in peers.split(",")) if peers else ()
+    for name in names:
+        if name not in PEERS:
+            raise InputError(f"--peers has {name!r}, but a peer is one of {', '.join(PEERS)}; commas go between peers")
+
+    from rich.console import Console
+
+    from composer_ls.lab.bench.measure import Settings, machine, measure
+    from composer_ls.lab.bench.results import plot, table
+
+    settings = Settings(parsed, dtype, device, chosen, ignored, seconds, memory, names)
+    console, errors = Console(), Console(stderr=True)
+    with errors.status("starting") as status:
+        results = measure(settings, status.update)
+    where = machine(device)
+    for shape in parsed:
+        console.print(table(results, shape))
+        console.print()
+    if json_file is not None:
+        json_file.write_text(_record(settings, where, results), encoding="utf-8")
+    if plot_file is not None:
+        hardware = where.get("gpu") or f"{where['processor']}, {where['threads']} threads"
+        plot(results, plot_file, f"{dtype}, N = {', '.join(sorted({str(s[0]) for s in parsed}))}; {hardware}")
+
+
+def step(
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
+    seconds: Annotated[float, typer.Option(help="How long to repeat, at least five times.")] = 60.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures there.")] = None,
+) -> None:
+    """What LabelSmoothing adds to a step of ResNet-20 on 32x32 images through Composer's Trainer, with CutMix.
+
+    Two trainers, without and with it, take turns in one process.
+    """
+    if batch_size < 2:
+        raise InputError(f"--batch-size is {batch_size}, but CutMix needs at least 2 images")
+    _check_file("--json", json_file)
+    _check_device(device)
+
+    from dataclasses import asdict
+
+    from composer_ls.lab.bench.measure import machine
+    from composer_ls.lab.bench.step import measure_step
+
+    times = measure_step(device, batch_size, seconds)
+    low, high = times.spread
+    print(f"without LabelSmoothing  {times.plain * 1e3:.1f} ms a step")
+    print(f"with it                 {times.smoothed * 1e3:.1f} ms a step")
+    print(f"ratio                   {times.ratio:.3f} (quartiles {low:.3f} to {high:.3f}, {times.blocks} pairs)")
+    if json_file is not None:
+        record = {"machine": machine(device), "batch_size": batch_size, "result": asdict(times)}
+        json_file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _check_file(option: str, file: Path | None) -> None:
+    if file is not None and not file.absolute().parent.is_dir():
+        raise InputError(f"{option} is {file}, but the folder {file.absolute().parent} does not exist")
+
+
+def _record(settings: Any, where: dict[str, Any], results: list[Any]) -> str:
+    from dataclasses import asdict
+
+    record = {"settings": asdict(settings), "machine": where, "results": [asdict(result) for result in results]}
+    return json.dumps(record, indent=1) + "\n"
+
+
+def _shapes(text: str) -> tuple[tuple[int, ...], ...]:
+    shapes = []
+    for part in text.split(","):
+        sizes = part.strip().lower().split("x")
+        if len(sizes) < 2 or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+            raise InputError(
+                f"--shapes has {part.strip()!r}, but a shape is NxK, such as 256x1000, or NxKxHxW; commas go between shapes"
+            )
+        shapes.append(tuple(map(int, sizes)))
+    return tuple(shapes)
+
+
+def _cases(text: str) -> tuple[str, ...]:
+    known = ("hard", "smoothed", "mixed")
+    chosen = tuple(part.strip() for part in text.split(","))
+    for case in chosen:
+        if case not in known:
+            raise InputError(f"--cases has {case!r}, but a case is one of {', '.join(known)}; commas go between cases")
+    return chosen
+
+
+def _check_device(device: str) -> None:
+    if device not in ("cpu", "cuda"):
+        raise InputError(f"--device is {device!r}, but must be cpu or cuda")
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise InputError("--device is cuda, but PyTorch sees no CUDA device; use --device cpu")

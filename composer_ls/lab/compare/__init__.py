@@ -1,0 +1,1 @@
+"""Many runs: planning and executing them, and what follows from what they measured."""

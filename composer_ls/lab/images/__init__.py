@@ -1,0 +1,1 @@
+"""Images on their way to a network, for all tasks that have images."""

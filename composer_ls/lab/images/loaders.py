@@ -1,0 +1,123 @@
+"""Batches of images for training, and for evaluation in order, each process its share."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from composer.utils import dist
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from composer_ls.errors import RecipeError
+from composer_ls.lab.images.epoch_sampler import EpochSampler
+from composer_ls.lab.images.memory_images import CropFlip, InMemory, MemoryImages
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "Batches",
+    "Splits",
+    "evaluation_loader",
+    "labels_of",
+    "training_loader",
+    "unaugmented",
+]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Batches(Protocol):
+    """What the data section of a recipe says of batches; ``workers`` too, where images may not be in memory."""
+
+    @property
+    def batch_size(self) -> int:
+        """Examples in one optimizer step, over all processes."""
+
+    @property
+    def augmentation(self) -> str:
+        """``crop_flip`` is done here, to images in memory."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training and test examples, each an image ``(C, H, W)`` and an integer label, or a map of them ``(H, W)``.
+
+    ``validation`` is a part of the training examples that is held out, without augmentation, if there is one.
+    """
+
+    train: Dataset[Any]
+    test: Dataset[Any]
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    wrong_labels: float = 0.0
+    """The fraction of training labels that were changed on purpose."""
+    validation: Dataset[Any] | None = None
+
+
+def unaugmented(train: Dataset[Any], test: Dataset[Any]) -> Dataset[Any]:
+    """Training images as the test images are shown: without augmentation."""
+    if isinstance(train, MemoryImages):
+        return train  # which are augmented by the loader
+    plain = copy.copy(train)
+    plain.transform = test.transform  # type: ignore[attr-defined]
+    return plain
+
+
+def labels_of(split: Dataset[Any]) -> torch.Tensor:
+    """The labels of a split, int64 ``(N,)``, without opening an image."""
+    return split.labels.cpu() if isinstance(split, MemoryImages) else torch.as_tensor(split.targets)  # type: ignore[attr-defined]
+
+
+def training_loader(splits: Splits, batches: Batches, seed: int) -> DataLoader[Any]:
+    """Shuffled batches of this process's share; the order follows from the seed and the epoch alone.
+
+    So do the crops and mirrorings of images in memory.
+    """
+    world = dist.get_world_size()
+    if batches.batch_size % world:
+        raise RecipeError(
+            f"data.batch_size={batches.batch_size} cannot be shared among {world} processes: make it a multiple"
+        )
+    examples = len(splits.train)  # type: ignore[arg-type]
+    if batches.batch_size > examples:
+        raise RecipeError(
+            f"data.batch_size={batches.batch_size} is more than the {examples} training examples: make it smaller"
+        )
+    train = splits.train
+    if isinstance(train, InMemory) and batches.augmentation == "crop_flip":
+        train = CropFlip(train, splits.image_shape[1] // 8, seed)
+    return _loader(train, batches, batches.batch_size // world, EpochSampler(train, seed), drop_last=True)
+
+
+def evaluation_loader(
+    splits: Splits, batches: Batches, part: Literal["test", "validation"] = "test"
+) -> DataLoader[Any]:
+    """Every example of the part in order; process r of R takes examples r, r + R, r + 2R, ..."""
+    world = dist.get_world_size()
+    examples = splits.test if part == "test" else splits.validation
+    assert examples is not None
+    sampler: DistributedSampler[Any] = DistributedSampler(examples, world, dist.get_global_rank(), shuffle=False)
+    return _loader(examples, batches, max(1, batches.batch_size // world), sampler, drop_last=False)
+
+
+def _loader(dataset: Dataset[Any], batches: Batches, batch_size: int, sampler: Any, drop_last: bool) -> DataLoader[Any]:
+    if isinstance(dataset, (InMemory, CropFlip)):
+        return DataLoader(dataset, batch_size, sampler=sampler, drop_last=drop_last, collate_fn=_whole_batch)
+    workers = getattr(batches, "workers", 0)
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        drop_last=drop_last,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _whole_batch(batch: Any) -> Any:
+    return batch  # there is nothing to collate

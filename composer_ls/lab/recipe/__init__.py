@@ -1,0 +1,1 @@
+"""Recipes: their schema, and reading them from YAML with overrides."""

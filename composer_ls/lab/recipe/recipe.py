@@ -1,0 +1,176 @@
+"""The recipe: everything that decides a run, put together from what all tasks share and what each task adds."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import yaml
+from pydantic import Field, create_model, model_validator
+
+from composer_ls.lab.recipe.sections import (
+    Checkpoints,
+    DataSection,
+    Duration,
+    Integer,
+    ModelSection,
+    Optimizer,
+    Schedule,
+    Section,
+    WholeDuration,
+)
+
+__all__ = ["Recipe", "TaskSchema", "differing_keys", "recipe_schema", "use_tasks"]
+
+
+@dataclass(frozen=True)
+class TaskSchema:
+    """A task's part of a recipe.
+
+    Attributes:
+        task: The task's name.
+        data: Its ``data`` section. The values of ``name`` belong to no other task, so a mistake is told against these keys.
+        model: Its ``model`` section, likewise.
+        losses: What ``loss`` may be.
+        diagnostics: Its ``diagnostics`` section; ``None``: it has none.
+        files: Patterns of the files that only its runs leave.
+
+    """
+
+    task: str
+    data: type[DataSection]
+    model: type[ModelSection]
+    losses: tuple[str, ...] = ("cross_entropy",)
+    diagnostics: type[Section] | None = None
+    files: tuple[str, ...] = ()
+
+
+class Recipe(Section):
+    """Everything that decides a run."""
+
+    tasks: ClassVar[Mapping[str, TaskSchema]] = {}
+    """By their names; empty until :func:`recipe_schema` adds them."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str = Field("", description="one line on what it is")
+    needs: str = Field("", description="one line on what it needs")
+    seed: Integer = Field(17, ge=0)
+    duration: WholeDuration
+    precision: Literal["auto", "fp32", "amp_bf16", "amp_fp16"] = Field(
+        "fp32", description="auto: amp_bf16 on a GPU that has it, else fp32"
+    )
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    microbatch_size: Integer | None = Field(None, ge=1, description="examples in one forward pass of one process")
+    eval_interval: Duration = "1ep"
+    data: DataSection
+    model: ModelSection
+    loss: str = Field("cross_entropy", description="what is minimised; dice is for segmentation")
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    algorithms: dict[str, dict[str, Any] | None] = Field(
+        {}, description="label_smoothing, mixup, cutmix and Composer's other algorithms, each with its arguments"
+    )
+    diagnostics: Section | None = Field(None, description="{} watches training with the defaults; null does not")
+    checkpoints: Checkpoints = Checkpoints()
+
+    @model_validator(mode="after")
+    def _of_one_task(self) -> Recipe:
+        other = next(task.task for task in self.tasks.values() if type(self.model) is task.model)
+        if other != self.task:
+            raise ValueError(
+                f"model.name={self.model.name} is for {other} and data.name={self.data.name} for {self.task}: use data and "
+                f"a model of one task"
+            )
+        schema = self.tasks[self.task]
+        if self.loss not in schema.losses:
+            having = [task.task for task in self.tasks.values() if self.loss in task.losses]
+            raise ValueError(
+                f"loss={self.loss} is for {' and '.join(having)}: use loss={' or '.join(schema.losses)} for {self.task}"
+            )
+        if self.diagnostics is not None and type(self.diagnostics) is not schema.diagnostics:
+            having = [task.task for task in self.tasks.values() if task.diagnostics is type(self.diagnostics)]
+            raise ValueError(f"diagnostics look at {' and '.join(having)} only: use diagnostics=null for {self.task}")
+        return self
+
+    @property
+    def task(self) -> str:
+        """The kind of problem, which follows from the data."""
+        return next(task.task for task in self.tasks.values() if type(self.data) is task.data)
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as YAML, with every default written out."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the run: every key that is not at its default. Two recipes with equal ones are the same run.
+
+        The words about it do not count, nor do algorithms that are switched off, which a smoothing of 0 is too.
+        """
+        content = self.model_dump(exclude={"description", "needs"}, exclude_defaults=True)
+        on = {name: arguments for name, arguments in self.algorithms.items() if arguments is not None}
+        if (on.get("label_smoothing") or {}).get("smoothing") == 0:
+            del on["label_smoothing"]
+        return content | {"algorithms": on}
+
+    def fingerprint(self) -> str:
+        """Eight characters that change when anything that decides the run changes."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def smoothing(self) -> float:
+        """The smoothing of this recipe, 0 if it has none."""
+        arguments = self.algorithms.get("label_smoothing", None)
+        if "label_smoothing" not in self.algorithms or arguments is None:
+            return 0.0
+        return float(arguments.get("smoothing", 0.1))
+
+
+_tasks: Callable[[], Sequence[TaskSchema]] | None = None
+
+
+def use_tasks(tasks: Callable[[], Sequence[TaskSchema]]) -> None:
+    """Set where the tasks' schemas come from, which are asked for when the first recipe is read."""
+    global _tasks
+    _tasks = tasks
+    recipe_schema.cache_clear()
+
+
+@functools.cache
+def recipe_schema() -> type[Recipe]:
+    """The schema of recipes: :class:`Recipe` with the sections of every task."""
+    assert _tasks is not None, "the registry of tasks, which importing composer_ls.lab loads, sets them"
+    tasks = _tasks()
+    losses = tuple(dict.fromkeys(loss for task in tasks for loss in task.losses))
+    diagnostics = [task.diagnostics for task in tasks if task.diagnostics is not None]
+    fields: dict[str, Any] = {
+        "data": (_one_of([task.data for task in tasks]), Field(discriminator="name")),
+        "model": (_one_of([task.model for task in tasks]), Field(discriminator="name")),
+        "loss": (Literal[losses], Recipe.model_fields["loss"]),
+        "diagnostics": (_one_of([*diagnostics, None]), Recipe.model_fields["diagnostics"]),
+    }
+    made = create_model("Recipe", __base__=Recipe, __doc__=Recipe.__doc__, __module__=__name__, **fields)
+    made.tasks = {task.task: task for task in tasks}
+    return made
+
+
+def _one_of(types: Sequence[Any]) -> Any:
+    return functools.reduce(operator.or_, types)
+
+
+def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted keys whose values differ between two recipes; the words about a recipe do not count."""
+    keys: list[str] = []
+    for key in [*a, *(key for key in b if key not in a)]:
+        if not prefix and key in {"description", "needs"}:
+            continue
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            keys += differing_keys(left, right, f"{prefix}{key}.")
+        elif left != right:
+            keys.append(f"{prefix}{key}")
+    return keys

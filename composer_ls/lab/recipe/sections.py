@@ -1,0 +1,123 @@
+"""The parts of a recipe that are the same for all tasks, and the kinds of values in them."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
+
+__all__ = [
+    "Checkpoints",
+    "DataSection",
+    "Duration",
+    "Integer",
+    "ModelSection",
+    "Number",
+    "Optimizer",
+    "Schedule",
+    "Section",
+    "Truth",
+    "WholeDuration",
+    "number_in_words",
+]
+
+
+def number_in_words(value: Any) -> Any:
+    """YAML 1.1 reads ``1e-3`` as a string; take it as the number that it looks like. ``true`` looks like none."""
+    if isinstance(value, bool):
+        raise ValueError("input should be a number")
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+Number = Annotated[float, BeforeValidator(number_in_words), Field(allow_inf_nan=False)]
+Integer = Annotated[int, Strict()]
+Truth = Annotated[bool, Strict()]
+
+
+def _length(value: Any) -> Any:
+    if not (isinstance(value, str) and re.fullmatch(r"[0-9]+(ep|ba|sp)|[0-9]+(\.[0-9]+)?dur", value)):
+        raise ValueError(
+            "a duration is a whole number with ep, ba or sp behind it, such as 10ep or 500ba, "
+            "or a fraction of the run, such as 0.5dur"
+        )
+    if value.endswith("dur") and float(value.removesuffix("dur")) > 1:
+        raise ValueError("a fraction of the run is at most 1dur")
+    return value
+
+
+def _more_than_none(value: str) -> str:
+    if not re.search("[1-9]", value):
+        raise ValueError("it must be more than 0")
+    return value
+
+
+def _not_of_itself(value: str) -> str:
+    if value.endswith("dur"):
+        raise ValueError("the run cannot be a fraction of itself: give it in ep, ba or sp, such as 10ep")
+    return value
+
+
+Warmup = Annotated[str, BeforeValidator(_length)]
+Duration = Annotated[Warmup, AfterValidator(_more_than_none)]
+WholeDuration = Annotated[Duration, AfterValidator(_not_of_itself)]
+
+
+class Section(BaseModel):
+    """A part of a recipe. Unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSection(Section):
+    """What every task's data section has."""
+
+    name: str
+
+
+class ModelSection(Section):
+    """What every task's model section has."""
+
+    name: str
+    compile: Truth = Field(False, description="torch.compile: a minute of compiling for faster steps")
+
+
+class Optimizer(Section):
+    """How the weights change."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: Number = Field(0.1, gt=0)
+    momentum: Number = Field(0.9, ge=0, lt=1, description="for sgd")
+    nesterov: Truth = Field(False, description="for sgd")
+    weight_decay: Number = Field(0.0, ge=0)
+    decoupled: Truth = Field(False, description="weight decay apart from the gradient (adamw always does)")
+
+
+class Schedule(Section):
+    """How the learning rate changes over the run."""
+
+    name: Literal["constant", "cosine", "linear", "multistep", "inverse_sqrt"] = Field(
+        "cosine",
+        description="cosine and linear fall to zero; inverse_sqrt with the square root of time, from the end of its warmup",
+    )
+    warmup: Warmup = "0ba"
+    milestones: list[Duration] = Field([], description="when multistep multiplies the rate by gamma")
+    gamma: Number = Field(0.1, gt=0)
+
+    @model_validator(mode="after")
+    def _falls_from_somewhere(self) -> Schedule:
+        if self.name == "inverse_sqrt" and not re.search("[1-9]", self.warmup):
+            raise ValueError("schedule.name=inverse_sqrt needs a warmup, as schedule.warmup=1000ba or 0.1dur")
+        return self
+
+
+class Checkpoints(Section):
+    """What is saved on the way, so that a killed run can go on."""
+
+    interval: Duration = Field("1ep", description="how often to save")
+    keep: Truth = Field(False, description="keep the last checkpoint when the run is finished")

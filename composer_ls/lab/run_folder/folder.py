@@ -1,0 +1,226 @@
+"""What a run leaves on disk: one folder, each file of it written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from torch import Tensor
+
+from composer_ls.errors import RunFolderError
+from composer_ls.lab.recipe.reading import place_of
+from composer_ls.lab.recipe.recipe import Recipe, differing_keys, recipe_schema
+from composer_ls.lab.run_folder.files import told_if_unwritable, write_tensors, write_text
+
+__all__ = ["RunFolder", "read_recipe"]
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        path: Where it is. ``None``: ``runs/<recipe>-<fingerprint>`` below the current folder.
+        recipe: The run's recipe.
+
+    Attributes:
+        recipe_file: ``recipe.yaml``, resolved: enough to repeat the run.
+        result_file: ``result.json``, which is there only when the run is finished.
+        metrics_file: ``metrics.jsonl``, a line an epoch.
+        predictions_file: ``predictions.safetensors``, from which the metrics can be computed again. Of a classifier:
+            test ``logits`` (N, K) and ``labels`` (N,), and if a part of the training images was held out the same of that
+            part, as ``validation.logits`` and ``validation.labels``; of label maps: the counts of
+            :class:`~composer_ls.diagnostics.pixels.PixelCounts` for each image; of a translator: for every subword of
+            the test references its ``log_probability`` (M,), the ``confidence`` in the most likely one (M,), and whether
+            that was right, ``correct``.
+        features_file: ``features.safetensors``, if the recipe has ``diagnostics``: for the sets ``train`` and ``test``,
+            penultimate ``<set>.features`` (M, D) and ``<set>.labels`` (M,); the last layer's ``weight`` (K, D) and
+            ``bias`` (K,), if it has one; ``mutual_information`` (steps and nats, (S, 2)), if it was measured.
+        translator_files: ``subwords.json`` and ``model.safetensors``, all that ``composer-ls translate`` needs, and
+            ``translations.SPLIT.LANGUAGE``, a line a sentence, if the recipe translates.
+        checkpoint_folder: Composer's checkpoints, until the run is finished or for good if the recipe says so.
+
+    """
+
+    def __init__(self, path: str | Path | None, recipe: Recipe) -> None:
+        self.path = Path(path) if path is not None else Path("runs") / f"{recipe.name}-{recipe.fingerprint()}"
+        self.recipe = recipe
+        self.recipe_file = self.path / "recipe.yaml"
+        self.result_file = self.path / "result.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.predictions_file = self.path / "predictions.safetensors"
+        self.features_file = self.path / "features.safetensors"
+        self.checkpoint_folder = self.path / "checkpoints"
+
+    def result(self) -> dict[str, Any] | None:
+        """The result, if the run is finished."""
+        if not self.result_file.is_file():
+            return None
+        try:
+            return dict(json.loads(self.result_file.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise RunFolderError(
+                f"{self.result_file} cannot be read ({error}): add --overwrite to run again"
+            ) from error
+
+    def check(self, *, overwrite: bool = False) -> None:
+        """Raise a RunFolderError if the folder cannot be written or holds what the run must not touch.
+
+        That is the run of another recipe, unless it is to be overwritten, and checkpoints that no run of ours left.
+        """
+        with told_if_unwritable(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        there = self._recipe_there()
+        if not _is_resolved(there) and _holds_something(self.checkpoint_folder):
+            raise RunFolderError(
+                f"{self.checkpoint_folder} was not left by a run of composer-ls: choose another run folder with --out DIR"
+            )
+        left = self.result_file.exists() or self.metrics_file.exists() or _holds_something(self.checkpoint_folder)
+        if overwrite or there is None or not left:
+            return
+        try:
+            old = recipe_schema().model_validate(there)  # with the defaults of what keys it had none of in its day
+            if old.identity() == self.recipe.identity():
+                return
+            there = old.model_dump()
+        except ValidationError:
+            pass
+        differing = differing_keys(there, self.recipe.model_dump())
+        if differing:
+            raise RunFolderError(
+                f"the run folder {self.path} holds a run of another recipe (they differ in {', '.join(differing)}): "
+                f"choose another with --out DIR, or add --overwrite to lose that run"
+            )
+
+    def mend_checkpoints(self) -> None:
+        """Undo what being killed while saving leaves: the newest whole checkpoint becomes the latest, and the only one.
+
+        Composer refuses to go on beside a later checkpoint than the one that it goes on from, even if it is half of one.
+        """
+        found = [
+            (re.fullmatch(r"ep\d+-ba(\d+)-rank0\.pt", file.name), file) for file in self.checkpoint_folder.glob("*")
+        ]
+        newest_first = sorted(((int(name[1]), file) for name, file in found if name), reverse=True)
+        whole = next((file for _, file in newest_first if zipfile.is_zipfile(file)), None)
+        for _, file in newest_first:
+            if file != whole:
+                file.unlink()
+        if newest_first:
+            latest = self.checkpoint_folder / "latest-rank0.pt"
+            latest.unlink(missing_ok=True)
+            if whole is not None:
+                latest.symlink_to(whole.name)
+
+    def clear(self) -> None:
+        """Delete what a run left here, and nothing else; its recipe stays until the next one takes its place."""
+        for file in (self.result_file, self.metrics_file, self.predictions_file, self.features_file):
+            file.unlink(missing_ok=True)
+        for task in recipe_schema().tasks.values():  # of each: the run that was here may be of another
+            for pattern in task.files:
+                for file in self.path.glob(pattern):
+                    file.unlink()
+        if _is_resolved(self._recipe_there()):
+            shutil.rmtree(self.checkpoint_folder, ignore_errors=True)
+
+    def write_recipe(self) -> None:
+        """Write ``recipe.yaml``. One that no run wrote stays beside it as ``recipe.yaml.orig``."""
+        there = self._recipe_there()
+        if there is not None and not _is_resolved(there):
+            os.replace(self.recipe_file, self.recipe_file.with_name("recipe.yaml.orig"))
+        write_text(self.recipe_file, self.recipe.to_yaml())
+
+    def _recipe_there(self) -> dict[str, Any] | None:
+        """What ``recipe.yaml`` holds, empty if it cannot be read, ``None`` if it is not there."""
+        if not self.recipe_file.is_file():
+            return None
+        try:
+            there = yaml.safe_load(self.recipe_file.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError, UnicodeDecodeError):
+            there = None
+        return there if isinstance(there, dict) else {}
+
+    def write_predictions(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write ``predictions.safetensors``."""
+        write_tensors(self.predictions_file, tensors)
+
+    def write_features(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write ``features.safetensors``."""
+        write_tensors(self.features_file, tensors)
+
+    def write_files(self, files: Mapping[str, str | Mapping[str, Tensor]]) -> None:
+        """Write files that only some tasks leave: text, or tensors."""
+        for name, content in files.items():
+            if isinstance(content, str):
+                write_text(self.path / name, content)
+            else:
+                write_tensors(self.path / name, content)
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write ``result.json``, which makes the run finished, and drop the checkpoints that nobody asked to keep."""
+        write_text(self.result_file, json.dumps(result, indent=2, allow_nan=True) + "\n")
+        if not self.recipe.checkpoints.keep:
+            shutil.rmtree(self.checkpoint_folder, ignore_errors=True)
+
+
+def read_recipe(folder: Path) -> Recipe | None:
+    """The recipe of the run in this folder, ``None`` if no run of ours has begun there.
+
+    Raises:
+        RunFolderError: There is one, but it cannot be read.
+
+    """
+    file = folder / "recipe.yaml"
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RunFolderError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not _is_resolved(content):
+        return None
+    try:
+        return recipe_schema().model_validate(content)
+    except ValidationError as error:
+        places = [place_of(problem["loc"])[0] for problem in error.errors()]
+        keys = ", ".join(".".join(place) or "combination of keys" for place in places)
+        raise RunFolderError(f"{file} is not a recipe of this version of composer_ls: see its {keys}") from error
+
+
+_ALWAYS_WRITTEN = frozenset(
+    [
+        "name",
+        "description",
+        "needs",
+        "seed",
+        "duration",
+        "precision",
+        "device",
+        "microbatch_size",
+        "eval_interval",
+        "data",
+        "model",
+        "optimizer",
+        "schedule",
+        "algorithms",
+        "checkpoints",
+    ]
+)
+
+
+def _is_resolved(recipe: Mapping[str, Any] | None) -> bool:
+    """Whether every default is written out, as a run of any version does and a person does not."""
+    return recipe is not None and recipe.keys() >= _ALWAYS_WRITTEN
+
+
+def _holds_something(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())

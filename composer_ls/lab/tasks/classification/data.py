@@ -1,0 +1,193 @@
+"""The images and labels that recipes of classification name."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torchvision
+from composer.utils import dist
+from torchvision.transforms import v2
+
+from composer_ls.errors import DataNotFoundError, RecipeError
+from composer_ls.lab.images.decoded_cache import decoded
+from composer_ls.lab.images.label_noise import noisy_labels, relabel
+from composer_ls.lab.images.loaders import IMAGENET_MEAN, IMAGENET_STD, Splits, labels_of, unaugmented
+from composer_ls.lab.images.memory_images import MemoryImages
+from composer_ls.lab.images.subsets import divide, subset
+from composer_ls.lab.tasks.classification.schema import ClassificationData, LabelNoise
+
+__all__ = ["load_splits"]
+
+MEMORY_LIMIT = 2 * 1024**3  # bytes, above which data.in_memory=auto reads the files again in every epoch
+
+
+def load_splits(data: ClassificationData, device: torch.device | str = "cpu") -> Splits:
+    """Open the data that a recipe names.
+
+    Args:
+        data: What and where.
+        device: Where to hold images that are held in memory.
+
+    Raises:
+        DataNotFoundError: It is not at ``data.root``; the message says where it looked and what to change.
+        RecipeError: ``data.in_memory``, ``data.validation`` or ``data.examples`` asks for what cannot be.
+
+    """
+    opened = {"digits": _digits, "cifar10": _cifar, "cifar100": _cifar, "imagefolder": _image_folder}[data.name]
+    splits = opened(data, device)
+    if data.validation is not None or data.examples is not None:
+        splits = _divided(splits, data)
+    return splits if data.label_noise is None else _with_noise(splits, data.label_noise)
+
+
+def _divided(splits: Splits, data: ClassificationData) -> Splits:
+    """Hold out the validation part, and keep as many of the other training examples as the recipe says."""
+    held_out, kept = divide(
+        labels_of(splits.train), splits.num_classes, data.validation, data.examples, data.split_seed
+    )
+    train = subset(splits.train, kept)
+    if data.validation is None:
+        return replace(splits, train=train)
+    return replace(splits, train=train, validation=subset(unaugmented(splits.train, splits.test), held_out))
+
+
+def _with_noise(splits: Splits, noise: LabelNoise) -> Splits:
+    labels = labels_of(splits.train)
+    wrong = noisy_labels(labels, splits.num_classes, noise.rate, noise.pairs, noise.seed)
+    relabel(splits.train, wrong)
+    return replace(splits, wrong_labels=(wrong != labels).double().mean().item())
+
+
+def _held_in_memory(data: ClassificationData, images: int, size: int) -> bool:
+    """Whether to decode all images at the start, as bytes of three channels."""
+    if data.augmentation == "resized_crop":
+        if data.in_memory is True:
+            raise RecipeError(
+                "data.in_memory=true does not go with data.augmentation=resized_crop, which cuts its crops out of the "
+                "original images: use data.in_memory=auto, or data.augmentation=crop_flip"
+            )
+        return False
+    return images * size * size * 3 <= MEMORY_LIMIT if data.in_memory == "auto" else data.in_memory
+
+
+def _digits(data: ClassificationData, device: torch.device | str) -> Splits:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    if data.in_memory is False or data.augmentation == "resized_crop":
+        key = "data.in_memory=false" if data.in_memory is False else "data.augmentation=resized_crop"
+        raise RecipeError(f"{key} does not go with data.name=digits, which are always in memory: leave it out")
+    images, labels = load_digits(return_X_y=True)
+    parts = train_test_split(images, labels, test_size=360, random_state=0, stratify=labels)
+    train_images, test_images = (torch.tensor(part, dtype=torch.uint8).view(-1, 8, 8, 1) for part in parts[:2])
+    train_labels, test_labels = (torch.tensor(part, dtype=torch.int64) for part in parts[2:])
+    pixels = train_images.float() / 16
+    make = functools.partial(
+        MemoryImages, mean=[pixels.mean().item()], std=[pixels.std().item()], white=16, device=device
+    )
+    train, test = make(train_images, train_labels), make(test_images, test_labels)
+    return Splits(train, test, 10, (1, 8, 8), tuple(str(digit) for digit in range(10)))
+
+
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+def _cifar(data: ClassificationData, device: torch.device | str) -> Splits:
+    source, folder, num_classes = {
+        "cifar10": (torchvision.datasets.CIFAR10, "cifar-10-batches-py", 10),
+        "cifar100": (torchvision.datasets.CIFAR100, "cifar-100-python", 100),
+    }[data.name]
+    place = Path(data.root).expanduser() / folder
+    if not place.is_dir() and not data.download:
+        raise DataNotFoundError(
+            f"{data.name} is not at {place.absolute()}: add data.download=true to fetch it there (170 MB), "
+            f"data.root=DIR if it is elsewhere, or data.name=imagefolder data.root=DIR for images in train/<class> "
+            f"and test/<class>"
+        )
+    train_transform, test_transform = _transforms(data, 32, CIFAR_MEAN, CIFAR_STD)
+    root = Path(data.root).expanduser()
+    with dist.run_local_rank_zero_first():
+        download = data.download and dist.get_local_rank() == 0  # the others find it there
+        try:
+            train = source(root, train=True, transform=train_transform, download=download)
+            test = source(root, train=False, transform=test_transform, download=download)
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+            reason, remedy = (
+                (f"could not be downloaded to {place.absolute()}", "fetch it by hand")
+                if data.download
+                else (f"at {place.absolute()} is not complete", "add data.download=true to fetch it again (170 MB)")
+            )
+            raise DataNotFoundError(
+                f"{data.name} {reason} ({error}): {remedy}, or set data.root=DIR if it is elsewhere"
+            ) from error
+    classes = tuple(train.classes)
+    if _held_in_memory(data, 60_000, 32):
+        train, test = (
+            MemoryImages(
+                torch.from_numpy(split.data), torch.tensor(split.targets), mean=CIFAR_MEAN, std=CIFAR_STD, device=device
+            )
+            for split in (train, test)
+        )
+    return Splits(train, test, num_classes, (3, 32, 32), classes)
+
+
+def _image_folder(data: ClassificationData, device: torch.device | str) -> Splits:
+    root = Path(data.root).expanduser()
+    size = data.image_size or (224 if data.augmentation == "resized_crop" else 32)
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if size > 64 else (CIFAR_MEAN, CIFAR_STD)
+    folders = [_split_folder(root, names) for names in (("train",), ("test", "val"))]
+    try:
+        train, test = (
+            torchvision.datasets.ImageFolder(folder, transform)
+            for folder, transform in zip(folders, _transforms(data, size, mean, std), strict=True)
+        )
+    except FileNotFoundError as error:
+        raise DataNotFoundError(
+            f"a class folder in {root.absolute()} holds no images ({error}): fill it or delete it in both splits, "
+            f"or set data.root=DIR to another tree"
+        ) from error
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes))
+        raise DataNotFoundError(
+            f"{folders[0]} and {folders[1]} must hold the same classes, but {', '.join(odd[:5])} stands in one only"
+        )
+    classes = tuple(train.classes)
+    if _held_in_memory(data, len(train) + len(test), size):
+        with dist.run_local_rank_zero_first():  # the others find the images in the cache
+            images = decoded(root, [file for file, _ in train.samples + test.samples], size)
+        train, test = (
+            MemoryImages(part, torch.tensor(split.targets), mean=mean, std=std, device=device)
+            for part, split in zip(images.split([len(train), len(test)]), (train, test), strict=True)
+        )
+    return Splits(train, test, len(classes), (3, size, size), classes)
+
+
+def _split_folder(root: Path, names: tuple[str, ...]) -> Path:
+    for name in names:
+        folder = root / name
+        if folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir()):
+            return folder
+    raise DataNotFoundError(
+        f"there are no class folders in {(root / names[0]).absolute()}: imagefolder takes images at "
+        f"data.root/train/<class>/ and data.root/test/<class>/; set data.root=DIR to the folder that holds both"
+    )
+
+
+def _transforms(
+    data: ClassificationData, size: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[v2.Compose, v2.Compose]:
+    finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+    if data.augmentation == "resized_crop":
+        test = [v2.Resize(round(size * 8 / 7)), v2.CenterCrop(size)]
+        return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), *finish]), v2.Compose(
+            [*test, *finish]
+        )
+    fit = [] if data.name.startswith("cifar") else [v2.Resize((size, size))]
+    vary = (
+        [v2.RandomCrop(size, padding=size // 8), v2.RandomHorizontalFlip()] if data.augmentation == "crop_flip" else []
+    )
+    return v2.Compose([*fit, *vary, *finish]), v2.Compose([*fit, *finish])

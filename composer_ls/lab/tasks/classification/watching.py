@@ -1,0 +1,115 @@
+"""From the `diagnostics` section of a recipe to the callback that watches a run, and to what the run keeps of it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from composer.core import State
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from composer_ls.diagnostics.information import draw_logit_differences
+from composer_ls.errors import RecipeError
+from composer_ls.lab.images.loaders import Splits, labels_of, unaugmented
+from composer_ls.lab.images.memory_images import MemoryImages, crop_flip
+from composer_ls.lab.tasks.classification.schema import ClassificationData, Diagnostics, MutualInformation
+from composer_ls.smoothing_diagnostics import SmoothingDiagnostics
+
+__all__ = ["build_diagnostics", "kept_features"]
+
+PROJECTED = 100
+"""Examples of each projected class that are looked at, as in Müller et al., 2019."""
+
+
+def build_diagnostics(settings: Diagnostics, splits: Splits, data: ClassificationData) -> SmoothingDiagnostics:
+    """The callback that looks at training and test images without augmentation.
+
+    Raises:
+        RecipeError: A class that the data does not have, or mutual information of images that are not in memory.
+
+    """
+    _check_classes("diagnostics.classes", settings.classes, splits)
+    sets = {}
+    for name, split in (("train", unaugmented(splits.train, splits.test)), ("test", splits.test)):
+        chosen = choose_examples(labels_of(split), settings.examples, settings.classes)
+        sets[name] = _loader(Subset(split, chosen.tolist()), data.batch_size)
+    draws = None
+    if settings.mutual_information is not None:
+        draws = _draws(settings.mutual_information, splits, data)
+    return SmoothingDiagnostics(settings.interval, sets, settings.examples, settings.layer, draws=draws)
+
+
+def kept_features(watcher: SmoothingDiagnostics, state: State) -> dict[str, Tensor]:
+    """What a run folder keeps of the last measurement: see :class:`~composer_ls.lab.run_folder.folder.RunFolder`."""
+    weight, bias = watcher.head(state)
+    tensors = {"weight": weight} | ({} if bias is None else {"bias": bias})
+    for name, taken in watcher.taken.items():
+        tensors |= {f"{name}.features": taken.features, f"{name}.labels": taken.labels}
+    if watcher.mutual_information:
+        tensors["mutual_information"] = torch.tensor(watcher.mutual_information, dtype=torch.float64)
+    return tensors
+
+
+def choose_examples(labels: Tensor, examples: int, classes: Sequence[int]) -> Tensor:
+    """At most ``examples`` indices: first some of each of ``classes``, then others spread over the data, in order."""
+    each = min(PROJECTED, examples // len(classes))
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label in classes:
+        chosen[_spread((labels == label).nonzero().flatten(), each)] = True
+    chosen[_spread((~chosen).nonzero().flatten(), examples - int(chosen.sum()))] = True
+    return chosen.nonzero().flatten()
+
+
+def _spread(indices: Tensor, count: int) -> Tensor:
+    """``count`` of the indices, evenly spread, or all if there are fewer."""
+    count = min(count, len(indices))
+    return indices[torch.arange(count) * len(indices) // max(count, 1)]
+
+
+def _loader(split: Subset[Any], batch_size: int) -> DataLoader[Any]:
+    in_memory = isinstance(split.dataset, MemoryImages)
+    return DataLoader(split, batch_size, collate_fn=_whole_batch if in_memory else None)
+
+
+def _whole_batch(batch: Any) -> Any:
+    return batch
+
+
+def _draws(settings: MutualInformation, splits: Splits, data: ClassificationData) -> Any:
+    train = splits.train
+    if not isinstance(train, MemoryImages):
+        raise RecipeError(
+            "diagnostics.mutual_information augments images that are in memory: use data.in_memory=true, or "
+            "diagnostics.mutual_information=null"
+        )
+    _check_classes("diagnostics.mutual_information.classes", settings.classes, splits)
+    labels = labels_of(train)
+    half = settings.examples // 2
+    chosen = torch.cat([_spread((labels == label).nonzero().flatten(), half) for label in settings.classes])
+    shift = splits.image_shape[1] // 8 if settings.shift is None else settings.shift
+    mirror = data.name != "digits" if settings.mirror is None else settings.mirror
+
+    def augment(images: Tensor) -> Tensor:
+        tops, lefts = torch.randint(2 * shift + 1, (2, len(images)), device=images.device)
+        flips = torch.rand(len(images), device=images.device) < (0.5 if mirror else 0)
+        return train.normalised(crop_flip(images, tops, lefts, flips, shift))
+
+    return functools.partial(
+        draw_logit_differences,
+        images=train.images[chosen.to(train.labels.device)],
+        augment=augment,
+        classes=(settings.classes[0], settings.classes[1]),
+        draws=settings.draws,
+    )
+
+
+def _check_classes(key: str, classes: Sequence[int], splits: Splits) -> None:
+    if len(set(classes)) < len(classes) or not all(0 <= label < splits.num_classes for label in classes):
+        raise RecipeError(
+            f"{key} is {classes}, but must be different classes from 0 to {splits.num_classes - 1}: "
+            f"{', '.join(f'{index} {name}' for index, name in enumerate(splits.classes[:10]))}"
+            f"{', ...' if splits.num_classes > 10 else ''}"
+        )

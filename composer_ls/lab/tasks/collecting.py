@@ -1,0 +1,74 @@
+"""Collecting what a network says of each example, from every process and in the order of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from composer import Trainer
+from composer.core import Callback, DataSpec, Evaluator, State
+from composer.loggers import Logger
+from composer.utils import dist
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+__all__ = ["collect_predictions"]
+
+
+def _logits_and_labels(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    return logits, labels
+
+
+def collect_predictions(
+    trainer: Trainer,
+    loader: DataLoader[Any] | DataSpec,
+    examples: int,
+    kept: Callable[[Tensor, Tensor], tuple[Tensor, ...]] = _logits_and_labels,
+) -> tuple[Tensor, ...]:
+    """Evaluate, and keep something of each example, from every process, in the order of the data.
+
+    Args:
+        trainer: With the trained network.
+        loader: A fresh one: Composer refuses one whose workers live on.
+        examples: How many all processes have together.
+        kept: From the logits and labels of a batch to tensors with an entry an example; these two themselves by default.
+
+    """
+    collector = _Collector(kept)
+    trainer.state.callbacks.append(collector)
+    trainer.eval(eval_dataloader=Evaluator(label="predictions", dataloader=loader))
+    trainer.state.callbacks.remove(collector)
+    return collector.gathered(examples)
+
+
+class _Collector(Callback):
+    def __init__(self, kept: Callable[[Tensor, Tensor], tuple[Tensor, ...]]) -> None:
+        self._kept = kept
+        self._batches: list[tuple[Tensor, ...]] = []
+
+    def eval_start(self, state: State, logger: Logger) -> None:
+        """Forget the pass before."""
+        self._batches = []
+
+    def eval_after_forward(self, state: State, logger: Logger) -> None:
+        """Keep a batch."""
+        outputs, labels = state.outputs, state.batch[1]
+        assert isinstance(outputs, Tensor)
+        kept = self._kept(outputs.detach().float(), labels.detach())
+        self._batches.append(tuple(tensor.cpu() for tensor in kept))
+
+    def gathered(self, examples: int) -> tuple[Tensor, ...]:
+        """What was kept by all processes, each tensor of ``examples`` entries.
+
+        Process r of R has examples r, r + R, r + 2R, ...; the sampler may repeat the first ones at the end.
+        """
+        share = [torch.cat(tensors) for tensors in zip(*self._batches, strict=True)]
+        shares = dist.all_gather_object(share)
+        world = len(shares)
+        wholes = tuple(tensor.new_empty(examples, *tensor.shape[1:]) for tensor in share)
+        for rank, part in enumerate(shares):
+            count = len(range(rank, examples, world))
+            for whole, tensor in zip(wholes, part, strict=True):
+                whole[rank::world] = tensor[:count]
+        return wholes

@@ -1,0 +1,99 @@
+"""The tasks that there are: the one file that knows them all."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from composer_ls.errors import InputError
+from composer_ls.lab.recipe.recipe import Recipe, TaskSchema, use_tasks
+
+if TYPE_CHECKING:
+    import torch
+
+    from composer_ls.lab.tasks.task import Task
+    from composer_ls.lab.tasks.task_report import TaskReport
+
+__all__ = ["ROOMS", "open_task", "task_class", "task_report"]
+
+ROOMS = (
+    "composer_ls.lab.tasks.classification",
+    "composer_ls.lab.tasks.segmentation",
+    "composer_ls.lab.tasks.translation",
+)
+"""The packages of our own tasks. Each has the modules ``schema``, ``task`` and ``report``, of which the first has ``SCHEMA``, a
+:class:`~composer_ls.lab.recipe.recipe.TaskSchema`, the second ``TASK``, a class derived from
+:class:`~composer_ls.lab.tasks.task.Task`, and the third ``REPORT``, a :class:`~composer_ls.lab.tasks.task_report.TaskReport`.
+"""
+
+ENTRY_POINTS = "composer_ls.tasks"
+"""The entry point group in which other distributions name such packages of theirs."""
+
+
+@functools.cache
+def _rooms() -> dict[str, str]:
+    """The package of each task, by the task's name."""
+    rooms: dict[str, str] = {}
+    names: dict[tuple[str, str], str] = {}
+    for package in (*ROOMS, *sorted({point.value for point in entry_points(group=ENTRY_POINTS)})):
+        schema = _load(package, "schema", "SCHEMA")
+        taken = [("task", schema.task)]
+        for section, of_task in (("data.name", schema.data), ("model.name", schema.model)):
+            taken += [(section, name) for name in getattr(of_task.model_fields["name"].annotation, "__args__", ())]
+        for key in taken:
+            if key in names:
+                raise InputError(
+                    f"the tasks in {names[key]} and {package} both have {key[0]} {key[1]}: rename one of them"
+                )
+            names[key] = package
+        rooms[schema.task] = package
+    return rooms
+
+
+def _load(package: str, module: str, name: str) -> Any:
+    try:
+        return getattr(import_module(f"{package}.{module}"), name)
+    except (ImportError, AttributeError) as error:
+        if package in ROOMS:
+            raise
+        raise InputError(
+            f"the task in {package} cannot be used, because {package}.{module}.{name} cannot be loaded ({error}): mend the "
+            f"package that registers it as an entry point of {ENTRY_POINTS}, or uninstall it"
+        ) from error
+
+
+def _schemas() -> Sequence[TaskSchema]:
+    return [_load(package, "schema", "SCHEMA") for package in _rooms().values()]
+
+
+use_tasks(_schemas)
+
+
+def task_class(name: str) -> type[Task]:
+    """The class of a task, by the task's name."""
+    loaded: type[Task] = _load(_rooms()[name], "task", "TASK")
+    return loaded
+
+
+def task_report(name: str) -> TaskReport:
+    """How runs of a task are judged and shown, by the task's name."""
+    loaded: TaskReport = _load(_rooms()[name], "report", "REPORT")
+    return loaded
+
+
+def open_task(recipe: Recipe, device: torch.device | str = "cpu") -> Task:
+    """Open the data of a recipe for its task.
+
+    Args:
+        recipe: What to train.
+        device: Where to hold data that is held in memory.
+
+    Raises:
+        DataNotFoundError: The data is not there.
+        RecipeError: The recipe asks for what the data or the task do not have.
+
+    """
+    return task_class(recipe.task)(recipe, device)

@@ -1,0 +1,1 @@
+"""Segmentation: one label for each pixel."""

@@ -1,0 +1,136 @@
+"""Images with a label for each pixel, read from files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from composer_ls.errors import DataNotFoundError
+from composer_ls.lab.images.loaders import IMAGENET_MEAN, IMAGENET_STD, Splits
+from composer_ls.lab.images.memory_images import MemoryLabelMaps
+from composer_ls.lab.tasks.segmentation.schema import SegmentationData
+
+__all__ = ["CAMVID_CLASSES", "load_label_maps"]
+
+CAMVID_CLASSES = (
+    *("sky", "building", "pole", "road", "pavement", "tree"),
+    *("sign", "fence", "car", "pedestrian", "bicyclist"),
+)
+SUFFIXES = {".jpg", ".jpeg", ".png"}
+SMALLEST = 16  # pixels, below which the network's halvings leave nothing
+
+
+def load_label_maps(data: SegmentationData, device: torch.device | str = "cpu") -> Splits:
+    """Read all images and label maps into memory, which takes seconds for the hundreds of CamVid.
+
+    They are at ``root/{train,test}/images/<name>.jpg`` (or .jpeg, .png) and ``root/{train,test}/masks/<name>.png``. A mask
+    has one channel of 8 bits (grey or palette): the classes 0 to 10 in the order of ``CAMVID_CLASSES``, and 11 for void.
+
+    Args:
+        data: What and where.
+        device: Where to hold them.
+
+    Raises:
+        DataNotFoundError: A folder or file is missing or cannot be read, sizes do not fit, or a mask holds a value that is
+            no class; the message names the file and what to do.
+
+    References:
+        Brostow, Fauqueur, Cipolla, 2009, "Semantic object classes in video: a high-definition ground truth database", Pattern
+        Recognition Letters 30; the eleven classes are those of Badrinarayanan et al., 2017, https://arxiv.org/abs/1511.00561.
+
+    """
+    root = Path(data.root).expanduser()
+    parts = [_pairs(root, split) for split in ("train", "test")]
+    images, maps = _read_all([pair for part in parts for pair in part], len(CAMVID_CLASSES))
+    sizes = [len(part) for part in parts]
+    train, test = (
+        MemoryLabelMaps(*some, len(CAMVID_CLASSES), mean=IMAGENET_MEAN, std=IMAGENET_STD, device=device)
+        for some in zip(images.split(sizes), maps.split(sizes), strict=True)
+    )
+    return Splits(train, test, len(CAMVID_CLASSES), (3, *images.shape[1:3]), CAMVID_CLASSES)
+
+
+def _pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
+    """Every image of a split with its mask, in the order of their names."""
+    images, masks = (root / split / kind for kind in ("images", "masks"))
+    for folder in (images, masks):
+        if not folder.is_dir():
+            raise DataNotFoundError(
+                f"there is no folder {folder.absolute()}: camvid takes images at data.root/{split}/images/ and masks at "
+                f"data.root/{split}/masks/; set data.root=DIR to the folder that holds train and test"
+            )
+    image_of, mask_of = (
+        {file.stem: file for file in sorted(folder.iterdir()) if file.suffix.lower() in suffixes}
+        for folder, suffixes in ((images, SUFFIXES), (masks, {".png"}))
+    )
+    if not image_of:
+        raise DataNotFoundError(f"there are no images in {images.absolute()}: fill it, or set data.root=DIR elsewhere")
+    for one, other, kind, place in ((image_of, mask_of, "mask", masks), (mask_of, image_of, "image", images)):
+        alone = [name for name in one if name not in other]
+        if alone:
+            more = f" (and {len(alone) - 1} more lack theirs)" if len(alone) > 1 else ""
+            raise DataNotFoundError(
+                f"{one[alone[0]]} has no {kind} of the same name in {place}{more}: put it there or delete the file"
+            )
+    return [(image_of[name], mask_of[name]) for name in image_of]
+
+
+def _read_all(pairs: list[tuple[Path, Path]], num_classes: int) -> tuple[Tensor, Tensor]:
+    """Images ``(N, H, W, 3)`` and maps ``(N, H, W)``, both uint8."""
+    images: list[NDArray[np.uint8]] = []
+    maps: list[NDArray[np.uint8]] = []
+    for image_file, mask_file in pairs:
+        images.append(_read(image_file, "RGB"))
+        maps.append(_read(mask_file, None))
+        _check_sizes(image_file, mask_file, images[0], images[-1], maps[-1])
+        _check_values(mask_file, maps[-1], num_classes)
+    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(maps))
+
+
+def _read(file: Path, mode: str | None) -> NDArray[np.uint8]:
+    try:
+        with Image.open(file) as image:
+            if mode is None and image.mode not in {"L", "P"}:
+                raise DataNotFoundError(
+                    f"the mask {file} is of mode {image.mode}, but must have one channel of 8 bits with a class a pixel: "
+                    f"save it as grey or palette PNG whose values are the classes"
+                )
+            return np.asarray(image.convert(mode) if mode else image, np.uint8)
+    except (OSError, SyntaxError) as error:
+        raise DataNotFoundError(
+            f"{file} cannot be read as an image ({error}): restore it, or delete it and its partner"
+        ) from error
+
+
+def _check_sizes(
+    image_file: Path, mask_file: Path, first: NDArray[np.uint8], image: NDArray[np.uint8], mask: NDArray[np.uint8]
+) -> None:
+    if mask.shape != image.shape[:2]:
+        raise DataNotFoundError(
+            f"the mask {mask_file} is {_size(mask)}, but its image {image_file} is {_size(image)}: resize one to the "
+            f"other, masks without interpolation"
+        )
+    if image.shape != first.shape:
+        raise DataNotFoundError(
+            f"{image_file} is {_size(image)}, but the images before it are {_size(first)}: bring all to one size"
+        )
+    if min(mask.shape) < SMALLEST:
+        raise DataNotFoundError(f"{image_file} is {_size(image)}, but must have at least {SMALLEST} pixels each way")
+
+
+def _size(pixels: NDArray[np.uint8]) -> str:
+    return f"{pixels.shape[1]}x{pixels.shape[0]}"
+
+
+def _check_values(mask_file: Path, mask: NDArray[np.uint8], num_classes: int) -> None:
+    wrong = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[num_classes + 1 :]) + num_classes + 1
+    if len(wrong):
+        raise DataNotFoundError(
+            f"the mask {mask_file} holds {', '.join(map(str, wrong[:5]))}{', ...' if len(wrong) > 5 else ''}, but its values "
+            f"must be classes from 0 to {num_classes - 1}, or {num_classes} for void: map others to {num_classes}"
+        )

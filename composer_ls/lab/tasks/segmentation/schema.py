@@ -1,0 +1,37 @@
+"""Segmentation's part of a recipe: its data and its network."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from composer_ls.lab.recipe.recipe import TaskSchema
+from composer_ls.lab.recipe.sections import DataSection, Integer, ModelSection, Truth
+
+__all__ = ["SCHEMA", "SegmentationData", "SegmentationModel"]
+
+
+class SegmentationData(DataSection):
+    """Which images and label maps to train and test on."""
+
+    name: Literal["camvid"] = Field(description="where they come from")
+    root: str = Field("data", description="folder with train and test, each with images and masks")
+    batch_size: Integer = Field(8, ge=1, description="images in one optimizer step, over all processes")
+    augmentation: Literal["none", "crop_flip"] = Field(
+        "none", description="crop_flip: shifts of an eighth of the height and mirroring"
+    )
+
+
+class SegmentationModel(ModelSection):
+    """Which network of images and label maps to train, from scratch."""
+
+    name: Literal["unet"] = Field(description="unet: for images of 16 pixels or more")
+    width: Integer = Field(32, ge=1, description="channels at half resolution; each of three halvings doubles them")
+    channels_last: Truth = Field(False, description="keep the channels of a pixel together in memory: often faster")
+    compile: Truth = Field(False, description="torch.compile: a minute of compiling for faster steps")
+
+
+SCHEMA = TaskSchema(
+    "segmentation", SegmentationData, SegmentationModel, losses=("cross_entropy", "dice", "cross_entropy+dice")
+)

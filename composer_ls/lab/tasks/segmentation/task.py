@@ -1,0 +1,122 @@
+"""Segmentation: a label for each pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from composer import Trainer
+from composer.core import Algorithm
+from composer.models import ComposerClassifier
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from composer_ls.diagnostics.pixels import (
+    PixelCounts,
+    count_pixels,
+    mean_iou,
+    pixel_accuracy,
+    pixel_calibration_error,
+    pixel_nll,
+)
+from composer_ls.distillation import Distillation
+from composer_ls.errors import RecipeError
+from composer_ls.lab.images.loaders import evaluation_loader, training_loader
+from composer_ls.lab.images.memory_images import MemoryLabelMaps
+from composer_ls.lab.recipe.recipe import Recipe
+from composer_ls.lab.tasks.collecting import collect_predictions
+from composer_ls.lab.tasks.segmentation.data import load_label_maps
+from composer_ls.lab.tasks.segmentation.networks import UNet
+from composer_ls.lab.tasks.segmentation.schema import SegmentationData, SegmentationModel
+from composer_ls.lab.tasks.task import Measured, Task
+from composer_ls.losses import cross_entropy, dice_loss
+
+__all__ = ["TASK", "Segmentation"]
+
+
+def cross_entropy_and_dice(input: Tensor, target: Tensor) -> Tensor:
+    """The sum of :func:`~composer_ls.cross_entropy` and :func:`~composer_ls.losses_loss`."""
+    return cross_entropy(input, target) + dice_loss(input, target)
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "dice": dice_loss,
+    "cross_entropy+dice": cross_entropy_and_dice,
+}
+
+
+class Segmentation(Task):
+    """Label maps of :func:`~composer_ls.lab.tasks.segmentation.data.load_label_maps`, a U-Net, cross entropy or Dice.
+
+    Pixels without a class have label -100.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device | str) -> None:
+        assert isinstance(recipe.data, SegmentationData)
+        assert isinstance(recipe.model, SegmentationModel)
+        self._seed, self._data, self._model = recipe.seed, recipe.data, recipe.model
+        self._loss = LOSSES[recipe.loss]
+        self._splits = splits = load_label_maps(recipe.data, device)
+        self.num_classes = splits.num_classes
+        self.facts = {
+            "classes": list(splits.classes),
+            "image_shape": list(splits.image_shape),
+            "examples": {"train": len(splits.train), "test": len(splits.test)},  # type: ignore[arg-type]
+        }
+
+    def check(self, algorithms: Sequence[Algorithm]) -> None:
+        """Raise a RecipeError if there is a teacher: those that a recipe can name are classifiers."""
+        if any(isinstance(algorithm, Distillation) for algorithm in algorithms):
+            raise RecipeError("algorithms.distillation is for classification: leave it out")
+
+    def label_counts(self) -> Tensor:
+        """How many training pixels are of each class, ``(K,)``."""
+        assert isinstance(self._splits.train, MemoryLabelMaps)
+        return self._splits.train.label_counts(self.num_classes)
+
+    def model(self) -> ComposerClassifier:
+        """The U-Net, and the recipe's loss."""
+        overlap = MulticlassJaccardIndex(self.num_classes, ignore_index=-100)
+        model = ComposerClassifier(
+            UNet(self._splits.image_shape[0], self.num_classes, self._model.width),
+            num_classes=self.num_classes,
+            loss_fn=self._loss,
+            train_metrics=MetricCollection([]),
+            val_metrics=MetricCollection([overlap]),
+        )
+        return model.to(memory_format=torch.channels_last) if self._model.channels_last else model
+
+    def training_loader(self) -> DataLoader[Any]:
+        """Images and label maps."""
+        return training_loader(self._splits, self._data, self._seed)
+
+    def evaluation_loader(self) -> DataLoader[Any]:
+        """Images and label maps."""
+        return evaluation_loader(self._splits, self._data)
+
+    def measure(self, trainer: Trainer) -> Measured:
+        """Overlap, accuracy and calibration of pixels, and what they follow from for each image."""
+        examples = self.facts["examples"]["test"]
+        counts = PixelCounts(*collect_predictions(trainer, self.evaluation_loader(), examples, count_pixels))
+        return Measured(
+            metrics={
+                "mean_iou": mean_iou(counts),
+                "accuracy": pixel_accuracy(counts),
+                "nll": pixel_nll(counts),
+                "ece": pixel_calibration_error(counts),
+            },
+            units={
+                "mean_iou": "fraction",
+                "accuracy": "fraction of pixels",
+                "nll": "nats a pixel",
+                "ece": "fraction, 15 bins",
+            },
+            predictions=counts._asdict(),
+        )
+
+
+TASK = Segmentation

@@ -1,0 +1,102 @@
+"""``metrics.jsonl``: one line for each epoch of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from composer.core import Callback, State
+from composer.loggers import Logger, LoggerDestination
+from composer.utils import dist
+from torch import Tensor
+
+from composer_ls.lab.run_folder.files import write_text
+
+__all__ = ["MetricsFile"]
+
+
+class MetricsFile(LoggerDestination):
+    """One JSON line an epoch: the mean training loss since the line before, and the latest of every other metric.
+
+    A run that ends within an epoch has a line for the part of it.
+
+    Args:
+        path: The file. Lines from after the checkpoint that a run resumes from are cut off.
+
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._latest: dict[str, float] = {}
+        self._losses: list[float] = []
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Remember the numbers until the next line is due."""
+        for name, value in metrics.items():
+            if isinstance(value, Tensor) and value.numel() != 1:
+                continue
+            if name == "loss/train/total":
+                self._losses.append(float(value))
+            elif name.startswith(("metrics/", "diagnostics/", "lr-")):
+                self._latest[name] = float(value)
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Cut off what a killed run wrote after its last checkpoint."""
+        if dist.get_global_rank() != 0:
+            return
+        batches = int(state.timestamp.batch)
+        kept = [line for line in _whole_lines(self.path) if json.loads(line)["batch"] <= batches]
+        write_text(self.path, "".join(kept))
+
+    @property
+    def line_an_epoch(self) -> Callback:
+        """The callback that writes the lines; before the checkpoint, so that a run killed in between loses none.
+
+        (Composer calls its loggers last.)
+        """
+        return _LineAnEpoch(self)
+
+    def write_line(self, state: State) -> None:
+        """Write what was logged since the line before."""
+        if dist.get_global_rank() != 0:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(self._line(state)) + "\n")
+
+    def finish(self, state: State) -> None:
+        """Write what came after the last line. To be called after ``fit``: the last evaluation follows ``fit_end``.
+
+        It becomes a line of its own, if the run stopped within an epoch, or else a part of the last line.
+        """
+        if dist.get_global_rank() != 0 or not (self._latest or self._losses):
+            return
+        lines, line = _whole_lines(self.path), self._line(state)
+        if lines and (last := json.loads(lines[-1]))["batch"] == line["batch"]:
+            lines, line = lines[:-1], last | line
+        write_text(self.path, "".join([*lines, json.dumps(line) + "\n"]))
+
+    def _line(self, state: State) -> dict[str, float]:
+        """What was logged since the line before, which is then forgotten."""
+        line: dict[str, float] = {"epoch": int(state.timestamp.epoch), "batch": int(state.timestamp.batch)}
+        if self._losses:
+            line["loss/train/total"] = sum(self._losses) / len(self._losses)
+        line |= self._latest
+        self._latest, self._losses = {}, []
+        return line
+
+
+class _LineAnEpoch(Callback):
+    def __init__(self, file: MetricsFile) -> None:
+        self._file = file
+
+    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
+        """Write a line: evaluation, if due in an epoch, is over."""
+        self._file.write_line(state)
+
+
+def _whole_lines(path: Path) -> list[str]:
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n")]

@@ -1,0 +1,234 @@
+"""A whole training run: from a recipe to a finished run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import resource
+import shlex
+import sys
+from datetime import datetime, timezone
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from composer import Trainer
+from composer.core import Evaluator, Precision
+from composer.devices import Device, DeviceCPU, DeviceGPU
+from composer.optim import (
+    ComposerScheduler,
+    ConstantWithWarmupScheduler,
+    CosineAnnealingWithWarmupScheduler,
+    DecoupledSGDW,
+    LinearWithWarmupScheduler,
+    MultiStepWithWarmupScheduler,
+)
+from composer.utils import dist, reproducibility
+
+from composer_ls.composition import describe
+from composer_ls.errors import InputError, RecipeError
+from composer_ls.lab.recipe.recipe import Recipe
+from composer_ls.lab.recipe.sections import Optimizer, Schedule
+from composer_ls.lab.run_folder.claim import claimed
+from composer_ls.lab.run_folder.folder import RunFolder
+from composer_ls.lab.tasks.registry import open_task
+from composer_ls.lab.training.algorithms import build_algorithms
+from composer_ls.lab.training.metrics_file import MetricsFile
+from composer_ls.lab.training.schedules import InverseSquareRootScheduler
+from composer_ls.lab.training.teacher import check_teachers
+
+__all__ = ["train"]
+
+
+def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progress: bool = True) -> dict[str, Any]:
+    """Train as the recipe says and return what ``result.json`` holds.
+
+    A finished run is not run again, and one that was killed goes on from its last checkpoint.
+
+    Args:
+        recipe: What to do.
+        folder: Where to leave it.
+        overwrite: Forget what the folder holds and start afresh.
+        progress: Show Composer's progress bar.
+
+    Raises:
+        RecipeError: An algorithm that does not exist or refuses its arguments, a batch size that does not fit, or
+            anything else that Composer refuses. What the folder holds is left as it is.
+        DataNotFoundError: The data is not there.
+        RunFolderError: The folder cannot be written or holds another recipe's run.
+        RunFolderBusyError: Another process is doing this run.
+
+    """
+    with claimed(folder.path) if dist.get_global_rank() == 0 else contextlib.nullcontext():
+        return _train(recipe, folder, overwrite, progress)
+
+
+def _train(recipe: Recipe, folder: RunFolder, overwrite: bool, progress: bool) -> dict[str, Any]:
+    device = _device(recipe.device)
+    if isinstance(device, DeviceCPU) and recipe.precision.startswith("amp"):
+        raise RecipeError(
+            f"precision={recipe.precision} does not go with device={recipe.device}, which is the CPU here: "
+            f"use precision=auto or fp32, or device=gpu where there is one"
+        )
+    precision = _precision(recipe.precision, device)
+    dist.initialize_dist(device)  # does nothing for one process
+    if dist.get_global_rank() == 0:
+        folder.check(overwrite=overwrite)
+        if not overwrite:
+            folder.mend_checkpoints()
+    dist.barrier()
+    if not overwrite and (finished := folder.result()) is not None:
+        return finished
+
+    started = datetime.now(timezone.utc)
+    reproducibility.seed_all(recipe.seed)
+    task = open_task(recipe, device.tensor_to_device(torch.empty(0)).device)
+    algorithms = build_algorithms(recipe.algorithms, task.num_classes, task.label_counts)
+    task.check(algorithms)
+    check_teachers(algorithms, task.facts)
+    reproducibility.seed_all(recipe.seed)  # again: one seed gives the same weights, whatever data and algorithms drew
+    model = task.model()
+    metrics_file = MetricsFile(folder.metrics_file)
+    try:
+        trainer = Trainer(
+            model=model,
+            train_dataloader=task.training_loader(),
+            eval_dataloader=Evaluator(label=task.watched, dataloader=task.evaluation_loader()),
+            eval_interval=recipe.eval_interval,
+            max_duration=recipe.duration,
+            optimizers=_optimizer(recipe.optimizer, model),
+            schedulers=_scheduler(recipe.schedule),
+            algorithms=algorithms,
+            callbacks=[*task.callbacks(), metrics_file.line_an_epoch],
+            loggers=metrics_file,
+            precision=precision,
+            compile_config={} if recipe.model.compile else None,
+            device=device,
+            device_train_microbatch_size=recipe.microbatch_size,
+            seed=recipe.seed,
+            run_name=recipe.name,
+            progress_bar=progress,
+            save_folder=str(folder.checkpoint_folder),
+            save_interval=recipe.checkpoints.interval,
+            save_num_checkpoints_to_keep=1,
+            autoresume=not overwrite,  # what is to be overwritten is still there
+        )
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"Composer refuses the recipe {recipe.name}: {' '.join(str(error).split())}") from error
+    try:
+        dist.barrier()  # every process has got here, so nothing of the recipe is wrong: the old run may go
+        if dist.get_global_rank() == 0:
+            if overwrite:
+                folder.clear()
+                folder.checkpoint_folder.mkdir(exist_ok=True)  # Composer made it and counts on it
+            folder.write_recipe()
+        dist.barrier()
+        if trainer.state.timestamp < recipe.duration:  # else it was stopped between its last step and its result
+            _fit(trainer, recipe)
+            metrics_file.finish(trainer.state)
+        measured = task.measure(trainer)
+        result = {
+            "name": recipe.name,
+            "task": recipe.task,
+            "smoothing": recipe.smoothing,
+            "plan": describe(trainer),
+            "metrics": dict(measured.metrics),
+            "units": dict(measured.units),
+            "seed": recipe.seed,
+            **task.facts,
+            "epochs": int(trainer.state.timestamp.epoch),
+            "steps": int(trainer.state.timestamp.batch),
+            "precision": precision.value,
+            "train_seconds": trainer.state.timestamp.total_wct.total_seconds(),
+            "started": started.isoformat(timespec="seconds"),
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "peak_memory_bytes": _peak_memory(),
+            "versions": {name: version(name) for name in ("composer_ls", "mosaicml", "torch", "torchvision")}
+            | {"python": platform.python_version()},
+            "hardware": _hardware(),
+            "command": _command(),
+            **measured.facts,
+        }
+    finally:
+        trainer.close()
+    if dist.get_global_rank() == 0:
+        folder.write_predictions(measured.predictions)
+        if measured.features is not None:
+            folder.write_features(measured.features)
+        folder.write_files(measured.files)
+        folder.write_result(result)
+    dist.barrier()
+    return result
+
+
+def _device(name: str) -> Device:
+    if name == "gpu" and not torch.cuda.is_available():
+        raise RecipeError("device is gpu, but PyTorch sees none here: use device=auto or device=cpu")
+    return DeviceGPU() if name == "gpu" or (name == "auto" and torch.cuda.is_available()) else DeviceCPU()
+
+
+def _fit(trainer: Trainer, recipe: Recipe) -> None:
+    try:
+        trainer.fit()
+    except RuntimeError as error:
+        if not (recipe.model.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))):
+            raise
+        raise RecipeError(
+            f"model.compile=true: PyTorch cannot compile {recipe.model.name} here ({str(error).splitlines()[0]}): "
+            f"use model.compile=false"
+        ) from error
+
+
+def _precision(name: str, device: Device) -> Precision:
+    if name != "auto":
+        return Precision(name)
+    has_bf16 = isinstance(device, DeviceGPU) and torch.cuda.is_bf16_supported(including_emulation=False)
+    return Precision.AMP_BF16 if has_bf16 else Precision.FP32
+
+
+def _command() -> str:
+    processes = dist.get_local_world_size()
+    launcher = ["composer-ls"] if processes == 1 else ["composer", "-n", str(processes), "-m", "composer_ls"]
+    return shlex.join([*launcher, *sys.argv[1:]])
+
+
+def _optimizer(settings: Optimizer, model: torch.nn.Module) -> torch.optim.Optimizer:
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.name == "adamw":
+        # Composer's decay is not multiplied by the rate; PyTorch's is, which is what people tune.
+        return torch.optim.AdamW(model.parameters(), rate, weight_decay=decay)
+    sgd = DecoupledSGDW if settings.decoupled else torch.optim.SGD
+    return sgd(model.parameters(), rate, momentum=settings.momentum, weight_decay=decay, nesterov=settings.nesterov)
+
+
+def _scheduler(settings: Schedule) -> ComposerScheduler:
+    if settings.name == "multistep":
+        return MultiStepWithWarmupScheduler(settings.warmup, list(settings.milestones), settings.gamma)
+    if settings.name == "cosine":
+        return CosineAnnealingWithWarmupScheduler(settings.warmup)
+    if settings.name == "linear":
+        return LinearWithWarmupScheduler(settings.warmup, alpha_f=0.0)
+    if settings.name == "inverse_sqrt":
+        return InverseSquareRootScheduler(settings.warmup)
+    return ConstantWithWarmupScheduler(settings.warmup)
+
+
+def _peak_memory() -> dict[str, int]:
+    scale = 1 if sys.platform == "darwin" else 1024
+    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale}
+    if torch.cuda.is_available():
+        peak["device"] = torch.cuda.max_memory_allocated()
+    return peak
+
+
+def _hardware() -> dict[str, Any]:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "gpu": gpu,
+        "processes": dist.get_world_size(),
+    }
