@@ -83,7 +83,6 @@ class ClassificationModel(ModelSection):
         description="mlp and cnn for digits; alexnet, resnet9 and resnet20 to 110 for CIFAR; resnet18 to 152 for ImageNet"
     )
     channels_last: Truth = Field(False, description="keep the channels of a pixel together in memory: often faster")
-    compile: Truth = Field(False, description="torch.compile: a minute of compiling for faster steps")
 
 
 class MutualInformation(Section):

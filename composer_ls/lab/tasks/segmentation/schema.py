@@ -29,7 +29,6 @@ class SegmentationModel(ModelSection):
     name: Literal["unet"] = Field(description="unet: for images of 16 pixels or more")
     width: Integer = Field(32, ge=1, description="channels at half resolution; each of three halvings doubles them")
     channels_last: Truth = Field(False, description="keep the channels of a pixel together in memory: often faster")
-    compile: Truth = Field(False, description="torch.compile: a minute of compiling for faster steps")
 
 
 SCHEMA = TaskSchema(
