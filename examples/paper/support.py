@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import torch
 from safetensors.torch import load_file
 
-from composer_ls.report.statistics import interval_of_mean
+from composer_ls.lab.compare.statistics import interval_of_mean
 
 BLACK, BLUE, ORANGE, GREEN, PURPLE, GREY = "#000000", "#0072b2", "#d55e00", "#009e73", "#a64d86", "#777777"
 

@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from support import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, brief, mean, options, run_all, save, shown
 
 from composer_ls.diagnostics.calibration import cross_fit_temperature, expected_calibration_error, reliability_bins
-from composer_ls.report.page import FEW
+from composer_ls.lab.report.page import FEW
 
 
 def main():

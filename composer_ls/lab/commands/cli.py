@@ -16,8 +16,8 @@ from rich.text import Text
 import composer_ls
 from composer_ls.errors import InputError
 from composer_ls.lab.commands.bench import add_to as add_bench
+from composer_ls.lab.commands.compare import add_to as add_compare
 from composer_ls.lab.commands.translate import add_to as add_translate
-from composer_ls.report.command import add_to as add_compare
 
 __all__ = ["app", "main"]
 
@@ -147,7 +147,7 @@ def diagnose(
 
     Projections and mutual information need runs of recipes with `diagnostics`.
     """
-    from composer_ls.report.diagnose import diagnose as write_page
+    from composer_ls.lab.report.diagnosis_page import diagnose as write_page
 
     try:
         chosen = None if classes is None else [int(label) for label in classes.split(",")]

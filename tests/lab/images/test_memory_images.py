@@ -111,10 +111,10 @@ def test_seeds_next_to_each_other_have_nothing_in_common():
 
 def test_two_processes_share_the_batches_of_one(monkeypatch):
     alone = list(loader())
-    monkeypatch.setattr("composer_ls.lab.tasks.classification.data.dist.get_world_size", lambda: 2)
+    monkeypatch.setattr("composer_ls.lab.images.loaders.dist.get_world_size", lambda: 2)
     shares = []
     for rank in range(2):
-        monkeypatch.setattr("composer_ls.lab.tasks.classification.data.dist.get_global_rank", lambda rank=rank: rank)
+        monkeypatch.setattr("composer_ls.lab.images.loaders.dist.get_global_rank", lambda rank=rank: rank)
         shares.append(list(loader()))
     for (images, labels), *parts in zip(alone, *shares, strict=True):
         both = [torch.cat(part) for part in zip(*parts, strict=True)]

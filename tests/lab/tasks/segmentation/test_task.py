@@ -13,15 +13,15 @@ from safetensors.torch import load_file
 from composer_ls.diagnostics.pixels import PixelCounts, mean_iou, pixel_calibration_error, pixel_nll
 from composer_ls.errors import InputError, RecipeError, TeacherError
 from composer_ls.lab.commands.cli import main
+from composer_ls.lab.compare.measured_runs import read_runs
 from composer_ls.lab.recipe.reading import load_recipe
+from composer_ls.lab.report.diagnosed_runs import read_all
 from composer_ls.lab.run_folder.folder import RunFolder
 from composer_ls.lab.tasks.registry import open_task
 from composer_ls.lab.tasks.segmentation.networks import UNet
 from composer_ls.lab.training.algorithms import build_algorithms
 from composer_ls.lab.training.teacher import load_teacher
 from composer_ls.lab.training.train import train
-from composer_ls.report.diagnosed import read_all
-from composer_ls.report.runs import read_runs
 
 
 @pytest.fixture(scope="module")

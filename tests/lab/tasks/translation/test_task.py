@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from composer_ls import cross_entropy
 from composer_ls.errors import MissingPackageError, RecipeError, TextError
 from composer_ls.lab.commands.cli import main
+from composer_ls.lab.compare.measured_runs import read_runs
 from composer_ls.lab.recipe.reading import load_recipe
 from composer_ls.lab.run_folder.folder import RunFolder
 from composer_ls.lab.tasks.registry import open_task
@@ -23,7 +24,6 @@ from composer_ls.lab.tasks.translation.data import read_pairs
 from composer_ls.lab.tasks.translation.translator import Translator
 from composer_ls.lab.training.algorithms import build_algorithms
 from composer_ls.lab.training.train import train
-from composer_ls.report.runs import read_runs
 
 
 @pytest.fixture(scope="module")

@@ -79,8 +79,8 @@ def compare(
     folder is not run again, and what was stopped goes on, so the same command resumes, and several machines that share the folder
     may give it. A run that fails leaves its log, and the others go on; the exit status is then 1.
     """
-    from composer_ls.report.plan import make_plan
-    from composer_ls.report.tasks import TASK_REPORTS
+    from composer_ls.lab.compare.planned_runs import make_plan
+    from composer_ls.lab.tasks.task_report import TASK_REPORTS
 
     if jobs is not None and jobs < 1:
         raise InputError(f"--jobs is {jobs}, but must be at least 1")
@@ -139,10 +139,10 @@ def _do(plan: Any, jobs: int | None, command: str, errors: Console) -> list[Any]
     if not todo:
         errors.print("all runs were found finished")
         return []
-    from composer_ls.report.build import COMMANDS
-    from composer_ls.report.execute import check, default_jobs, execute
-    from composer_ls.report.page import write
-    from composer_ls.report.progress import LiveDisplay, PlainDisplay
+    from composer_ls.lab.compare.execute import check, default_jobs, execute
+    from composer_ls.lab.compare.progress import LiveDisplay, PlainDisplay
+    from composer_ls.lab.report.comparison_page import COMMANDS
+    from composer_ls.lab.report.page import write
 
     device = plan.recipe.device
     jobs = jobs or default_jobs(device, len(plan.runs))
@@ -163,8 +163,8 @@ def _do(plan: Any, jobs: int | None, command: str, errors: Console) -> list[Any]
 
 
 def _report(folder: Path, console: Console, purpose: str | None) -> None:
-    from composer_ls.report.build import FILES, build_report
-    from composer_ls.report.terminal import show
+    from composer_ls.lab.report.comparison_page import FILES, build_report
+    from composer_ls.lab.report.terminal import show
 
     comparison = build_report(folder, purpose)
     show(comparison, console)

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from composer_ls.errors import InputError, RunFolderBusyError
+from composer_ls.lab.compare.planned_runs import PlannedRun
 from composer_ls.lab.run_folder.claim import claimant
-from composer_ls.report.plan import PlannedRun
 
 __all__ = ["Display", "Failure", "check", "default_jobs", "execute"]
 
@@ -180,7 +180,7 @@ def _reason(folder: Path, status: int) -> str:
 
 def _context() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["composer_ls.report.execute", "composer_ls.lab.training.train"])
+    context.set_forkserver_preload(["composer_ls.lab.compare.execute", "composer_ls.lab.training.train"])
     return context
 
 

@@ -143,7 +143,7 @@ def svg(draw: Callable[[Figure], None], label: str, *, width: int = 340, height:
         height: The same.
 
     Example:
-        >>> from composer_ls.report.page import svg
+        >>> from composer_ls.lab.report.page import svg
         >>> picture = svg(lambda figure: figure.subplots().plot([1, 2]), "a line")
         >>> picture.startswith("<svg"), 'aria-label="a line"' in picture
         (True, True)
@@ -182,7 +182,7 @@ def write(path: Path, text: str) -> None:
 
 @lru_cache
 def _templates() -> Environment:
-    loader = PackageLoader("composer_ls.report")
+    loader = PackageLoader("composer_ls.lab.report")
     return Environment(autoescape=True, loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from composer_ls.diagnostics.inspection import Penultimate
 from composer_ls.errors import DiagnosticsError, InputError, RunFolderError
+from composer_ls.lab.compare.settings import names_of_settings
 from composer_ls.lab.recipe.recipe import Recipe
 from composer_ls.lab.run_folder.folder import RunFolder, read_recipe
 from composer_ls.lab.tasks.classification.schema import Diagnostics
-from composer_ls.report.settings import names_of_settings
 
 __all__ = ["Diagnosed", "read_all"]
 

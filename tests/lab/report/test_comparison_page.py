@@ -10,8 +10,8 @@ import pytest
 from browser_support import complaints, measured, needs_chromium, screenshot
 from comparison_support import make_comparison, make_run
 
-from composer_ls.report.build import FILES, build_report
-from composer_ls.report.tasks import CLASSIFICATION, TASK_REPORTS
+from composer_ls.lab.report.comparison_page import FILES, build_report
+from composer_ls.lab.tasks.task_report import CLASSIFICATION, TASK_REPORTS
 
 
 @pytest.fixture(scope="module")

@@ -25,9 +25,8 @@ from composer_ls.diagnostics.geometry import class_means, project, relative_spre
 from composer_ls.diagnostics.normalisation import normalised_confidence
 from composer_ls.diagnostics.selective import aurc, log_odds, risk_coverage
 from composer_ls.diagnostics.summary import summarise
-from composer_ls.lab.tasks.classification.schema import Diagnostics
-from composer_ls.report.diagnosed import Diagnosed, read_all
-from composer_ls.report.page import (
+from composer_ls.lab.report.diagnosed_runs import Diagnosed, read_all
+from composer_ls.lab.report.page import (
     BASELINE,
     FEW,
     MUTED,
@@ -40,6 +39,7 @@ from composer_ls.report.page import (
     svg,
     write,
 )
+from composer_ls.lab.tasks.classification.schema import Diagnostics
 
 __all__ = ["diagnose", "html"]
 

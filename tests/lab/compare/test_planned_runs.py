@@ -6,8 +6,8 @@ import pytest
 from comparison_support import make_run
 
 from composer_ls.errors import InputError, RecipeError
+from composer_ls.lab.compare.planned_runs import Axis, decimal, make_plan, parse_axis, parse_smoothing
 from composer_ls.lab.recipe.reading import load_recipe
-from composer_ls.report.plan import Axis, decimal, make_plan, parse_axis, parse_smoothing
 
 
 def plan(out, *overrides, smoothing="0,0.1", seeds=2, vary=()):

@@ -7,10 +7,10 @@ import pytest
 from comparison_support import make_run
 from rich.console import Console
 
+from composer_ls.lab.compare.execute import Failure
+from composer_ls.lab.compare.planned_runs import PlannedRun
+from composer_ls.lab.compare.progress import LiveDisplay, PlainDisplay, progress_of, time_left
 from composer_ls.lab.recipe.reading import load_recipe
-from composer_ls.report.execute import Failure
-from composer_ls.report.plan import PlannedRun
-from composer_ls.report.progress import LiveDisplay, PlainDisplay, progress_of, time_left
 
 
 def planned(folder=Path("nowhere"), *overrides, name="smoothing 0, seed 17"):

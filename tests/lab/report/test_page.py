@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from composer_ls.errors import InputError
-from composer_ls.report import page
+from composer_ls.lab.report import page
 
 
 def picture(label="a line", text="<b> & $x$"):

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from composer_ls.report.comparison import Comparison, Difference, listed
-from composer_ls.report.statistics import holm, interval_of_mean, paired_p_value
+from composer_ls.lab.compare.comparison import Comparison, Difference, listed
+from composer_ls.lab.compare.statistics import holm, interval_of_mean, paired_p_value
 
 __all__ = ["RULE", "Advice", "advise", "smallest_not_worse"]
 
@@ -188,7 +188,7 @@ def smallest_not_worse(scores: Mapping[float, Mapping[int, float]], level: float
         level: The chance of wrongly showing any of them to be worse, if the best were chosen beforehand.
 
     Example:
-        >>> from composer_ls.report.advice import smallest_not_worse
+        >>> from composer_ls.lab.compare.advice import smallest_not_worse
         >>> smallest_not_worse({0.05: {0: 1.0, 1: 1.1}, 0.1: {0: 3.0, 1: 3.2}, 0.2: {0: 3.1, 1: 3.0}})
         0.1
 

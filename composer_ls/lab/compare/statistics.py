@@ -53,7 +53,7 @@ def interval_of_mean(values: Sequence[float], level: float = LEVEL) -> Interval:
         level: The part of such intervals that hold the true mean, if the values are normal.
 
     Example:
-        >>> from composer_ls.report.statistics import interval_of_mean
+        >>> from composer_ls.lab.compare.statistics import interval_of_mean
         >>> found = interval_of_mean([1.0, 2.0, 3.0])
         >>> round(found.mean, 3), round(found.low, 3), round(found.high, 3)
         (2.0, -0.484, 4.484)
@@ -78,7 +78,7 @@ def paired_p_value(difference: Interval) -> float:
     It is below 0.05 exactly where the 95 % interval excludes 0.
 
     Example:
-        >>> from composer_ls.report.statistics import interval_of_mean, paired_p_value
+        >>> from composer_ls.lab.compare.statistics import interval_of_mean, paired_p_value
         >>> round(paired_p_value(interval_of_mean([1.0, 2.0, 3.0])), 4)
         0.0742
 
@@ -93,7 +93,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values: those below 0.05 hold together with 95 % confidence. NaN stays NaN and does not count.
 
     Example:
-        >>> from composer_ls.report.statistics import holm
+        >>> from composer_ls.lab.compare.statistics import holm
         >>> holm([0.01, 0.04, 0.5])
         [0.03, 0.08, 0.5]
 
@@ -123,7 +123,7 @@ def seeds_needed(
         most: Where to stop looking.
 
     Example:
-        >>> from composer_ls.report.statistics import seeds_needed
+        >>> from composer_ls.lab.compare.statistics import seeds_needed
         >>> seeds_needed(1.0, 1.0)  # as in Cohen's tables for an effect of one deviation
         10
 

@@ -30,7 +30,7 @@ def other_keys(recipes: Sequence[Recipe]) -> list[str]:
     """The dotted keys in which recipes differ, besides smoothing, the seed, and where and how fast they run.
 
     Example:
-        >>> from composer_ls.report.settings import other_keys
+        >>> from composer_ls.lab.compare.settings import other_keys
         >>> from composer_ls.lab.recipe.reading import load_recipe
         >>> plain = load_recipe("digits-mlp", ["algorithms.label_smoothing.smoothing=0"])
         >>> mixed = load_recipe("digits-mlp", ["algorithms.mixup={alpha: 0.2}", "seed=3"])
@@ -53,7 +53,7 @@ def names_of_settings(recipes: Sequence[Recipe]) -> list[str]:
     Equal names are equal settings.
 
     Example:
-        >>> from composer_ls.report.settings import names_of_settings
+        >>> from composer_ls.lab.compare.settings import names_of_settings
         >>> from composer_ls.lab.recipe.reading import load_recipe
         >>> overrides = ["seed=3"], ["algorithms.mixup={alpha: 0.2}"], ["optimizer.learning_rate=0.1"]
         >>> names_of_settings([load_recipe("digits-mlp", some) for some in overrides])

@@ -6,10 +6,10 @@ import pytest
 from comparison_support import make_comparison, make_run
 
 from composer_ls.errors import InputError
-from composer_ls.report.comparison import Difference, Verdict, compare_runs
-from composer_ls.report.runs import read_runs
-from composer_ls.report.statistics import holm, interval_of_mean, paired_p_value
-from composer_ls.report.tasks import CLASSIFICATION
+from composer_ls.lab.compare.comparison import Difference, Verdict, compare_runs
+from composer_ls.lab.compare.measured_runs import read_runs
+from composer_ls.lab.compare.statistics import holm, interval_of_mean, paired_p_value
+from composer_ls.lab.tasks.task_report import CLASSIFICATION
 
 ACCURACY, NLL = CLASSIFICATION.metrics[:2]
 

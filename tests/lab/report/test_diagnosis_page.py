@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from composer_ls.errors import InputError, RunFolderError
 from composer_ls.lab.commands.cli import main
-from composer_ls.report.diagnose import diagnose
+from composer_ls.lab.report.diagnosis_page import diagnose
 
 WATCHED = "diagnostics={mutual_information: {classes: [0, 1]}}"
 

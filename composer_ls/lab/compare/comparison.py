@@ -10,11 +10,11 @@ from functools import cached_property
 from pathlib import Path
 
 from composer_ls.errors import InputError
-from composer_ls.report.metrics import STEP_TIME, Metric
-from composer_ls.report.runs import LeftOut, Run
-from composer_ls.report.settings import names_of_settings, without_smoothing
-from composer_ls.report.statistics import Interval, holm, interval_of_mean, paired_p_value, seeds_needed
-from composer_ls.report.tasks import TASK_REPORTS, TaskReport
+from composer_ls.lab.compare.measured_runs import LeftOut, Run
+from composer_ls.lab.compare.settings import names_of_settings, without_smoothing
+from composer_ls.lab.compare.statistics import Interval, holm, interval_of_mean, paired_p_value, seeds_needed
+from composer_ls.lab.tasks.metric import STEP_TIME, Metric
+from composer_ls.lab.tasks.task_report import TASK_REPORTS, TaskReport
 
 __all__ = ["Comparison", "Difference", "Verdict", "compare_runs", "listed"]
 

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from composer_ls.lab.compare.execute import Display, Failure
+from composer_ls.lab.compare.planned_runs import PlannedRun
 from composer_ls.lab.recipe.recipe import Recipe
 from composer_ls.lab.run_folder.folder import RunFolder
-from composer_ls.report.execute import Display, Failure
-from composer_ls.report.plan import PlannedRun
 
 __all__ = ["LiveDisplay", "PlainDisplay", "progress_of", "time_left"]
 
@@ -39,7 +39,7 @@ def time_left(done: float, total: float, seconds: float) -> str:
     """In words, from how much was done in how many seconds; "" while nothing is known.
 
     Example:
-        >>> from composer_ls.report.progress import time_left
+        >>> from composer_ls.lab.compare.progress import time_left
         >>> time_left(2.5, 10, 100), time_left(0, 10, 100), time_left(1, 100, 3600)
         ('about 5 min left', '', 'about 99 h left')
 

@@ -13,10 +13,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from composer_ls.report.comparison import Comparison
-from composer_ls.report.metrics import Metric
-from composer_ls.report.page import BASELINE, FEW, MUTED, SERIES, Look, Panel, axis_of_counts, legend_below, look, svg
-from composer_ls.report.runs import Run
+from composer_ls.lab.compare.comparison import Comparison
+from composer_ls.lab.compare.measured_runs import Run
+from composer_ls.lab.report.page import (
+    BASELINE,
+    FEW,
+    MUTED,
+    SERIES,
+    Look,
+    Panel,
+    axis_of_counts,
+    legend_below,
+    look,
+    svg,
+)
+from composer_ls.lab.tasks.metric import Metric
 
 __all__ = ["confidence_panels", "curve_panels", "metric_panels", "reliability_panels"]
 

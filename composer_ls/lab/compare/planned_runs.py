@@ -16,11 +16,11 @@ from typing import Any
 import yaml
 
 from composer_ls.errors import InputError
+from composer_ls.lab.compare.measured_runs import LeftOut, find_runs
+from composer_ls.lab.compare.settings import SMOOTHING, names_of_settings
 from composer_ls.lab.recipe.reading import load_recipe
 from composer_ls.lab.recipe.recipe import Recipe, differing_keys
 from composer_ls.lab.run_folder.folder import RunFolder
-from composer_ls.report.runs import LeftOut, find_runs
-from composer_ls.report.settings import SMOOTHING, names_of_settings
 
 __all__ = ["Axis", "Plan", "PlannedRun", "make_plan", "parse_axis", "parse_smoothing"]
 
@@ -86,7 +86,7 @@ def parse_smoothing(text: str) -> tuple[tuple[float, ...], tuple[str, ...]]:
         InputError: One is no number in [0, 1].
 
     Example:
-        >>> from composer_ls.report.plan import parse_smoothing
+        >>> from composer_ls.lab.compare.planned_runs import parse_smoothing
         >>> parse_smoothing("0.1,0,0.1")
         ((0.0, 0.1), ('--smoothing 0.1,0,0.1 is taken as 0,0.1, sorted and each once',))
 
@@ -115,7 +115,7 @@ def parse_axis(text: str) -> tuple[Axis, tuple[str, ...]]:
         InputError: It is not of this form, or the key is one that compare varies anyway.
 
     Example:
-        >>> from composer_ls.report.plan import parse_axis
+        >>> from composer_ls.lab.compare.planned_runs import parse_axis
         >>> parse_axis("algorithms.cutmix=[null, {alpha: 1.0}]")[0]
         Axis(key='algorithms.cutmix', values=(None, {'alpha': 1.0}))
 

@@ -9,7 +9,7 @@ from comparison_support import make_run
 from safetensors.torch import load_file, save_file
 
 from composer_ls.diagnostics.calibration import accuracy, expected_calibration_error, fit_temperature
-from composer_ls.report.runs import read_runs
+from composer_ls.lab.compare.measured_runs import read_runs
 
 
 def reasons(root):

@@ -7,9 +7,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from composer_ls.report.advice import advise
-from composer_ls.report.build import cell, heading, nothing_to_compare
-from composer_ls.report.comparison import Comparison
+from composer_ls.lab.compare.advice import advise
+from composer_ls.lab.compare.comparison import Comparison
+from composer_ls.lab.report.comparison_page import cell, heading, nothing_to_compare
 
 __all__ = ["show"]
 

@@ -18,8 +18,8 @@ from composer_ls.errors import RunFolderError
 from composer_ls.lab.recipe.recipe import Recipe
 from composer_ls.lab.run_folder.claim import claimant
 from composer_ls.lab.run_folder.folder import RunFolder, read_recipe
-from composer_ls.report.metrics import STEP_TIME, Predictions
-from composer_ls.report.tasks import TASK_REPORTS, TaskReport
+from composer_ls.lab.tasks.metric import STEP_TIME, Predictions
+from composer_ls.lab.tasks.task_report import TASK_REPORTS, TaskReport
 
 __all__ = ["LeftOut", "Run", "Scores", "find_runs", "read_run", "read_runs"]
 

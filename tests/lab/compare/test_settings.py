@@ -2,8 +2,8 @@
 
 import pytest
 
+from composer_ls.lab.compare.settings import names_of_settings, other_keys
 from composer_ls.lab.recipe.reading import load_recipe
-from composer_ls.report.settings import names_of_settings, other_keys
 
 
 def recipes(*overrides):

@@ -28,7 +28,7 @@ from composer_ls.diagnostics.pixels import (
 from composer_ls.diagnostics.selective import aurc, log_odds
 from composer_ls.diagnostics.tokens import TokenScores, token_accuracy, token_bins, token_calibration_error, token_nll
 from composer_ls.errors import InputError
-from composer_ls.report.metrics import Metric, Predictions
+from composer_ls.lab.tasks.metric import Metric, Predictions
 
 __all__ = ["CLASSIFICATION", "TASK_REPORTS", "Curve", "TaskReport"]
 

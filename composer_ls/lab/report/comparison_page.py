@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from composer_ls.report.advice import RULE, advise
-from composer_ls.report.comparison import Comparison, Difference, compare_runs, listed
-from composer_ls.report.figures import confidence_panels, curve_panels, metric_panels, reliability_panels
-from composer_ls.report.metrics import Metric
-from composer_ls.report.page import FEW, render, write
-from composer_ls.report.runs import Run, read_runs
-from composer_ls.report.settings import SMOOTHING, other_keys
+from composer_ls.lab.compare.advice import RULE, advise
+from composer_ls.lab.compare.comparison import Comparison, Difference, compare_runs, listed
+from composer_ls.lab.compare.measured_runs import Run, read_runs
+from composer_ls.lab.compare.settings import SMOOTHING, other_keys
+from composer_ls.lab.report.figures import confidence_panels, curve_panels, metric_panels, reliability_panels
+from composer_ls.lab.report.page import FEW, render, write
+from composer_ls.lab.tasks.metric import Metric
 
 __all__ = ["COMMANDS", "FILES", "build_report", "html", "summary"]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from composer_ls.report.statistics import holm, interval_of_mean, paired_p_value, seeds_needed
+from composer_ls.lab.compare.statistics import holm, interval_of_mean, paired_p_value, seeds_needed
 
 
 def test_the_interval_of_paired_differences_is_scipys():

@@ -10,10 +10,10 @@ import pytest
 from comparison_support import make_comparison, make_run
 
 from composer_ls.lab.commands.cli import main
+from composer_ls.lab.compare import execute as execute_module
+from composer_ls.lab.compare.execute import default_jobs
+from composer_ls.lab.compare.planned_runs import make_plan
 from composer_ls.lab.run_folder.claim import claimant
-from composer_ls.report import execute as execute_module
-from composer_ls.report.execute import default_jobs
-from composer_ls.report.plan import make_plan
 
 QUICK = ["duration=4ep", "checkpoints.interval=1ep"]
 PATIENCE = 400  # seconds until a test gives up
