@@ -30,7 +30,7 @@ def batches(*shape, labels=10):
     [("mlp", (1, 8, 8), 256), ("cnn", (1, 8, 8), 128), ("resnet20", (3, 32, 32), 64), ("resnet18", (3, 64, 64), 512)],
 )
 def test_the_last_linear_layer_of_every_model_is_found_and_its_inputs_give_the_logits(name, shape, width):
-    models = pytest.importorskip("composer_ls.training.models")  # the lab's
+    models = pytest.importorskip("composer_ls.lab.tasks.classification.networks")  # the lab's
     model = models.build_model(name, shape, 10)
     head = last_linear(model)
     taken = penultimate_features(model, batches(*shape))
@@ -40,7 +40,7 @@ def test_the_last_linear_layer_of_every_model_is_found_and_its_inputs_give_the_l
 
 
 def test_the_network_is_left_as_it_was():
-    models = pytest.importorskip("composer_ls.training.models")  # the lab's
+    models = pytest.importorskip("composer_ls.lab.tasks.classification.networks")  # the lab's
     model = models.build_model("cnn", (1, 8, 8), 10)
     model[1].eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
