@@ -21,8 +21,8 @@ from composer_ls.composition.conflicts import (
     conflicts_in_model,
     conflicts_with_algorithms,
     kind_of_loss,
-    looks_smoothed,
     loss_function_of,
+    warn_if_smoothed,
 )
 from composer_ls.composition.mixers import check_mixers, is_smoother, refuse_mixers
 from composer_ls.composition.own_loss import makes_its_loss
@@ -66,21 +66,18 @@ class LabelSmoothing(Algorithm):
 
     Raises:
         TypeError: ``smoothing`` is not a number. During training: the output or the targets are not a tensor.
-        ValueError: ``smoothing`` is outside [0, 1], or ``prior``, ``spread``, ``kind`` or ``on_conflict`` is wrong. During
-            training: there are no targets at ``target_key``, they do not fit the logits, the logits have one class, or a
-            mixer has another target key.
-        TargetError: On the first microbatch: the loss is not one for this ``kind``, or takes no distributions and no cross
+        ValueError: An argument is wrong. During training: there are no targets at ``target_key``, they do not fit the
+            logits, the logits have one class, or a mixer has another target key.
+        TargetError: On the first microbatch: the loss is not for this ``kind``, or takes no distributions and no cross
             entropy of the labels, as that of a regression.
         DoubleSmoothingError: When training starts, if the loss, another algorithm or the dataloader smooths too.
 
     Note:
-        Under cross entropy without class weights and ignored labels, ``interpolate_loss=True`` and ``False`` of MixUp and
-        CutMix give the same loss and gradient. With them, PyTorch's mean divides each of the two losses by the weight
-        of its own labels, and the two modes differ by that.
+        Under cross entropy without class weights and ignored labels, both modes of MixUp and CutMix give the same loss and
+        gradient. With them, PyTorch's mean divides each of the two interpolated losses by the weight of its own labels.
 
         The mean is over the labels that count of one microbatch, and Composer weighs microbatches by their examples, or by
-        their tokens with ``accumulate_train_batch_on_tokens=True``, just as without smoothing. (Composer does not give
-        Hugging Face models ``num_items_in_batch``, by which transformers' own Trainer divides.)
+        their tokens with ``accumulate_train_batch_on_tokens=True``, just as without smoothing.
 
     Example:
         >>> from composer.algorithms import MixUp
@@ -103,24 +100,13 @@ class LabelSmoothing(Algorithm):
         output_key: str | int | Callable[..., Any] | None = None,
         kind: str = "multiclass",
     ) -> None:
-        if isinstance(smoothing, Tensor):
-            if smoothing.numel() != 1:
-                raise TypeError(
-                    f"smoothing must be a number, but is a tensor of shape {tuple(smoothing.shape)}: one smoothing for "
-                    f"each example is what composer_ls.smooth_labels takes"
-                )
-            smoothing = smoothing.item()
-        if isinstance(smoothing, str):
-            raise TypeError(
-                f"smoothing must be a number in [0, 1], but is {smoothing!r}, a text: write it without quotes"
-            )
-        check_smoothing(smoothing, None, spread, prior is not None)
+        self.smoothing = _as_number(smoothing)
+        check_smoothing(self.smoothing, None, spread, prior is not None)
         check_kind(kind, spread, prior is not None)
         if on_conflict not in ON_CONFLICT:
             raise ValueError(f"on_conflict must be 'raise' or 'warn', but is {on_conflict!r}")
-        if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
+        if type(ignore_index) not in (int, type(None)):
             raise TypeError(f"ignore_index must be an integer, or None to ignore no label, but is {ignore_index!r}")
-        self.smoothing = smoothing
         self.target_key = target_key
         self.prior = as_prior(prior)
         self.ignore_index = ignore_index
@@ -129,8 +115,7 @@ class LabelSmoothing(Algorithm):
         self.output_key = output_key
         self.kind = kind
         self.way: Way = TargetsInBatch(self)
-        self._asked = False
-        self._validated = False
+        self._asked = self._validated = False
         self._replaced_loss: tuple[Any, Any] | None = None
 
     def __repr__(self) -> str:
@@ -240,8 +225,8 @@ class LabelSmoothing(Algorithm):
                 f"the targets at target_key={self.target_key!r} are {type(target).__name__}, but must be one tensor: "
                 f"give LabelSmoothing a target_key, or a (getter, setter) pair, that leads to the tensor of targets"
             )
-        if not self._validated:
-            self._warn_if_smoothed(target, logits)
+        if not self._validated and self.smoothing:
+            warn_if_smoothed(target, logits, self.kind)
         if self.prior is not None:
             self.prior = self.prior.to(logits.device)
         ignored = self.ignore_index if ignore_index is None else ignore_index
@@ -256,13 +241,13 @@ class LabelSmoothing(Algorithm):
             validate=None if self._validated else True,  # later on where looking costs no wait
         )
 
-    def _warn_if_smoothed(self, target: Any, logits: Tensor) -> None:
-        num_classes = logits.shape[1] if logits.ndim > 1 else logits.shape[0]
-        reason = looks_smoothed(target, num_classes, self.kind)
-        if reason and self.smoothing:
-            warnings.warn(
-                f"the first batch's target looks smoothed before LabelSmoothing smooths it: {reason}. If a transform of "
-                f"the dataloader smooths (timm's Mixup does by default), set its label_smoothing=0.0, or take "
-                f"LabelSmoothing out of algorithms",
-                stacklevel=2,
-            )
+
+def _as_number(smoothing: Any) -> Any:
+    if isinstance(smoothing, str):
+        raise TypeError(f"smoothing must be a number in [0, 1], but is {smoothing!r}, a text: write it without quotes")
+    if isinstance(smoothing, Tensor) and smoothing.numel() != 1:
+        raise TypeError(
+            f"smoothing must be a number, but is a tensor of shape {tuple(smoothing.shape)}: one smoothing for "
+            f"each example is what composer_ls.smooth_labels takes"
+        )
+    return smoothing.item() if isinstance(smoothing, Tensor) else smoothing

@@ -106,9 +106,10 @@ def is_of(call: Call, paths: list[Path] | None) -> bool:
 
 
 def key_paths(batch: Any, key: Any) -> list[Path] | None:
-    """Where ``target_key`` leads in a batch; ``None``, for anywhere, if it is a pair of functions or leads nowhere."""
+    """Where ``target_key`` leads in a batch; ``None``, for anywhere, if that cannot be said or none was given."""
+    is_pair = isinstance(key, (list, tuple)) and all(map(callable, key))
     try:
-        return None if isinstance(key, (list, tuple)) and all(map(callable, key)) else [path_of(batch, key)]
+        return [path_of(batch, key[0] if is_pair else key)]
     except TargetKeyError:
         return None
 

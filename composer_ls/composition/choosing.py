@@ -23,7 +23,7 @@ from composer_ls.composition.asking import (
     on_trial,
     total,
 )
-from composer_ls.composition.batches import NO_LABEL, as_tensor, cloned, get, leaves, with_target
+from composer_ls.composition.batches import DEFAULT_KEY, NO_LABEL, as_tensor, cloned, get, leaves, path_of, with_target
 from composer_ls.composition.conflicts import Conflict, DoubleSmoothingError, smoothing_of
 from composer_ls.composition.mixers import refuse_mixers
 from composer_ls.composition.plan import unwrapped
@@ -113,7 +113,7 @@ class _Asked:
         answerable = self._answerable(calls)
         if uses_forward and answerable:
             refuse_mixers(self.state.algorithms)
-            return Answering(self.smoother, self.model, answerable, True, bool(self._answerable(loss_calls)))
+            return self._answering(answerable, in_forward=True, in_loss=bool(self._answerable(loss_calls)))
         return self._made_in_loss(hard, calls, answerable)
 
     def _forward_made(self, calls: list[Call]) -> Way:
@@ -127,7 +127,7 @@ class _Asked:
             answerable = self._answerable(calls)
             if not answerable:
                 raise
-            return Answering(self.smoother, self.model, answerable, True, False)
+            return self._answering(answerable, in_forward=True)
         return own_loss.ReplacedLoss(self.smoother, self.model, head)
 
     def _made_in_loss(self, hard: Tensor | None, calls: list[Call], answerable: list[Call]) -> Way:
@@ -140,7 +140,7 @@ class _Asked:
             batch = with_target(self.batch, self.smoother.target_key, target)
         except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
             if answerable:
-                return Answering(self.smoother, self.model, answerable, False, True)
+                return self._answering(answerable, in_loss=True)
             if calls and {call.function for call in calls} == {F.mse_loss}:
                 raise TargetError(REGRESSION) from error
             raise
@@ -155,10 +155,16 @@ class _Asked:
         if not problem:
             return TargetsInBatch(self.smoother)
         if answerable:
-            return Answering(self.smoother, self.model, answerable, False, True)
+            return self._answering(answerable, in_loss=True)
         raise TargetError(
             f"the loss of {type(self.model).__name__} does not take smoothed targets: {problem}. {WAY_OUT}"
         )
+
+    def _answering(self, calls: list[Call], in_forward: bool = False, in_loss: bool = False) -> Answering:
+        key = self.smoother.target_key
+        if self.paths is None and key != DEFAULT_KEY and isinstance(key, (str, int)):
+            path_of(self.batch, key)  # says that it leads nowhere
+        return Answering(self.smoother, self.model, calls, in_forward, in_loss)
 
     def _hard_loss(self) -> tuple[Tensor | None, list[Call]]:
         """The loss of the labels as they are, and what was asked for in it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import numbers
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ __all__ = [
     "looks_smoothed",
     "loss_function_of",
     "smoothing_of",
+    "warn_if_smoothed",
 ]
 
 
@@ -158,6 +160,18 @@ def smoothing_of(path: str, thing: Any) -> Iterator[Conflict]:
         if _is_positive(amount := held.get(attribute)):
             yield Conflict(f"{path}, which is {name}({attribute}={amount})", f"set {attribute}=0.0 in that {name}")
             return
+
+
+def warn_if_smoothed(target: Any, logits: Tensor, kind: str) -> None:
+    """Warn of a target that looks smoothed before it is. Reads its values."""
+    reason = looks_smoothed(target, logits.shape[1] if logits.ndim > 1 else logits.shape[0], kind)
+    if reason:
+        warnings.warn(
+            f"the first batch's target looks smoothed before LabelSmoothing smooths it: {reason}. If a transform of "
+            f"the dataloader smooths (timm's Mixup does by default), set its label_smoothing=0.0, or take "
+            f"LabelSmoothing out of algorithms",
+            stacklevel=3,
+        )
 
 
 def _is_positive(amount: Any) -> bool:

@@ -12,7 +12,7 @@ from composer.models import HuggingFaceModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from composer_ls.composition.asking import Call, on_trial
+from composer_ls.composition.asking import CLASSES, Call, on_trial
 from composer_ls.errors import TargetError
 from composer_ls.losses import cross_entropy
 
@@ -210,8 +210,8 @@ def understand(
 def numbered(calls: Sequence[Call]) -> Tensor:
     """An answer to the last of some losses without computing it: 1 for the first, 3 for the second, and so on."""
     call = calls[-1]
-    options = call.options
-    shape = call.target.shape if options.get("reduction") == "none" or options.get("reduce") is False else ()
+    rows = call.input.shape[:1] + call.input.shape[2:] if call.function in CLASSES else call.input.shape
+    shape = rows if call.options.get("reduction") == "none" else ()
     return call.input.new_full(shape, _answer(len(calls) - 1), dtype=torch.float32)
 
 

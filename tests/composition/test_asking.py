@@ -283,6 +283,65 @@ def test_binary_labels_are_smoothed_where_the_loss_takes_them():
     torch.testing.assert_close(ours, train([], Model(by_hand, per_example=True), data), rtol=1e-5, atol=1e-6)
 
 
+class InForward(Model):
+    """Makes its loss in forward(), as language models in research code do; `loss()` may add to it."""
+
+    def __init__(self, loss, more=lambda o, b: 0.0):
+        super().__init__(loss)
+        self.more = more
+
+    def forward(self, batch):
+        output = super().forward(batch)
+        return output.logits, self._own(output, batch)
+
+    def loss(self, outputs, batch):
+        return outputs[1] + self.more(Output(outputs[0]), batch)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("more", [lambda o, b: 0.0, with_z_loss])
+@pytest.mark.parametrize("loss", [rolled, masked, with_z_loss])
+def test_a_loss_made_in_forward_is_smoothed_there(loss, more, compiled, monkeypatch):
+    options = {"compile_config": {"backend": "eager"}} if compiled else {}
+    zero = train([LabelSmoothing(0.0)], InForward(loss, more), **options)
+    torch.testing.assert_close(zero, train([], InForward(loss, more)), rtol=1e-5, atol=1e-6)
+    ours = train([LabelSmoothing(0.1)], InForward(loss, more), **options)
+    smooth_everywhere(monkeypatch)
+    torch.testing.assert_close(ours, train([], InForward(loss, more)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [rolled, masked])
+def test_a_compiled_model_is_asked_and_smoothed(loss):
+    ours = train([LabelSmoothing(0.1)], Model(loss), compile_config={"backend": "eager"})
+    torch.testing.assert_close(ours, train([LabelSmoothing(0.1)], Model(loss)), rtol=1e-5, atol=1e-6)
+
+
+def test_a_loss_in_the_output_that_cannot_be_smoothed_is_refused():
+    def focal(o, b):
+        return (1 - o.logits.softmax(-1).amax(-1)).square().mean()
+
+    with pytest.raises(ValueError, match="output holds a loss of its own"):
+        train([LabelSmoothing(0.1)], InForward(focal))
+
+
+def test_a_model_that_cannot_be_called_without_gradient_trains_as_before():
+    class Forces(Model):
+        def forward(self, batch):
+            output = super().forward(batch)
+            torch.autograd.grad(output.sum(), self.head.weight, retain_graph=True)
+            return output
+
+    ours = train([LabelSmoothing(0.1)], Forces(plain, lambda x: x, True), dicts(per_example=True))
+    torch.testing.assert_close(ours, REFERENCE())
+
+
+def test_a_wrong_key_is_named_though_the_loss_could_be_smoothed_without():
+    with pytest.raises(
+        ValueError, match=r"no targets at target_key='label'.*as in LabelSmoothing\(target_key='labels'\)"
+    ):
+        train([LabelSmoothing(0.1, "label")], Model(flattened))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Asking leaves no trace, and sees what is really passed.
 
@@ -486,8 +545,9 @@ def test_no_label_is_ignored_if_there_is_none_to_ignore():
     torch.testing.assert_close(*runs)
 
 
+@pytest.mark.parametrize("key", ["b", (lambda batch: batch["b"], lambda batch, value: {**batch, "b": value})])
 @pytest.mark.parametrize("reads", [False, True])
-def test_two_heads_are_smoothed_each_by_its_own_and_the_plan_names_both(reads):
+def test_two_heads_are_smoothed_each_by_its_own_and_the_plan_names_both(reads, key):
     def read(y):
         return y[y != -100] if reads else y
 
@@ -505,10 +565,11 @@ def test_two_heads_are_smoothed_each_by_its_own_and_the_plan_names_both(reads):
         def fit_start(self, state, logger):
             plans.append(describe(state))
 
-    smoothers = [LabelSmoothing(0.1, "a", output_key=0), LabelSmoothing(0.3, "b", output_key=1)]
+    smoothers = [LabelSmoothing(0.1, "a", output_key=0), LabelSmoothing(0.3, key, output_key=1)]
     ours = train(smoothers, Model(loss, lambda x: (x, 2 * x), True), data, callbacks=[Watch()])
     by_hand = functools.partial(loss, amounts=(0.1, 0.3))
     torch.testing.assert_close(ours, train([], Model(by_hand, lambda x: (x, 2 * x), True), data), rtol=1e-5, atol=1e-6)
     assert plans[0].startswith(
-        "smoothing 0.1 of the targets at 'a', uniform over all classes; smoothing 0.3 of the targets at 'b', uniform"
+        "smoothing 0.1 of the targets at 'a', uniform over all classes; smoothing 0.3 of the targets at "
+        f"{key!r}, uniform"
     )
