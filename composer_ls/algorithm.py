@@ -167,9 +167,6 @@ class LabelSmoothing(Algorithm):
                 self._announce(state, logger)
         self.way.before_forward(state)
 
-    def _after_forward(self, state: State, logger: Logger) -> None:
-        self.way.after_forward(state)
-
     def _before_loss(self, state: State, logger: Logger) -> None:
         if not self._asked and holds_loss(state.outputs):
             self.object_to(ValueError(OWN_LOSS))
@@ -178,9 +175,6 @@ class LabelSmoothing(Algorithm):
     def _after_loss(self, state: State, logger: Logger) -> None:
         self.way.after_loss(state)
         self._validated = True
-
-    def _after_backward(self, state: State, logger: Logger) -> None:
-        self.way.put_back(state)
 
     def _finish(self, state: State, logger: Logger) -> None:
         self.way.put_back(state)
@@ -194,10 +188,10 @@ class LabelSmoothing(Algorithm):
         Event.INIT: _settle,
         Event.FIT_START: _start,
         Event.BEFORE_FORWARD: _before_forward,
-        Event.AFTER_FORWARD: _after_forward,
+        Event.AFTER_FORWARD: lambda self, state, _: self.way.after_forward(state),
         Event.BEFORE_LOSS: _before_loss,
         Event.AFTER_LOSS: _after_loss,
-        Event.AFTER_BACKWARD: _after_backward,
+        Event.AFTER_BACKWARD: lambda self, state, _: self.way.put_back(state),
         Event.FIT_END: _finish,
     }
 
