@@ -14,6 +14,7 @@ from typing import Any
 import composer
 import numpy as np
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -47,6 +48,7 @@ class Call:
         options: The other arguments that were given.
         origins: The places in the batch that the target was made of.
         place: File and line of the user's code that called, or nothing if a library did.
+        is_checkpointed: Whether the backward pass will ask for it again, when nobody listens.
 
     """
 
@@ -56,6 +58,7 @@ class Call:
     options: dict[str, Any]
     origins: frozenset[Path]
     place: str
+    is_checkpointed: bool
 
     @property
     def name(self) -> str:
@@ -124,7 +127,7 @@ class Listening(TorchFunctionMode):
         if func in CLASSES or func in BINARY or func is F.mse_loss:
             options = signature(func).bind(*args, **kwargs).arguments
             input, target = options.pop("input"), options.pop("target")
-            call = Call(func, input, target, options, self._origins.of([target]), _place())
+            call = Call(func, input, target, options, self._origins.of([target]), *_place())
             self.calls.append(call)
             return self._answer(call)
         result = func(*args, **kwargs)
@@ -261,16 +264,19 @@ def _put_back(value: Any, kept: Any) -> None:
 
 
 _LIBRARIES = tuple(os.path.dirname(str(package.__file__)) + os.sep for package in (torch, composer, composer_ls))
+_CHECKPOINT = torch.utils.checkpoint.__file__
 
 
-def _place() -> str:
-    """File and line of the innermost code that is no library's, up to where the model was called."""
-    frame = sys._getframe(2)
-    while frame is not None:
+def _place() -> tuple[str, bool]:
+    """File and line of the innermost code that is no library's, and whether it runs in an activation checkpoint.
+
+    The search ends where the model was called.
+    """
+    frame, place, is_checkpointed = sys._getframe(2), "", False
+    while frame is not None and not frame.f_code.co_filename.startswith(_LIBRARIES[-1] + "composition"):
         file = frame.f_code.co_filename
-        if not file.startswith(_LIBRARIES):
-            return f"{file}:{frame.f_lineno}"
-        if file.startswith(_LIBRARIES[-1] + "composition"):
-            return ""
+        if not place and not file.startswith(_LIBRARIES):
+            place = f"{file}:{frame.f_lineno}"
+        is_checkpointed |= file == _CHECKPOINT
         frame = frame.f_back  # type: ignore[assignment]
-    return ""
+    return place, is_checkpointed

@@ -143,7 +143,7 @@ class _Asked:
                 return self._answering(answerable, in_loss=True)
             if calls and {call.function for call in calls} == {F.mse_loss}:
                 raise TargetError(REGRESSION) from error
-            raise
+            raise  # what to tell LabelSmoothing, so that it can put smoothed targets into the batch
         try:
             with on_trial(self.model):
                 soft = total(self.model.loss(self.outputs, batch))
@@ -164,6 +164,14 @@ class _Asked:
         key = self.smoother.target_key
         if self.paths is None and key != DEFAULT_KEY and isinstance(key, (str, int)):
             path_of(self.batch, key)  # says that it leads nowhere
+        for call in calls:
+            if call.is_checkpointed:
+                raise TargetError(
+                    f"{type(self.model).__name__} takes its {call.name} inside torch.utils.checkpoint"
+                    f"{f' ({call.place})' if call.place else ''}, which takes it once more in the backward pass, where "
+                    f"LabelSmoothing cannot smooth it: take it outside of the checkpoint, or give it label_smoothing= there "
+                    f"and take LabelSmoothing out of algorithms"
+                )
         return Answering(self.smoother, self.model, calls, in_forward, in_loss)
 
     def _hard_loss(self) -> tuple[Tensor | None, list[Call]]:

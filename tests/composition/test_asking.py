@@ -12,6 +12,7 @@ from composer.core import Callback, DataSpec
 from composer.models import ComposerModel
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 from trainer_support import fit
@@ -314,6 +315,19 @@ def test_a_loss_made_in_forward_is_smoothed_there(loss, more, compiled, monkeypa
 def test_a_compiled_model_is_asked_and_smoothed(loss):
     ours = train([LabelSmoothing(0.1)], Model(loss), compile_config={"backend": "eager"})
     torch.testing.assert_close(ours, train([LabelSmoothing(0.1)], Model(loss)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("model", [Model, InForward])
+def test_a_cross_entropy_that_the_backward_pass_takes_again_is_refused(model, reentrant):
+    def loss(o, b):
+        arguments = o.logits.flatten(0, 1), b["labels"].flatten()
+        return checkpoint(lambda x, y: F.cross_entropy(x, y), *arguments, use_reentrant=reentrant)
+
+    with pytest.raises(
+        TargetError, match=r"inside torch.utils.checkpoint \(.*test_asking.py:\d+\).* outside of the check"
+    ):
+        train([LabelSmoothing(0.1)], model(loss))
 
 
 def test_a_loss_in_the_output_that_cannot_be_smoothed_is_refused():
