@@ -187,7 +187,7 @@ def _has(batch: Any, path: Path) -> bool:
 def _not_found(batch: Any, key: Any) -> str:
     if isinstance(batch, Mapping):
         has = f"is {_article(type(batch).__name__)} with the keys {', '.join(map(repr, batch))}"
-        example = next((name for name in NAMES if name in batch), next(iter(batch), "labels"))
+        example = next((name for name in NAMES if name in batch), [*batch][-1] if batch else "labels")
     elif isinstance(batch, Sequence):
         has, example = f"is {_article(type(batch).__name__)} of {len(batch)}", len(batch) - 1
     else:
