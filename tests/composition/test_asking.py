@@ -536,7 +536,7 @@ def test_a_batch_without_targets_says_what_it_has_and_the_way_out():
         return -(o.log_softmax(-1) * F.one_hot(b["y_true"].clamp(0), K)).sum(-1).mean()
 
     data = [{"input_ids": i, "y_true": y} for i, y in zip(*EXAMPLES, strict=True)]
-    message = r"no targets at target_key=1: it is a dict with the keys 'input_ids', 'y_true'.*target_key='input_ids'"
+    message = r"no targets at target_key=1: it is a dict with the keys 'input_ids', 'y_true'.*target_key='y_true'"
     with pytest.raises(ValueError, match=message):
         train([LabelSmoothing(0.1)], Model(loss, lambda x: x, True), data)
 
