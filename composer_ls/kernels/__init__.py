@@ -96,7 +96,7 @@ def choose(logits: Tensor, components: int = 1, kernel: str | None = None) -> Ke
         RuntimeError: The kernel that is asked for cannot run here; the message says why.
 
     """
-    kernel = kernel or os.environ.get(VARIABLE)
+    kernel = kernel or os.environ.get(VARIABLE) or None
     if kernel is None:
         kernel = _fastest(logits) if components <= FEW else "eager"
     elif kernel not in KERNELS:

@@ -11,6 +11,8 @@ def test_the_choice_can_be_forced_by_keyword_and_by_variable(monkeypatch):
     monkeypatch.setenv(VARIABLE, "composite")
     assert choose(x) is composite.loss_rows
     assert choose(x, kernel="eager") is eager.loss_rows
+    monkeypatch.setenv(VARIABLE, "")
+    assert choose(x) is eager.loss_rows
 
 
 def test_large_gradients_ask_for_huge_pages_and_small_ones_do_not(monkeypatch):
