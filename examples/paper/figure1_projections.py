@@ -2,13 +2,14 @@
 
     python examples/paper/figure1_projections.py --quick
     python examples/paper/figure1_projections.py data.download=true
+    python examples/paper/figure1_projections.py --runs DIR     # of cifar10-resnet20-small-data, by composer-ls compare
 
 Three classes at a time, the inputs of the last layer are projected on the plane through the templates of these classes.
 """
 
 import torch
 from matplotlib import pyplot as plt
-from support import BLUE, GREEN, ORANGE, brief, mean, options, run_all, save, shown
+from support import BLUE, GREEN, ORANGE, brief, finished_runs, mean, options, run_all, save, shown
 
 from composer_ls.diagnostics.geometry import (
     class_means,
@@ -35,14 +36,17 @@ def main():
         recipe = ("cifar10-alexnet",)
         triples = {"three that differ": (0, 1, 2), "two alike and one other": (3, 5, 0)}
         watch = "diagnostics={examples: 5000}"
-    runs = run_all(
-        opts,
-        {
-            (smoothing, seed): (*recipe, f"seed={seed}", f"algorithms.label_smoothing.smoothing={smoothing}", watch)
-            for smoothing in SMOOTHING
-            for seed in opts.seeds
-        },
-    )
+    if opts.runs:
+        runs = finished_runs(opts, SMOOTHING)
+    else:
+        runs = run_all(
+            opts,
+            {
+                (smoothing, seed): (*recipe, f"seed={seed}", f"algorithms.label_smoothing.smoothing={smoothing}", watch)
+                for smoothing in SMOOTHING
+                for seed in opts.seeds
+            },
+        )
     projections = {
         (words, key, split): projected(runs[key], split, triple)
         for words, triple in triples.items()

@@ -2,18 +2,22 @@
 
     python examples/paper/figure5_distillation.py --quick
     python examples/paper/figure5_distillation.py data.download=true
+    python examples/paper/figure5_distillation.py --runs DIR     # of cifar10-resnet20-small-data, by composer-ls compare
+
+With --runs, teachers and baselines are these runs themselves, and only students are trained, which have the same network and images.
 
 Students learn from the teacher alone (weight 1) and are compared at equal smoothing of their targets: γ of a teacher's
 targets, or the α of a student that was trained on smoothed labels.
 """
 
 from matplotlib import pyplot as plt
-from support import BLACK, BLUE, GREEN, GREY, brief, mean, options, run_all, save, shown
+from support import BLACK, BLUE, GREEN, GREY, brief, finished_runs, mean, options, run_all, save, shown
 from torch.nn import functional as F
 
 from composer_ls.diagnostics.teaching import equivalent_smoothing
 
 FACTORS = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75)
+FACTORS_OF_RUNS = (0.0, 0.05, 0.1, 0.2)
 TEMPERATURES = (1, 2, 3, 4, 8, 12, 16)
 
 
@@ -28,18 +32,28 @@ def main():
         teacher = ("cifar10-resnet56", "diagnostics={examples: 5000}")
         student = ("cifar10-alexnet",)
         temperatures = TEMPERATURES
-    teachers = run_all(
-        opts,
-        {
-            ("teacher", smoothing, seed): (*teacher, "checkpoints.keep=true", *smoothed(smoothing, seed))
-            for smoothing in FACTORS
-            for seed in opts.seeds
-        },
-    )
+    baselines, factors = {}, FACTORS
+    if opts.runs:
+        factors, temperatures = FACTORS_OF_RUNS, (1, 2, 4)
+        there = finished_runs(opts, factors)
+        teachers = {("teacher", *key): run for key, run in there.items()}
+        baselines = {("baseline", smoothing, 0, seed): run for (smoothing, seed), run in there.items()}
+        recipe = there[0.0, opts.seeds[0]].folder / "recipe.yaml"
+        student = (recipe, "diagnostics=null", "checkpoints.keep=false")
+    else:
+        teachers = run_all(
+            opts,
+            {
+                ("teacher", smoothing, seed): (*teacher, "checkpoints.keep=true", *smoothed(smoothing, seed))
+                for smoothing in factors
+                for seed in opts.seeds
+            },
+        )
     pupils = {}
     for seed in opts.seeds:
-        for smoothing in FACTORS:
-            pupils["baseline", smoothing, 0, seed] = (*student, *smoothed(smoothing, seed))
+        for smoothing in factors:
+            if not baselines:
+                pupils["baseline", smoothing, 0, seed] = (*student, *smoothed(smoothing, seed))
             folder = teachers["teacher", smoothing, seed].folder
             for temperature in temperatures if smoothing == 0 else (1,):
                 lesson = f"{{teacher: {folder}, temperature: {temperature}, student_temperature: 1, weight: 1}}"
@@ -48,7 +62,7 @@ def main():
                     *smoothed(0.0, seed),
                     f"algorithms.distillation={lesson}",
                 )
-    pupils = run_all(opts, pupils)
+    pupils = run_all(opts, pupils) | baselines
 
     def accuracies(runs, *key):
         return mean([100 * runs[(*key, seed)].result["metrics"]["accuracy"] for seed in opts.seeds])
@@ -56,7 +70,7 @@ def main():
     lines = {
         name: [] for name in ("teacher", "baseline", "students of a hard teacher", "students of smoothed teachers")
     }
-    for smoothing in FACTORS:
+    for smoothing in factors:
         lines["teacher"].append({"gamma": smoothing, **accuracies(teachers, "teacher", smoothing)})
         lines["baseline"].append({"gamma": smoothing, **accuracies(pupils, "baseline", smoothing, 0)})
         taught = [teachers["teacher", smoothing, seed] for seed in opts.seeds]
@@ -65,7 +79,7 @@ def main():
             point = {"gamma": gamma, **accuracies(pupils, "student", smoothing, temperature)}
             kind = "students of smoothed teachers" if smoothing else "students of a hard teacher"
             lines[kind].append({"temperature": temperature, "smoothing of the teacher": smoothing, **point})
-    numbers = {"accuracy": lines, "paired": paired(opts, pupils, temperatures)}
+    numbers = {"accuracy": lines, "paired": paired(opts, pupils, factors, temperatures)}
     save(opts, draw(lines), numbers)
     for name, points in lines.items():
         for point in points:
@@ -86,19 +100,19 @@ def gamma_of(run, temperature):
     return equivalent_smoothing(logits, kept["train.labels"], temperature)
 
 
-def paired(opts, pupils, temperatures):
+def paired(opts, pupils, factors, temperatures):
     """Accuracy of students of smoothed teachers minus that of baselines of the same smoothing, over all α above 0."""
 
     def accuracy(*key):
         return 100 * pupils[key].result["metrics"]["accuracy"]
 
     smoothed_teachers = [
-        sum(accuracy("student", a, 1, seed) - accuracy("baseline", a, 0, seed) for a in FACTORS[1:]) / len(FACTORS[1:])
+        sum(accuracy("student", a, 1, seed) - accuracy("baseline", a, 0, seed) for a in factors[1:]) / len(factors[1:])
         for seed in opts.seeds
     ]
     hard_teacher = [
         max(accuracy("student", 0.0, t, seed) for t in temperatures)
-        - max(accuracy("baseline", a, 0, seed) for a in FACTORS)
+        - max(accuracy("baseline", a, 0, seed) for a in factors)
         for seed in opts.seeds
     ]
     return {
@@ -113,7 +127,7 @@ def draw(lines):
     styles = {
         "teacher": (GREY, "^", ":", "teachers, at their α"),
         "baseline": (BLACK, "o", "--", "students of labels smoothed by α (baseline)"),
-        "students of a hard teacher": (BLUE, "s", "-", "students of the hard teacher, at γ of T = 1 to 16"),
+        "students of a hard teacher": (BLUE, "s", "-", "students of the hard teacher, at γ of T = 1 and above"),
         "students of smoothed teachers": (GREEN, "D", "-", "students of smoothed teachers, at γ of T = 1"),
     }
     for name, (color, marker, line, label) in styles.items():

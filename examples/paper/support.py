@@ -46,7 +46,7 @@ def options(script, description, **own):
 
     Returns:
         What was given, with ``seeds`` as a list, ``jobs`` as a number, ``name`` of the script, and ``stem``, after which files
-        and the folder of runs are named: the name, with -full in the full mode.
+        and the folder of runs are named: the name, with -full in the full mode, or with the recipe's name behind it with --runs.
 
     """
     name = Path(script).stem
@@ -55,7 +55,10 @@ def options(script, description, **own):
     parser.add_argument(
         "--out", type=Path, default=Path(name), help=f"folder of figure, numbers and runs (default: {name})"
     )
-    parser.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
+    parser.add_argument(
+        "--runs", type=Path, metavar="DIR", help="finished runs of composer-ls compare to look at, instead of training"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="how many (default: 3; with --runs at most so many)")
     parser.add_argument("--jobs", type=int, help="runs at once; default: 1, or a core each with --quick")
     for option, settings in own.items():
         parser.add_argument(f"--{option}", **settings)
@@ -64,9 +67,26 @@ def options(script, description, **own):
     )
     opts = parser.parse_args()
     opts.jobs = opts.jobs or (min(4, os.cpu_count() or 1) if opts.quick else 1)
-    opts.seeds = list(range(1, opts.seeds + 1))
+    opts.most_seeds, opts.seeds = opts.seeds, list(range(1, opts.seeds + 1))
     opts.name, opts.stem = name, name if opts.quick else f"{name}-full"
     return opts
+
+
+def finished_runs(opts, factors):
+    """The runs in the folder that --runs names, by smoothing and seed; ``opts.seeds`` become those that have every factor."""
+    found = {}
+    for file in sorted(opts.runs.rglob("result.json")):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        found[result["smoothing"], result["seed"]] = Run(file.parent, result)
+    complete = sorted({seed for _, seed in found if all((factor, seed) in found for factor in factors)})
+    opts.seeds = complete[: opts.most_seeds]
+    if not opts.seeds:
+        wanted = ", ".join(f"{factor:g}" for factor in factors)
+        raise SystemExit(
+            f"{opts.runs} holds no seed whose runs with smoothing {wanted} are finished: use another --runs"
+        )
+    opts.stem = f"{opts.name}-{found[factors[0], opts.seeds[0]].result['name']}"
+    return {(factor, seed): found[factor, seed] for factor in factors for seed in opts.seeds}
 
 
 def brief(recipe, epochs, evaluate_every=None):
@@ -87,6 +107,12 @@ class Run:
         """Logits and labels of the test set."""
         tensors = load_file(self.folder / "predictions.safetensors")
         return tensors["logits"], tensors["labels"]
+
+    @property
+    def held_out(self):
+        """Logits and labels of the validation part, or nothing if there is none."""
+        tensors = load_file(self.folder / "predictions.safetensors")
+        return (tensors["validation.logits"], tensors["validation.labels"]) if "validation.logits" in tensors else ()
 
     @property
     def features(self):

@@ -2,9 +2,11 @@
 
     python examples/paper/table3_calibration.py --quick
     python examples/paper/table3_calibration.py data.download=true
+    python examples/paper/table3_calibration.py --runs DIR     # of cifar10-resnet20-small-data, by composer-ls compare
 
-Temperatures are fitted on one half of the test set and used on the other. The row of translation is taken from the numbers of
-figure 4, where temperatures are fitted on the split val: give their file with --translation FILE.
+Temperatures are fitted on the validation part where runs have one, else on one half of the test set and used on the other. The
+row of translation is taken from the numbers of figure 4, where temperatures are fitted on the split val: give their file with
+--translation FILE.
 """
 
 import json
@@ -13,9 +15,14 @@ from pathlib import Path
 
 import torch
 from matplotlib import pyplot as plt
-from support import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, brief, mean, options, run_all, save, shown
+from support import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, brief, finished_runs, mean, options, run_all, save, shown
 
-from composer_ls.diagnostics.calibration import cross_fit_temperature, expected_calibration_error, reliability_bins
+from composer_ls.diagnostics.calibration import (
+    cross_fit_temperature,
+    expected_calibration_error,
+    fit_temperature,
+    reliability_bins,
+)
 from composer_ls.lab.report.page import FEW
 
 
@@ -29,25 +36,29 @@ def main():
     else:
         recipe = ("cifar100-resnet56",)
         factors = (0.0, 0.05, 0.1)
-    runs = run_all(
-        opts,
-        {
-            (smoothing, seed): (*recipe, f"seed={seed}", f"algorithms.label_smoothing.smoothing={smoothing}")
-            for smoothing in factors
-            for seed in opts.seeds
-        },
-    )
+    if opts.runs:
+        factors = (0.0, 0.05, 0.1, 0.2)
+        runs = finished_runs(opts, factors)
+    else:
+        runs = run_all(
+            opts,
+            {
+                (smoothing, seed): (*recipe, f"seed={seed}", f"algorithms.label_smoothing.smoothing={smoothing}")
+                for smoothing in factors
+                for seed in opts.seeds
+            },
+        )
     table, pooled = {}, {}
     for smoothing in factors:
         predictions = [runs[smoothing, seed].predictions for seed in opts.seeds]
-        scaled = [cross_fit_temperature(*one) for one in predictions]
+        scaled = [scale(runs[smoothing, seed]) for seed in opts.seeds]
         metrics = [runs[smoothing, seed].result["metrics"] for seed in opts.seeds]
-        afterwards = [(new.logits, labels) for new, (_, labels) in zip(scaled, predictions, strict=True)]
+        afterwards = [(logits, labels) for (logits, _), (_, labels) in zip(scaled, predictions, strict=True)]
         name = f"smoothing {smoothing:g}" if smoothing else "hard"
         table[name] = {key: mean([one[key] for one in metrics]) for key in ("accuracy", "ece", "nll")}
         table[f"{name}, scaled"] = {
             "ece": mean([expected_calibration_error(*one) for one in afterwards]),
-            "temperature": mean([math.sqrt(new.temperatures[0] * new.temperatures[1]) for new in scaled]),
+            "temperature": mean([temperature for _, temperature in scaled]),
         }
         pooled[name], pooled[f"{name}, scaled"] = joined(predictions), joined(afterwards)
     rows = translation(opts.translation) if opts.translation else {}
@@ -55,6 +66,16 @@ def main():
     table |= rows
     for name, values in table.items():
         print(f"{name}: {', '.join(f'{key} {shown(value, 4)}' for key, value in values.items())}")
+
+
+def scale(run):
+    """The test logits of a run at a temperature that has not seen their labels, and that temperature."""
+    logits, labels = run.predictions
+    if run.held_out:
+        temperature = fit_temperature(*run.held_out)
+        return logits / temperature, temperature
+    scaled = cross_fit_temperature(logits, labels)
+    return scaled.logits, math.sqrt(scaled.temperatures[0] * scaled.temperatures[1])
 
 
 def translation(file):
