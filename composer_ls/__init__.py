@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from composer_ls.algorithm import LabelSmoothing
     from composer_ls.distillation import Distillation
-    from composer_ls.losses import CrossEntropyLoss, cross_entropy, dice_loss
+    from composer_ls.losses import (
+        CrossEntropyLoss,
+        LinearCrossEntropyLoss,
+        cross_entropy,
+        dice_loss,
+        linear_cross_entropy,
+    )
     from composer_ls.smoothing import smooth_labels
     from composer_ls.smoothing_diagnostics import SmoothingDiagnostics
     from composer_ls.targets import SoftTargets
@@ -18,10 +24,12 @@ __all__ = [
     "CrossEntropyLoss",
     "Distillation",
     "LabelSmoothing",
+    "LinearCrossEntropyLoss",
     "SmoothingDiagnostics",
     "SoftTargets",
     "cross_entropy",
     "dice_loss",
+    "linear_cross_entropy",
     "smooth_labels",
 ]
 
@@ -34,10 +42,12 @@ _HOMES = {
     "CrossEntropyLoss": "losses",
     "Distillation": "distillation",
     "LabelSmoothing": "algorithm",
+    "LinearCrossEntropyLoss": "losses",
     "SmoothingDiagnostics": "smoothing_diagnostics",
     "SoftTargets": "targets",
     "cross_entropy": "losses",
     "dice_loss": "losses",
+    "linear_cross_entropy": "losses",
     "smooth_labels": "smoothing",
 }
 

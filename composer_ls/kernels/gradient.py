@@ -20,14 +20,14 @@ LARGE = 32 << 20
 MADV_HUGEPAGE = 14
 
 
-def empty_gradient(logits: Tensor) -> Tensor:
-    """An uninitialised tensor like ``logits``, which the system may back with huge pages.
+def empty_gradient(logits: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised tensor like ``logits``, of another ``dtype`` if asked for, which the system may back with huge pages.
 
     Fresh memory comes in pages of 4 KiB, each at the price of a fault: for large logits on the CPU these faults take
     longer than the whole arithmetic. Linux serves 2 MiB at once to those who ask, as PyTorch does everywhere under
     ``THP_MEM_ALLOC_ENABLE=1``.
     """
-    gradient = torch.empty_like(logits)
+    gradient = torch.empty_like(logits, dtype=dtype)
     advise = _madvise()
     if advise is not None and gradient.device.type == "cpu" and gradient.nbytes >= LARGE:
         start = -(-gradient.data_ptr() // 4096) * 4096

@@ -1,6 +1,7 @@
-"""Losses of labels, dense rows and SoftTargets: cross entropy, as a function and as a module, and Dice."""
+"""Losses of labels, dense rows and SoftTargets: cross entropy, with logits or of a linear layer without them, and Dice."""
 
 from composer_ls.losses.cross_entropy import CrossEntropyLoss, cross_entropy
 from composer_ls.losses.dice import dice_loss
+from composer_ls.losses.linear_cross_entropy import LinearCrossEntropyLoss, linear_cross_entropy
 
-__all__ = ["CrossEntropyLoss", "cross_entropy", "dice_loss"]
+__all__ = ["CrossEntropyLoss", "LinearCrossEntropyLoss", "cross_entropy", "dice_loss", "linear_cross_entropy"]

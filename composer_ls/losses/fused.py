@@ -10,7 +10,7 @@ from torch import Tensor
 from composer_ls.kernels import Kernel, RowTargets, composite
 from composer_ls.kernels.gradient import empty_gradient, scale_gradient
 
-__all__ = ["row_losses", "total_loss"]
+__all__ = ["is_batched", "kept", "row_losses", "save", "saved", "total_loss"]
 
 
 def total_loss(x: Tensor, target: RowTargets, factor: Tensor | None, scale: Tensor | float, kernel: Kernel) -> Tensor:
@@ -36,22 +36,22 @@ class _TotalLoss(torch.autograd.Function):
         # A float16 gradient would vanish if it were rounded before the factor of a GradScaler is known.
         ctx.gradient = empty_gradient(x) if x.dtype != torch.float16 else None
         losses = kernel(x, target, ctx.gradient, by_row)
-        _save(ctx, x, by_row, *fields)
+        save(ctx, x, by_row, *fields)
         return (losses if factor is None else losses * factor).sum() * scale
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         gradient, ctx.gradient = ctx.gradient, None  # given away: it is the receiver's to change
-        x, by_row, *fields = _saved(ctx)
+        x, by_row, *fields = saved(ctx)
         target = RowTargets(*fields)
         if torch.is_grad_enabled():  # create_graph=True: the composite formula can be differentiated again
             gradient = _gradient_with_graph(x, target, grad_output, by_row)
-        elif _is_batched(grad_output):  # is_grads_batched=True
+        elif is_batched(grad_output):  # is_grads_batched=True
             gradient = _unit_gradient(ctx.kernel, x, target, by_row) if gradient is None else gradient
-            gradient = _kept(gradient * grad_output, target)
+            gradient = kept(gradient * grad_output, target)
         elif gradient is None:  # a retained graph, or float16
             gradient = empty_gradient(x)
-            ctx.kernel(x, target, gradient, _kept(grad_output * by_row, target))
+            ctx.kernel(x, target, gradient, kept(grad_output * by_row, target))
         else:
             scale_gradient(gradient, grad_output, target.ignored)
         return gradient, None, None, None, *[None] * len(fields)
@@ -63,40 +63,41 @@ class _RowLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel: Kernel, *fields: Any) -> Tensor:
         ctx.kernel = kernel
-        _save(ctx, x, *fields)
+        save(ctx, x, *fields)
         return kernel(x, RowTargets(*fields), None, None)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        x, *fields = _saved(ctx)
+        x, *fields = saved(ctx)
         target = RowTargets(*fields)
         if torch.is_grad_enabled():
             gradient = _gradient_with_graph(x, target, grad_output, 1.0)
-        elif _is_batched(grad_output):
-            gradient = _kept(_unit_gradient(ctx.kernel, x, target, 1.0) * grad_output, target)
+        elif is_batched(grad_output):
+            gradient = kept(_unit_gradient(ctx.kernel, x, target, 1.0) * grad_output, target)
         else:
             gradient = empty_gradient(x)
-            ctx.kernel(x, target, gradient, _kept(grad_output, target))
+            ctx.kernel(x, target, gradient, kept(grad_output, target))
         return gradient, None, *[None] * len(fields)
 
 
-def _save(ctx: Any, *values: Any) -> None:
+def save(ctx: Any, *values: Any) -> None:
     """Keep tensors where PyTorch sees that they are changed, and frees them after use."""
     ctx.save_for_backward(*(value if isinstance(value, Tensor) else None for value in values))
     ctx.numbers = [None if isinstance(value, Tensor) else value for value in values]
 
 
-def _saved(ctx: Any) -> list[Any]:
+def saved(ctx: Any) -> list[Any]:
+    """What :func:`save` was given; it raises if some of it was changed since."""
     return [number if tensor is None else tensor for tensor, number in zip(ctx.saved_tensors, ctx.numbers, strict=True)]
 
 
-def _is_batched(grad_output: Tensor) -> bool:
+def is_batched(grad_output: Tensor) -> bool:
     """Whether it stands for many, as with ``is_grads_batched=True``."""
     functorch = torch._C._functorch
     return functorch.is_functorch_wrapped_tensor(grad_output) or functorch.is_legacy_batchedtensor(grad_output)
 
 
-def _kept(factor: Tensor, target: RowTargets) -> Tensor:
+def kept(factor: Tensor, target: Any) -> Tensor:
     """``factor``, and 0 for ignored rows, whatever comes down to them."""
     return factor if target.ignored is None else torch.where(target.ignored, 0, factor)
 
@@ -111,6 +112,6 @@ def _gradient_with_graph(x: Tensor, target: RowTargets, grad_output: Tensor, by_
     with torch.enable_grad():
         losses = composite.differentiable_rows(x, target)
         (gradient,) = torch.autograd.grad(
-            losses, x, _kept(grad_output * by_row, target).expand_as(losses), create_graph=True
+            losses, x, kept(grad_output * by_row, target).expand_as(losses), create_graph=True
         )
     return gradient
