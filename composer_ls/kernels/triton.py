@@ -140,6 +140,7 @@ def _row_kernel(
     tl.store(losses + row[:, None], loss, mask=there[:, None])
 
     if grad is not None:
+        tl.debug_barrier()  # grad may be the memory of x: every warp has read the labels' logits before one writes
         grad += n * grad_example + s[:, None] * grad_position
         upstream = tl.load(scale).to(real) if ONE_SCALE else _field(scale, scale_number, row, there).to(real)
         factor = weight * upstream / total
