@@ -80,12 +80,12 @@ def compare(
     may give it. A run that fails leaves its log, and the others go on; the exit status is then 1.
     """
     from composer_ls.lab.compare.planned_runs import make_plan
-    from composer_ls.lab.tasks.task_report import TASK_REPORTS
+    from composer_ls.lab.tasks.registry import task_report
 
     if jobs is not None and jobs < 1:
         raise InputError(f"--jobs is {jobs}, but must be at least 1")
     plan = make_plan(recipe, overrides or [], smoothing, seeds, vary or [], out)
-    TASK_REPORTS[plan.recipe.task].metric(purpose)
+    task_report(plan.recipe.task).metric(purpose)
     console, errors = Console(), Console(stderr=True)
     for note in plan.notes:
         errors.print(Text(f"composer-ls: {note}"), soft_wrap=True)

@@ -14,7 +14,8 @@ from composer_ls.lab.compare.measured_runs import LeftOut, Run
 from composer_ls.lab.compare.settings import names_of_settings, without_smoothing
 from composer_ls.lab.compare.statistics import Interval, holm, interval_of_mean, paired_p_value, seeds_needed
 from composer_ls.lab.tasks.metric import STEP_TIME, Metric
-from composer_ls.lab.tasks.task_report import TASK_REPORTS, TaskReport
+from composer_ls.lab.tasks.registry import task_report
+from composer_ls.lab.tasks.task_report import TaskReport
 
 __all__ = ["Comparison", "Difference", "Verdict", "compare_runs", "listed"]
 
@@ -290,7 +291,7 @@ def compare_runs(
             f"{folder.absolute()} holds runs of several recipes ({', '.join(names)}), which cannot be compared by seed: "
             f"give the folder of one"
         )
-    task = TASK_REPORTS[runs[0].recipe.task]
+    task = task_report(runs[0].recipe.task)
     metric = task.metric(purpose)
     part = "validation" if all("validation" in run.parts for run in runs) else "test"
     left_out = list(left_out)

@@ -19,7 +19,8 @@ from composer_ls.lab.recipe.recipe import Recipe
 from composer_ls.lab.run_folder.claim import claimant
 from composer_ls.lab.run_folder.folder import RunFolder, read_recipe
 from composer_ls.lab.tasks.metric import STEP_TIME, Predictions
-from composer_ls.lab.tasks.task_report import TASK_REPORTS, TaskReport
+from composer_ls.lab.tasks.registry import task_report
+from composer_ls.lab.tasks.task_report import TaskReport
 
 __all__ = ["LeftOut", "Run", "Scores", "find_runs", "read_run", "read_runs"]
 
@@ -123,7 +124,7 @@ def read_run(folder: Path, recipe: Recipe) -> Run:
         LeftOut: It is not finished, it diverged, or what it left is damaged.
 
     """
-    task = TASK_REPORTS[recipe.task]
+    task = task_report(recipe.task)
     files = RunFolder(folder, recipe)
     try:
         result = files.result()

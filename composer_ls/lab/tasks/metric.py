@@ -13,32 +13,36 @@ Predictions = Mapping[str, Tensor]
 """What a run's ``predictions.safetensors`` holds."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Metric:
     """A metric.
 
     Attributes:
         key: Its name in files.
         name: Its name for people.
-        unit: What a difference is measured in, "" for a bare number.
         meaning: What it is, for the page.
+        higher_is_better: Which way is better.
+        worth: The difference worth seeing, in shown units: how many seeds it would take is told.
+        unit: What a difference is measured in, "" for a bare number.
         scale: What a value is multiplied by to be shown.
         digits: Decimals that are shown.
-        worth: The difference worth seeing, in shown units: how many seeds it would take is told.
-        higher_is_better: Which way is better.
-        compute: From the predictions; ``None``: it is what the run says in ``result.json``.
+        compute: From the predictions; ``None``: a run measures it, and it is read from ``result.json``.
+        result_unit: The unit in ``result.json``, where values are not multiplied by ``scale``.
+        in_result: Whether ``result.json`` has it. What is not there is only in comparisons.
 
     """
 
     key: str
     name: str
-    unit: str
     meaning: str
-    scale: float
-    digits: int
-    worth: float
     higher_is_better: bool
+    worth: float
+    unit: str = ""
+    scale: float = 1
+    digits: int = 4
     compute: Callable[[Predictions], float] | None = None
+    result_unit: str = ""
+    in_result: bool = True
 
     @property
     def heading(self) -> str:
@@ -53,8 +57,14 @@ class Metric:
 
 
 STEP_TIME = Metric(
-    "step_time", "step", "ms",
-    "Time of a training step, which several runs at once on one machine make longer. It gets no verdict, and is not in "
+    key="step_time",
+    name="step",
+    meaning="Time of a training step, which several runs at once on one machine make longer. It gets no verdict, and is not in "
     "summary.csv: no two measurements of it agree.",
-    1000, 2, 0.0, False,
-)  # fmt: skip
+    higher_is_better=False,
+    worth=0.0,
+    unit="ms",
+    scale=1000,
+    digits=2,
+    in_result=False,
+)

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     import torch
 
     from composer_ls.lab.tasks.task import Task
+    from composer_ls.lab.tasks.task_report import TaskReport
 
-__all__ = ["ROOMS", "open_task", "task_class"]
+__all__ = ["ROOMS", "open_task", "task_class", "task_report"]
 
 ROOMS = (
     "composer_ls.lab.tasks.classification",
@@ -74,6 +75,12 @@ use_tasks(_schemas)
 def task_class(name: str) -> type[Task]:
     """The class of a task, by the task's name."""
     loaded: type[Task] = _load(_rooms()[name], "task", "TASK")
+    return loaded
+
+
+def task_report(name: str) -> TaskReport:
+    """How runs of a task are judged and shown, by the task's name."""
+    loaded: TaskReport = _load(_rooms()[name], "report", "REPORT")
     return loaded
 
 

@@ -10,7 +10,7 @@ from torch.nn.functional import one_hot
 from composer_ls.lab.compare.advice import advise, smallest_not_worse
 from composer_ls.lab.compare.comparison import Comparison
 from composer_ls.lab.compare.measured_runs import Run, Scores
-from composer_ls.lab.tasks.task_report import CLASSIFICATION
+from composer_ls.lab.tasks.classification.report import REPORT as CLASSIFICATION
 
 FACTORS = (0.0, 0.05, 0.1, 0.2)
 ACCURACY, NLL = CLASSIFICATION.metrics[:2]

@@ -9,7 +9,7 @@ from composer_ls.errors import InputError
 from composer_ls.lab.compare.comparison import Difference, Verdict, compare_runs
 from composer_ls.lab.compare.measured_runs import read_runs
 from composer_ls.lab.compare.statistics import holm, interval_of_mean, paired_p_value
-from composer_ls.lab.tasks.task_report import CLASSIFICATION
+from composer_ls.lab.tasks.classification.report import REPORT as CLASSIFICATION
 
 ACCURACY, NLL = CLASSIFICATION.metrics[:2]
 

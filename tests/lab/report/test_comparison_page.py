@@ -11,7 +11,8 @@ from browser_support import complaints, measured, needs_chromium, screenshot
 from comparison_support import make_comparison, make_run
 
 from composer_ls.lab.report.comparison_page import FILES, build_report
-from composer_ls.lab.tasks.task_report import CLASSIFICATION, TASK_REPORTS
+from composer_ls.lab.tasks.classification.report import REPORT as CLASSIFICATION
+from composer_ls.lab.tasks.registry import task_report
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +135,7 @@ def test_the_page_holds_every_figure(report):
 def test_runs_of_other_tasks_are_judged_by_their_own_metrics(tmp_path, recipe, task, words):
     comparison = build_report(make_comparison(tmp_path, (0.0, 0.1), 2, recipe=recipe))
     rows = list(csv.DictReader((tmp_path / "summary.csv").open()))
-    own = TASK_REPORTS[task]
+    own = task_report(task)
     assert [row["metric"] for row in rows] == 2 * [metric.key for metric in own.metrics]
     assert all(row["difference"] for row in rows if row["smoothing"] == "0.1")
     text = text_of(tmp_path / "report.html")

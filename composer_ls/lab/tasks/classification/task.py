@@ -13,16 +13,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 
-from composer_ls.diagnostics.calibration import (
-    accuracy,
-    brier_score,
-    expected_calibration_error,
-    negative_log_likelihood,
-)
 from composer_ls.lab.images.loaders import evaluation_loader, labels_of, training_loader
 from composer_ls.lab.recipe.recipe import Recipe
 from composer_ls.lab.tasks.classification.data import load_splits
 from composer_ls.lab.tasks.classification.networks import build_model
+from composer_ls.lab.tasks.classification.report import REPORT
 from composer_ls.lab.tasks.classification.schema import ClassificationData, ClassificationModel, Diagnostics
 from composer_ls.lab.tasks.classification.training_curve import TrainingCurve
 from composer_ls.lab.tasks.classification.watching import build_diagnostics, kept_features
@@ -101,15 +96,15 @@ class Classification(Task):
         if self._splits.validation is not None:
             held_out = self._predictions(trainer, "validation")
             predictions |= {"validation.logits": held_out[0], "validation.labels": held_out[1]}
-            facts["validation"] = _metrics(*held_out)
+            facts["validation"] = REPORT.measure({"logits": held_out[0], "labels": held_out[1]})
         if watcher is not None:
             if watcher.interval is not None:  # else it has just measured, after the evaluation
                 watcher.measure(trainer.state, trainer.logger)
             facts["diagnostics"] = {name.removeprefix("diagnostics/"): n for name, n in watcher.numbers.items()}
             features = kept_features(watcher, trainer.state)
         return Measured(
-            metrics=_metrics(logits, labels),
-            units={"accuracy": "fraction", "nll": "nats", "ece": "fraction, 15 bins", "brier": "0 to 2"},
+            metrics=REPORT.measure(predictions),
+            units=REPORT.units,
             predictions=predictions,
             features=features,
             facts=facts,
@@ -121,12 +116,3 @@ class Classification(Task):
 
 
 TASK = Classification
-
-
-def _metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    return {
-        "accuracy": accuracy(logits, labels),
-        "nll": negative_log_likelihood(logits, labels),
-        "ece": expected_calibration_error(logits, labels),
-        "brier": brier_score(logits, labels),
-    }

@@ -14,14 +14,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from composer_ls.diagnostics.pixels import (
-    PixelCounts,
-    count_pixels,
-    mean_iou,
-    pixel_accuracy,
-    pixel_calibration_error,
-    pixel_nll,
-)
+from composer_ls.diagnostics.pixels import PixelCounts, count_pixels
 from composer_ls.distillation import Distillation
 from composer_ls.errors import RecipeError
 from composer_ls.lab.images.loaders import evaluation_loader, training_loader
@@ -30,6 +23,7 @@ from composer_ls.lab.recipe.recipe import Recipe
 from composer_ls.lab.tasks.collecting import collect_predictions
 from composer_ls.lab.tasks.segmentation.data import load_label_maps
 from composer_ls.lab.tasks.segmentation.networks import UNet
+from composer_ls.lab.tasks.segmentation.report import REPORT
 from composer_ls.lab.tasks.segmentation.schema import SegmentationData, SegmentationModel
 from composer_ls.lab.tasks.task import Measured, Task
 from composer_ls.losses import cross_entropy, dice_loss
@@ -102,21 +96,8 @@ class Segmentation(Task):
         """Overlap, accuracy and calibration of pixels, and what they follow from for each image."""
         examples = self.facts["examples"]["test"]
         counts = PixelCounts(*collect_predictions(trainer, self.evaluation_loader(), examples, count_pixels))
-        return Measured(
-            metrics={
-                "mean_iou": mean_iou(counts),
-                "accuracy": pixel_accuracy(counts),
-                "nll": pixel_nll(counts),
-                "ece": pixel_calibration_error(counts),
-            },
-            units={
-                "mean_iou": "fraction",
-                "accuracy": "fraction of pixels",
-                "nll": "nats a pixel",
-                "ece": "fraction, 15 bins",
-            },
-            predictions=counts._asdict(),
-        )
+        predictions = counts._asdict()
+        return Measured(metrics=REPORT.measure(predictions), units=REPORT.units, predictions=predictions)
 
 
 TASK = Segmentation

@@ -18,14 +18,7 @@ from torch.utils.data.distributed import DistributedSampler
 from torchmetrics import Metric, MetricCollection
 
 from composer_ls.composition.mixers import mixers_among
-from composer_ls.diagnostics.tokens import (
-    TokenScores,
-    perplexity,
-    token_accuracy,
-    token_calibration_error,
-    token_nll,
-    token_scores,
-)
+from composer_ls.diagnostics.tokens import token_scores
 from composer_ls.distillation import Distillation
 from composer_ls.errors import RecipeError
 from composer_ls.lab.images.epoch_sampler import EpochSampler
@@ -35,6 +28,7 @@ from composer_ls.lab.tasks.translation.batches import IGNORED, Batch, EncodedPai
 from composer_ls.lab.tasks.translation.bleu import bleu, require_sacrebleu
 from composer_ls.lab.tasks.translation.data import Pairs, read_pairs
 from composer_ls.lab.tasks.translation.networks import Transformer
+from composer_ls.lab.tasks.translation.report import REPORT
 from composer_ls.lab.tasks.translation.schema import SUBWORDS_FILE, WEIGHTS_FILE, TranslationData, TranslationModel
 from composer_ls.lab.tasks.translation.subwords import Subwords
 from composer_ls.lab.tasks.translation.translator import make_network, make_translator
@@ -134,18 +128,12 @@ class Translation(Task):
             (scores[name],) = token_scores(logits, ignore_index=IGNORED)
             translations = translator.translate(pairs.source)
             score, signature = bleu(translations, pairs.target, data.lowercase)
-            tests[name] = _numbers(score, scores[name])
+            tests[name] = REPORT.measure(scores[name]._asdict(), bleu=score)
             files[f"translations.{name}.{data.target}"] = "".join(f"{line}\n" for line in translations)
         weights = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
         return Measured(
             metrics=tests[data.tests[0]],
-            units={
-                "bleu": "0 to 100",
-                "nll": "nats a subword",
-                "perplexity": "of a subword",
-                "ece": "fraction of subwords, 15 bins",
-                "accuracy": "fraction of subwords",
-            },
+            units=REPORT.units,
             predictions=scores[data.tests[0]]._asdict(),
             facts={"tests": tests, "bleu_signature": signature},
             files={SUBWORDS_FILE: self._subwords.to_json(), WEIGHTS_FILE: weights, **files},
@@ -163,16 +151,6 @@ def evaluation_logits(network: Transformer, pairs: EncodedPairs, batch_tokens: i
         (source, target), labels = batches[index]
         with torch.no_grad():
             yield network((source.to(device), target.to(device))), labels.to(device)
-
-
-def _numbers(score: float, tokens: TokenScores) -> dict[str, float]:
-    return {
-        "bleu": score,
-        "nll": token_nll(tokens),
-        "perplexity": perplexity(tokens),
-        "ece": token_calibration_error(tokens),
-        "accuracy": token_accuracy(tokens),
-    }
 
 
 class _Measuring(Callback):

@@ -1,0 +1,76 @@
+"""How segmentations are judged and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from composer_ls.diagnostics.pixels import (
+    PixelCounts,
+    mean_iou,
+    pixel_accuracy,
+    pixel_bins,
+    pixel_calibration_error,
+    pixel_nll,
+)
+from composer_ls.lab.tasks.metric import Metric, Predictions
+from composer_ls.lab.tasks.task_report import Curve, TaskReport
+
+__all__ = ["METRICS", "REPORT"]
+
+
+def _of_pixels(function: Callable[[PixelCounts], float]) -> Callable[[Predictions], float]:
+    return lambda predictions: function(PixelCounts(**predictions))
+
+
+METRICS = (
+    Metric(
+        key="mean_iou",
+        name="mIoU",
+        meaning="Intersection over union of each class in all test images together, mean over the classes that occur.",
+        higher_is_better=True,
+        worth=0.5,
+        unit="points",
+        scale=100,
+        digits=2,
+        compute=_of_pixels(mean_iou),
+        result_unit="fraction",
+    ),
+    Metric(
+        key="accuracy",
+        name="accuracy",
+        meaning="The part of the test pixels whose most probable class is the label.",
+        higher_is_better=True,
+        worth=0.1,
+        unit="points",
+        scale=100,
+        digits=2,
+        compute=_of_pixels(pixel_accuracy),
+        result_unit="fraction of pixels",
+    ),
+    Metric(
+        key="nll",
+        name="NLL",
+        meaning="Mean negative log probability of the pixels' labels.",
+        higher_is_better=False,
+        worth=0.01,
+        unit="nats",
+        compute=_of_pixels(pixel_nll),
+        result_unit="nats per pixel",
+    ),
+    Metric(
+        key="ece",
+        name="ECE",
+        meaning="Expected calibration error: the mean distance between confidence and accuracy over 15 bins of confidence.",
+        higher_is_better=False,
+        worth=0.005,
+        compute=_of_pixels(pixel_calibration_error),
+        result_unit="fraction, 15 bins",
+    ),
+)
+
+REPORT = TaskReport(
+    counted="pixels",
+    metrics=METRICS,
+    curves=(Curve("metrics/{part}/MulticlassJaccardIndex", "{part} mIoU"),),
+    bins=lambda predictions: pixel_bins(PixelCounts(**predictions)),
+)

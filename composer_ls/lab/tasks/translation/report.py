@@ -1,0 +1,89 @@
+"""How translators are judged and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from composer_ls.diagnostics.tokens import (
+    TokenScores,
+    perplexity,
+    token_accuracy,
+    token_bins,
+    token_calibration_error,
+    token_nll,
+)
+from composer_ls.lab.tasks.metric import Metric, Predictions
+from composer_ls.lab.tasks.task_report import Curve, TaskReport
+
+__all__ = ["METRICS", "REPORT"]
+
+
+def _of_tokens(function: Callable[[TokenScores], float]) -> Callable[[Predictions], float]:
+    return lambda predictions: function(TokenScores(**predictions))
+
+
+METRICS = (
+    Metric(
+        key="bleu",
+        name="BLEU",
+        meaning="BLEU of the first test set's translations by beam search, as the runs measured it.",
+        higher_is_better=True,
+        worth=0.5,
+        digits=2,
+        result_unit="0 to 100",
+    ),
+    Metric(
+        key="accuracy",
+        name="accuracy",
+        meaning="The part of the subwords of the test references that were the most probable, given those before.",
+        higher_is_better=True,
+        worth=0.1,
+        unit="points",
+        scale=100,
+        digits=2,
+        compute=_of_tokens(token_accuracy),
+        result_unit="fraction of subwords",
+    ),
+    Metric(
+        key="nll",
+        name="NLL",
+        meaning="Mean negative log probability of the subwords of the test references.",
+        higher_is_better=False,
+        worth=0.01,
+        unit="nats",
+        compute=_of_tokens(token_nll),
+        result_unit="nats per subword",
+    ),
+    Metric(
+        key="ece",
+        name="ECE",
+        meaning="Expected calibration error: the mean distance between confidence and accuracy over 15 bins of confidence.",
+        higher_is_better=False,
+        worth=0.005,
+        compute=_of_tokens(token_calibration_error),
+        result_unit="fraction of subwords, 15 bins",
+    ),
+)
+
+PERPLEXITY = Metric(
+    key="perplexity",
+    name="perplexity",
+    meaning="The exponential of NLL.",
+    higher_is_better=False,
+    worth=0.1,
+    digits=2,
+    compute=_of_tokens(perplexity),
+    result_unit="per subword",
+)
+
+REPORT = TaskReport(
+    counted="subwords",
+    metrics=METRICS,
+    not_compared=(PERPLEXITY,),
+    curves=(
+        Curve("metrics/{part}/CrossEntropy", "{part} NLL", "nats", logarithmic=True),
+        Curve("metrics/{part}/TokenAccuracy", "{part} accuracy of subwords"),
+    ),
+    bins=lambda predictions: token_bins(TokenScores(**predictions)),
+    next_command="composer-ls translate {run} < in.txt > out.txt",
+)
