@@ -1,4 +1,4 @@
-"""``composer-ls compare`` and ``composer-ls report``: their arguments, checked."""
+"""``composer-ls compare``: many runs, and whether smoothing helps."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.text import Text
 
 from composer_ls.errors import InputError
+from composer_ls.lab.commands.report import Purpose, show_report
 
 __all__ = ["add_to"]
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add ``compare`` and ``report`` to the command line."""
+    """Add ``compare`` to the command line."""
     app.command(epilog=EXAMPLES)(compare)
-    app.command()(report)
 
 
 EXAMPLES = """
@@ -32,18 +32,6 @@ EXAMPLES = """
 
 `composer-ls compare digits-mlp --out runs/mine --list | parallel -j 2` and then `composer-ls report runs/mine`
 """
-
-
-Purpose = Annotated[
-    str | None,
-    typer.Option(
-        "--for",
-        metavar="METRIC",
-        help="The metric that smoothing is chosen for: accuracy, nll, brier, ece, ece_scaled or aurc of a classifier. Decide before "
-        "you look. Default: accuracy, mean_iou or bleu, by the task.",
-        show_default=False,
-    ),
-]
 
 
 def compare(
@@ -104,7 +92,7 @@ def compare(
     words += [] if purpose is None else ["--for", purpose]
     failures = _do(plan, jobs, shlex.join(["composer-ls", "compare", *words]), errors)
     if len(failures) < len(plan.runs):
-        _report(plan.out, console, purpose)
+        show_report(plan.out, console, purpose)
     if failures:
         reasons: dict[str, list[Any]] = {}
         for failure in failures:
@@ -116,21 +104,6 @@ def compare(
                 soft_wrap=True,
             )
         raise typer.Exit(1)
-
-
-def report(
-    folder: Annotated[Path, typer.Argument(help="A folder with run folders in it, at any depth.")],
-    purpose: Purpose = None,
-) -> None:
-    """Make summary.csv, summary.json and report.html of the finished runs in a folder, and print verdicts and advice.
-
-    Everything but BLEU is computed again from the predictions that the runs left.
-    """
-    if not folder.is_dir():
-        raise InputError(
-            f"there is no folder {folder.absolute()}: give the one that `composer-ls compare` made, or ran in"
-        )
-    _report(folder, Console(), purpose)
 
 
 def _do(plan: Any, jobs: int | None, command: str, errors: Console) -> list[Any]:
@@ -160,16 +133,3 @@ def _do(plan: Any, jobs: int | None, command: str, errors: Console) -> list[Any]
     except KeyboardInterrupt:
         errors.print("stopped; the same command goes on from here")
         raise typer.Exit(130) from None
-
-
-def _report(folder: Path, console: Console, purpose: str | None) -> None:
-    from composer_ls.lab.report.comparison_page import FILES, build_report
-    from composer_ls.lab.report.terminal import show
-
-    comparison = build_report(folder, purpose)
-    show(comparison, console)
-    console.print()
-    for one in comparison.left_out:
-        console.print(Text(f"left out: {one.folder}: {one.reason}", style="yellow"), soft_wrap=True)
-    for name in FILES:
-        console.print(Text(str(folder / name)), soft_wrap=True)

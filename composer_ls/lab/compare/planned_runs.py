@@ -13,12 +13,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from composer_ls.errors import InputError
+from composer_ls.errors import InputError, RecipeError
 from composer_ls.lab.compare.measured_runs import LeftOut, find_runs
 from composer_ls.lab.compare.settings import SMOOTHING, names_of_settings
-from composer_ls.lab.recipe.reading import load_recipe
+from composer_ls.lab.recipe.reading import load_recipe, parse_yaml
 from composer_ls.lab.recipe.recipe import Recipe, differing_keys
 from composer_ls.lab.run_folder.folder import RunFolder
 
@@ -123,8 +121,8 @@ def parse_axis(text: str) -> tuple[Axis, tuple[str, ...]]:
     key, equals, values = text.partition("=")
     key = key.strip()
     try:
-        parsed = yaml.safe_load(values)
-    except yaml.YAMLError:
+        parsed = parse_yaml(values, "--vary")
+    except RecipeError:
         parsed = None
     if not equals or not key or not isinstance(parsed, list) or not parsed:
         raise InputError(

@@ -74,8 +74,19 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return _validated(content, str(path))
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which tells where a value is that looks like a number and is none, such as 00.5dur."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:
+            problem = f"{node.value!r} cannot be read as the number or date that it looks like: put it in quotes"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+
+
 def parse_yaml(text: str, where: str) -> Any:
-    """What YAML says, with ``yaml.safe_load``.
+    """What YAML says, with PyYAML's safe loader.
 
     Args:
         text: The YAML.
@@ -86,7 +97,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
     """
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""

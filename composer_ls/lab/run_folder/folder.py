@@ -12,12 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 from torch import Tensor
 
-from composer_ls.errors import RunFolderError
-from composer_ls.lab.recipe.reading import place_of
+from composer_ls.errors import RecipeError, RunFolderError
+from composer_ls.lab.recipe.reading import parse_yaml, place_of
 from composer_ls.lab.recipe.recipe import Recipe, differing_keys, recipe_schema
 from composer_ls.lab.run_folder.files import told_if_unwritable, write_tensors, write_text
 
@@ -144,8 +143,8 @@ class RunFolder:
         if not self.recipe_file.is_file():
             return None
         try:
-            there = yaml.safe_load(self.recipe_file.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError, UnicodeDecodeError):
+            there = parse_yaml(self.recipe_file.read_text(encoding="utf-8"), str(self.recipe_file))
+        except (OSError, UnicodeDecodeError, RecipeError):
             there = None
         return there if isinstance(there, dict) else {}
 
@@ -181,10 +180,10 @@ def read_recipe(folder: Path) -> Recipe | None:
     """
     file = folder / "recipe.yaml"
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = parse_yaml(file.read_text(encoding="utf-8"), file.name)
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecipeError) as error:
         raise RunFolderError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not _is_resolved(content):
         return None

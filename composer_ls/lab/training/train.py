@@ -8,6 +8,8 @@ import platform
 import resource
 import shlex
 import sys
+import warnings
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 from composer import Trainer
 from composer.core import Evaluator, Precision
 from composer.devices import Device, DeviceCPU, DeviceGPU
+from composer.loggers import ProgressBarLogger
 from composer.optim import (
     ComposerScheduler,
     ConstantWithWarmupScheduler,
@@ -41,7 +44,9 @@ from composer_ls.lab.training.teacher import check_teachers
 __all__ = ["train"]
 
 
-def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progress: bool = True) -> dict[str, Any]:
+def train(
+    recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progress: bool = True, debug: bool = False
+) -> dict[str, Any]:
     """Train as the recipe says and return what ``result.json`` holds.
 
     A finished run is not run again, and one that was killed goes on from its last checkpoint.
@@ -51,6 +56,7 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
         folder: Where to leave it.
         overwrite: Forget what the folder holds and start afresh.
         progress: Show Composer's progress bar.
+        debug: Show the messages of Composer, too, that a user can do nothing about.
 
     Raises:
         RecipeError: An algorithm that does not exist or refuses its arguments, a batch size that does not fit, or
@@ -60,11 +66,12 @@ def train(recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progres
         RunFolderBusyError: Another process is doing this run.
 
     """
-    with claimed(folder.path) if dist.get_global_rank() == 0 else contextlib.nullcontext():
-        return _train(recipe, folder, overwrite, progress)
+    claim = claimed(folder.path) if dist.get_global_rank() == 0 else contextlib.nullcontext()
+    with claim, contextlib.nullcontext() if debug else _without_noise():
+        return _train(recipe, folder, overwrite, progress, debug)
 
 
-def _train(recipe: Recipe, folder: RunFolder, overwrite: bool, progress: bool) -> dict[str, Any]:
+def _train(recipe: Recipe, folder: RunFolder, overwrite: bool, progress: bool, debug: bool) -> dict[str, Any]:
     device = _device(recipe.device)
     if isinstance(device, DeviceCPU) and recipe.precision.startswith("amp"):
         raise RecipeError(
@@ -118,6 +125,9 @@ def _train(recipe: Recipe, folder: RunFolder, overwrite: bool, progress: bool) -
         raise
     except (TypeError, ValueError) as error:
         raise RecipeError(f"Composer refuses the recipe {recipe.name}: {' '.join(str(error).split())}") from error
+    for destination in trainer.logger.destinations:
+        if isinstance(destination, ProgressBarLogger) and not debug:
+            destination.hparams_already_logged_to_console = True  # a dump of settings, between lines of asterisks
     try:
         dist.barrier()  # every process has got here, so nothing of the recipe is wrong: the old run may go
         if dist.get_global_rank() == 0:
@@ -162,6 +172,14 @@ def _train(recipe: Recipe, folder: RunFolder, overwrite: bool, progress: bool) -
         folder.write_result(result)
     dist.barrier()
     return result
+
+
+@contextlib.contextmanager
+def _without_noise() -> Iterator[None]:
+    """Hide that the last, smaller batch of the test images is not split, which Composer warns of in the progress bar."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Cannot split (tensor|list) of length", UserWarning)
+        yield
 
 
 def _device(name: str) -> Device:

@@ -1,13 +1,18 @@
 """The command line: what it prints, and how it fails."""
 
+import importlib.metadata
 import json
+import shlex
+import warnings
 
 import pytest
 import yaml
 
 import composer_ls
 from composer_ls.lab.commands.cli import main
-from composer_ls.lab.recipe.reading import shipped_recipes
+from composer_ls.lab.commands.train import next_commands
+from composer_ls.lab.recipe.reading import load_recipe, shipped_recipes
+from composer_ls.lab.run_folder.folder import RunFolder
 
 QUICK = ["duration=1ep", "checkpoints.interval=1ep"]
 
@@ -32,11 +37,59 @@ def succeed(capsys, *arguments):
 def test_train_ends_with_a_short_table_and_does_not_run_twice(capfd, tmp_path):
     arguments = ["train", "digits-mlp", *QUICK, "--out", str(tmp_path / "run")]
     table = succeed(capfd, *arguments)
-    for word in ("accuracy", "NLL (nats)", "ECE (15 bins)", "Brier score", "smoothing", "seconds", "run folder"):
+    for word in (
+        "accuracy",
+        "NLL (nats)",
+        "ECE (fraction, 15 bins)",
+        "Brier score",
+        "smoothing",
+        "seconds",
+        "run folder",
+    ):
         assert word in table
     again = succeed(capfd, *arguments)
     assert "was not run again; --overwrite does that" in again
     assert json.loads((tmp_path / "run" / "result.json").read_text())["name"] == "digits-mlp"
+
+
+def test_train_ends_with_the_two_commands_to_type_next_and_they_can_be_typed(capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = succeed(capfd, "train", "digits-mlp", *QUICK, "algorithms.mixup={alpha: 0.2}", "--out", "a run")
+    commands = [line.strip() for line in text.splitlines() if line.startswith("  composer-ls ")]
+    given = "digits-mlp duration=1ep checkpoints.interval=1ep 'algorithms.mixup={alpha: 0.2}'"
+    assert commands == [
+        f"composer-ls compare {given}",
+        f"composer-ls train {given} algorithms.label_smoothing.smoothing=0",
+    ]
+    listing = succeed(capfd, *shlex.split(commands[0])[1:], "--list")
+    assert len(listing.splitlines()) == 10
+    again = succeed(capfd, *shlex.split(commands[1])[1:])
+    assert "algorithms.label_smoothing.smoothing=0.1" in again
+
+
+def test_the_next_commands_follow_from_the_run(tmp_path):
+    recipe = load_recipe("digits-mlp", ["diagnostics={}"])
+    folder = RunFolder(tmp_path, recipe)
+    folder.features_file.write_bytes(b"")
+    (_, compare), (_, look) = next_commands("digits-mlp", ["algorithms.label_smoothing.smoothing=0.3"], 0.3, folder)
+    assert compare == "composer-ls compare digits-mlp --smoothing 0,0.3"
+    assert look == f"composer-ls diagnose {tmp_path}"
+    translator = RunFolder(tmp_path, load_recipe("multi30k-transformer-small"))
+    _, (_, translate) = next_commands("multi30k-transformer-small", [], 0.1, translator)
+    assert translate == f"composer-ls translate {tmp_path} < in.txt > out.txt"
+
+
+def test_what_a_user_can_do_nothing_about_is_shown_on_request_only(tmp_path, capfd):
+    """The 360 test images leave a last batch of 40, and Composer has its settings to tell, in the progress bar."""
+    arguments = ["train", "digits-mlp", *QUICK, "data.batch_size=64", "microbatch_size=64"]
+    for noisy, extra in ((False, []), (True, ["--debug"])):
+        with warnings.catch_warnings(record=True, action="always") as warned, pytest.raises(SystemExit) as stop:
+            main([*arguments, *extra, "--out", str(tmp_path / str(noisy))])
+        assert not stop.value.code
+        shown = "".join(capfd.readouterr())
+        assert ("****" in shown) == noisy
+        assert any("Cannot split tensor" in str(one.message) for one in warned) == noisy
+        assert "Epoch" in shown  # the bar itself
 
 
 def test_recipes_lists_each_with_what_it_needs(capsys):
@@ -94,5 +147,9 @@ def test_debug_shows_the_traceback(arguments):
         main(arguments)
 
 
-def test_version_is_the_packages(capsys):
-    assert succeed(capsys, "--version") == f"composer_ls {composer_ls.__version__}\n"
+def test_version_shows_what_an_issue_needs(capsys):
+    versions = dict(line.split() for line in succeed(capsys, "--version").splitlines())
+    assert versions["composer_ls"] == composer_ls.__version__
+    assert versions["composer"] == importlib.metadata.version("mosaicml")
+    assert versions["torch"] == importlib.metadata.version("torch")
+    assert list(versions) == ["composer_ls", "composer", "torch", "python"]

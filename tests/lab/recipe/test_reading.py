@@ -7,7 +7,7 @@ import yaml
 
 from composer_ls.errors import RecipeError
 from composer_ls.lab.recipe.reading import load_recipe, shipped_recipes
-from composer_ls.lab.recipe.recipe import Recipe
+from composer_ls.lab.recipe.recipe import recipe_schema
 
 SHIPPED = [
     "camvid-unet",
@@ -187,8 +187,20 @@ def test_broken_yaml_is_reported_with_file_and_line(tmp_path):
         load_recipe(path)
 
 
+@pytest.mark.parametrize("value", ["2026-13-45", "0x_", "00.5dur"])
+def test_what_looks_like_a_number_or_a_date_and_is_none_is_reported_with_file_and_line(tmp_path, value):
+    text = load_recipe("digits-mlp").to_yaml().replace("duration: 30ep", f"duration: {value}")
+    path = tmp_path / "odd.yaml"
+    path.write_text(text, encoding="utf-8")
+    expected = r"odd.yaml: duration is '00.5dur'" if "dur" in value else rf"odd.yaml, line 5, column 11: .*'{value}'"
+    with pytest.raises(RecipeError, match=expected):
+        load_recipe(path)
+    with pytest.raises(RecipeError, match="duration"):
+        load_recipe("digits-mlp", [f"duration={value}"])
+
+
 def test_the_schema_describes_every_shipped_recipe():
-    schema = Recipe.model_json_schema()
+    schema = recipe_schema().model_json_schema()
     json.dumps(schema)
     for path in shipped_recipes().values():
         assert set(yaml.safe_load(path.read_text())) <= set(schema["properties"])
