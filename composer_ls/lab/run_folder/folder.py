@@ -33,18 +33,12 @@ class RunFolder:
     Attributes:
         recipe_file: ``recipe.yaml``, resolved: enough to repeat the run.
         result_file: ``result.json``, which is there only when the run is finished.
-        metrics_file: ``metrics.jsonl``, a line an epoch.
-        predictions_file: ``predictions.safetensors``, from which the metrics can be computed again. Of a classifier:
-            test ``logits`` (N, K) and ``labels`` (N,), and if a part of the training images was held out the same of that
-            part, as ``validation.logits`` and ``validation.labels``; of label maps: the counts of
-            :class:`~composer_ls.diagnostics.pixels.PixelCounts` for each image; of a translator: for every subword of
-            the test references its ``log_probability`` (M,), the ``confidence`` in the most likely one (M,), and whether
-            that was right, ``correct``.
+        metrics_file: ``metrics.jsonl``, one line for each epoch.
+        predictions_file: ``predictions.safetensors``, from which the metrics can be computed again. What it holds depends on
+            the task, and its class says it.
         features_file: ``features.safetensors``, if the recipe has ``diagnostics``: for the sets ``train`` and ``test``,
             penultimate ``<set>.features`` (M, D) and ``<set>.labels`` (M,); the last layer's ``weight`` (K, D) and
             ``bias`` (K,), if it has one; ``mutual_information`` (steps and nats, (S, 2)), if it was measured.
-        translator_files: ``subwords.json`` and ``model.safetensors``, all that ``composer-ls translate`` needs, and
-            ``translations.SPLIT.LANGUAGE``, a line a sentence, if the recipe translates.
         checkpoint_folder: Composer's checkpoints, until the run is finished or for good if the recipe says so.
 
     """

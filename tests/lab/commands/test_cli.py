@@ -83,8 +83,10 @@ def test_what_a_user_can_do_nothing_about_is_shown_on_request_only(tmp_path, cap
     """The 360 test images leave a last batch of 40, and Composer has its settings to tell, in the progress bar."""
     arguments = ["train", "digits-mlp", *QUICK, "data.batch_size=64", "microbatch_size=64"]
     for noisy, extra in ((False, []), (True, ["--debug"])):
-        with warnings.catch_warnings(record=True, action="always") as warned, pytest.raises(SystemExit) as stop:
-            main([*arguments, *extra, "--out", str(tmp_path / str(noisy))])
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            with pytest.raises(SystemExit) as stop:
+                main([*arguments, *extra, "--out", str(tmp_path / str(noisy))])
         assert not stop.value.code
         shown = "".join(capfd.readouterr())
         assert ("****" in shown) == noisy

@@ -31,6 +31,9 @@ __all__ = ["TASK", "Classification"]
 class Classification(Task):
     """Images of :func:`~composer_ls.lab.tasks.classification.data.load_splits`, networks of
     :func:`~composer_ls.lab.tasks.classification.networks.build_model`, cross entropy.
+
+    The predictions of a run are test ``logits`` (N, K) and ``labels`` (N,), and if a part of the training images was held out
+    the same of that part, as ``validation.logits`` and ``validation.labels``.
     """
 
     def __init__(self, recipe: Recipe, device: torch.device | str) -> None:

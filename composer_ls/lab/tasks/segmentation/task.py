@@ -32,7 +32,7 @@ __all__ = ["TASK", "Segmentation"]
 
 
 def cross_entropy_and_dice(input: Tensor, target: Tensor) -> Tensor:
-    """The sum of :func:`~composer_ls.cross_entropy` and :func:`~composer_ls.losses_loss`."""
+    """The sum of :func:`~composer_ls.cross_entropy` and :func:`~composer_ls.dice_loss`."""
     return cross_entropy(input, target) + dice_loss(input, target)
 
 
@@ -46,7 +46,8 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 class Segmentation(Task):
     """Label maps of :func:`~composer_ls.lab.tasks.segmentation.data.load_label_maps`, a U-Net, cross entropy or Dice.
 
-    Pixels without a class have label -100.
+    Pixels without a class have label -100. The predictions of a run are the counts of
+    :class:`~composer_ls.diagnostics.pixels.PixelCounts` for each test image.
     """
 
     def __init__(self, recipe: Recipe, device: torch.device | str) -> None:

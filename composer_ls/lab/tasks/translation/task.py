@@ -38,7 +38,13 @@ __all__ = ["TASK", "Translation", "evaluation_logits"]
 
 
 class Translation(Task):
-    """Parallel text, subwords learnt from its training pairs, a Transformer, cross entropy over subwords."""
+    """Parallel text, subwords learnt from its training pairs, a Transformer, cross entropy over subwords.
+
+    The predictions of a run are, for every subword of the test references, its ``log_probability`` (M,), the ``confidence`` in
+    the most likely one (M,), and whether that was right, ``correct``. A run also leaves ``subwords.json`` and
+    ``model.safetensors``, all that ``composer-ls translate`` needs, and ``translations.SPLIT.LANGUAGE`` with one line for each
+    sentence.
+    """
 
     def __init__(self, recipe: Recipe, device: torch.device | str) -> None:
         assert isinstance(recipe.data, TranslationData)
