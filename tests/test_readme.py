@@ -29,7 +29,7 @@ def test_every_command_names_a_recipe_and_keys_that_exist(page):
     for line in lines:
         name, *words = shlex.split(line.strip().strip("`").partition("`")[0])
         overrides = [word for word in words if re.match(r"[a-z_.]+=", word)]
-        if name != "mine.yaml":  # the reader's own
+        if name != "mine.yaml" and f"\n# {name}\n" not in TEXTS[page]:  # the reader's own, or one that the page shows
             assert recipe_path(name).is_file()
             load_recipe(name, overrides)
 

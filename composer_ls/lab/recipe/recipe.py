@@ -69,7 +69,9 @@ class Recipe(Section):
     eval_interval: Duration = "1ep"
     data: DataSection
     model: ModelSection
-    loss: str = Field("cross_entropy", description="what is minimised; dice and cross_entropy+dice are for segmentation")
+    loss: str = Field(
+        "cross_entropy", description="what is minimised; dice and cross_entropy+dice are for segmentation"
+    )
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     algorithms: dict[str, dict[str, Any] | None] = Field(

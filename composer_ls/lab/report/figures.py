@@ -103,12 +103,16 @@ def reliability_panels(comparison: Comparison) -> list[Panel]:
     panels = []
     for setting, smoothing, runs in comparison:
         title = f"smoothing {smoothing:g}" + (f", {setting}" if setting else "")
-        ece = comparison.mean(next(metric for metric in comparison.columns if metric.key == "ece"), setting, smoothing)
         draw = partial(_reliability, runs=runs.values(), counted=comparison.task.counted)
-        caption = f"ECE {ece.mean:.4f}"
+        told = [
+            f"{metric.name} {comparison.mean(metric, setting, smoothing).mean:.4f}"
+            for metric in comparison.columns
+            if metric.key == "ece"  # not every task measures it
+        ]
         temperatures = [run.temperature for run in runs.values() if run.temperature is not None]
         if temperatures:
-            caption += f"; best temperature {math.exp(np.mean(np.log(temperatures))):.3g}"
+            told.append(f"best temperature {math.exp(np.mean(np.log(temperatures))):.3g}")
+        caption = "; ".join(told)
         panels.append(Panel(title, svg(draw, f"reliability diagram, {title}", height=290), caption))
     return panels
 

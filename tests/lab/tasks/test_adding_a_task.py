@@ -63,9 +63,13 @@ def test_a_task_that_cannot_be_used_is_named_with_the_way_out(tmp_path, monkeypa
 
     monkeypatch.setattr(registry, "entry_points", entries)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(InputError, match=r"the task in toy_task cannot be used, because toy_task.schema.SCHEMA .*uninstall it"):
+    with pytest.raises(
+        InputError, match=r"the task in toy_task cannot be used, because toy_task.schema.SCHEMA .*uninstall it"
+    ):
         registry._rooms.__wrapped__()
     (tmp_path / "toy_task").mkdir()
     (tmp_path / "toy_task" / "schema.py").write_text("from composer_ls.lab.tasks.segmentation.schema import SCHEMA\n")
-    with pytest.raises(InputError, match=r"composer_ls.lab.tasks.segmentation and toy_task both have task segmentation"):
+    with pytest.raises(
+        InputError, match=r"composer_ls.lab.tasks.segmentation and toy_task both have task segmentation"
+    ):
         registry._rooms.__wrapped__()
