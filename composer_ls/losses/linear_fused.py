@@ -58,7 +58,10 @@ class _Layer(NamedTuple):
 
 
 class _Gradients(NamedTuple):
-    """Sums in the compute dtype, or None for what wants no gradient."""
+    """Sums in the compute dtype, or None for what wants no gradient.
+
+    The bias' are in float64 where the device has it: they add one number a row, in turn, and nearly cancel.
+    """
 
     hidden: Tensor | None
     weight: Tensor | None
@@ -180,10 +183,11 @@ def _run(layer: _Layer, target: Any, scale: Tensor | float, plan: Plan, needs: A
 
 
 def _zeros(layer: _Layer, dtype: torch.dtype, needs: Any) -> _Gradients:
-    def like(value: Tensor | None, needed: bool) -> Tensor | None:
+    def like(value: Tensor | None, needed: bool, dtype: torch.dtype) -> Tensor | None:
         return empty_gradient(value, dtype).zero_() if needed and value is not None else None
 
-    return _Gradients(*(like(value, needed) for value, needed in zip(layer, needs, strict=False)))
+    precise = dtype if layer.hidden.device.type == "mps" else torch.float64
+    return _Gradients(*map(like, layer, needs[:3], (dtype, dtype, precise)))
 
 
 def _chunks(layer: _Layer, chunk: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -281,8 +285,8 @@ def _by_layer(layer: _Layer, target: RowTargets, scale: Tensor, plan: Plan, grad
             gradients.weight.index_add_(0, classes[:, j], layer.hidden * by_label[:, j : j + 1], alpha=-1)
     if gradients.bias is not None:
         if prior is not None:
-            prior.subtract(gradients.bias.unsqueeze(1), by_prior.sum(0, keepdim=True))
-        gradients.bias.index_add_(0, classes.flatten(), by_label.flatten(), alpha=-1)
+            prior.subtract(gradients.bias.unsqueeze(1), by_prior.sum(0, keepdim=True, dtype=gradients.bias.dtype))
+        gradients.bias.index_add_(0, classes.flatten(), by_label.flatten().to(gradients.bias.dtype), alpha=-1)
     losses = scale.new_empty(scale.shape)
     for part, hidden, x in _chunks(layer, plan.chunk):
         labels = classes[part]
@@ -302,7 +306,7 @@ def _by_layer(layer: _Layer, target: RowTargets, scale: Tensor, plan: Plan, grad
         if gradients.weight is not None:
             gradients.weight.addmm_(x.t(), hidden * by_mass[part])
         if gradients.bias is not None:
-            gradients.bias.addmv_(x.t(), by_mass[part].squeeze(1))
+            gradients.bias.add_(torch.mv(x.t(), by_mass[part].squeeze(1)))
     return losses
 
 
@@ -325,7 +329,7 @@ class _Prior(NamedTuple):
         if self.row is None:
             gradient.sub_(amount / len(gradient))
         else:
-            gradient.addmm_(self.row.unsqueeze(1), amount, alpha=-1)
+            gradient.addmm_(self.row.unsqueeze(1).to(gradient.dtype), amount, alpha=-1)
 
 
 def _surprise(probabilities: Tensor, labels: Tensor, hidden: Tensor, layer: _Layer) -> Tensor:
