@@ -171,8 +171,11 @@ class AURC(_OfRows):
 
     def compute(self) -> Tensor:
         """The area so far; NaN without examples, or if logits were NaN."""
-        if isinstance(self.scores, list) and not self.scores:
+        scores, right = (
+            dim_zero_cat(state) if len(state) else torch.empty(0, device=self.device)
+            for state in (self.scores, self.right)
+        )
+        if not len(scores):
             return torch.tensor(torch.nan, device=self.device)
-        scores, right = dim_zero_cat(self.scores), dim_zero_cat(self.right)
         area = torch.nan if scores.isnan().any() else aurc(scores, right)
         return torch.tensor(area, device=scores.device)

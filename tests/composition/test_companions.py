@@ -169,7 +169,7 @@ def test_the_tables_every_row_receives_exactly_the_smoothing(table):
         assert not trains_on_ignored
 
 
-def test_readme_shows_the_table(table):
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+def test_the_guide_shows_the_table(table):
+    guide = (Path(__file__).parents[2] / "examples" / "guides" / "composition.md").read_text(encoding="utf-8")
     for case in table.CASES:
-        assert any(line.startswith(f"| {case.name} |") and line.endswith("| 0.1000 |") for line in readme.splitlines())
+        assert any(line.startswith(f"| {case.name} |") and line.endswith("| 0.1000 |") for line in guide.splitlines())
