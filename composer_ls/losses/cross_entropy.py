@@ -14,6 +14,7 @@ from composer_ls.losses.fused import row_losses, total_loss
 from composer_ls.losses.row_targets import inverse, row_targets
 from composer_ls.smoothing import smooth_labels
 from composer_ls.targets import SoftTargets
+from composer_ls.targets.compiling import in_graph, know_in_graph
 from composer_ls.targets.dispatch import implements
 from composer_ls.targets.fields import class_dim, transformed, wide_dtype
 
@@ -78,14 +79,21 @@ def cross_entropy(
     """
     if size_average is not None or reduce is not None:
         reduction = torch.nn._reduction.legacy_get_string(size_average, reduce)
+    if torch.compiler.is_compiling():
+        know_in_graph()
+    return _cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
+
+
+@in_graph
+def _cross_entropy(
+    input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, label_smoothing: float
+) -> Tensor:
     if not input.is_floating_point():
         raise TypeError(f"logits must be floating, but their dtype is {input.dtype}: use input.float()")
     if isinstance(target, SoftTargets):
         if label_smoothing:
-            return cross_entropy(
-                input, smooth_labels(input, target, label_smoothing), weight, None, ignore_index, None, reduction
-            )
-        return _soft_cross_entropy(input, target, weight, ignore_index, reduction)
+            target = smooth_labels(input, target, label_smoothing)
+        return _soft_cross_entropy(input, target, weight, ignore_index, reduction)  # type: ignore[arg-type]
     if target.shape == input.shape:
         return _dense_cross_entropy(input, target, weight, reduction, label_smoothing)
     if not target.is_floating_point():
@@ -155,6 +163,16 @@ def _torch_cross_entropy(input: Any, target: Any, *args: Any, **kwargs: Any) -> 
     if isinstance(input, SoftTargets) or not isinstance(target, SoftTargets):
         return NotImplemented
     return cross_entropy(input, target, *args, **kwargs)
+
+
+@implements(torch._C._nn.cross_entropy_loss)
+def _inner_cross_entropy(
+    input: Any, target: Any, weight: Any = None, reduction: int = 1, ignore_index: int = -100, label_smoothing: float = 0.0
+) -> Any:
+    """What is left of PyTorch's function where torch.compile has read its code."""
+    if isinstance(input, SoftTargets) or not isinstance(target, SoftTargets):
+        return NotImplemented
+    return _cross_entropy(input, target, weight, ignore_index, ("none", "mean", "sum")[reduction], label_smoothing)
 
 
 def _dense_cross_entropy(

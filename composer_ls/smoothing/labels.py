@@ -11,6 +11,7 @@ from torch import Tensor
 
 from composer_ls.smoothing.priors import check_prior_values
 from composer_ls.targets import SoftTargets
+from composer_ls.targets.compiling import in_graph, know_in_graph
 from composer_ls.targets.fields import as_field, class_dim, host_number, transformed, wide_dtype
 from composer_ls.targets.soft_targets import make, replace
 
@@ -78,6 +79,22 @@ def smooth_labels(
         https://arxiv.org/abs/1906.02629.
 
     """
+    if torch.compiler.is_compiling():
+        know_in_graph()
+    return _smooth_labels(logits, target, smoothing, prior, ignore_index, spread, kind, validate)
+
+
+@in_graph
+def _smooth_labels(
+    logits: Tensor,
+    target: Tensor,
+    smoothing: float | Tensor,
+    prior: Tensor | Sequence[Any] | None,
+    ignore_index: int | None,
+    spread: str,
+    kind: str,
+    validate: bool | None,
+) -> Tensor:
     _require_tensors(logits, target, ignore_index)
     look = validate if validate is not None else logits.device.type == "cpu"
     look = look and not transformed(logits, None if isinstance(target, SoftTargets) else target)
@@ -128,11 +145,11 @@ def check_smoothing(smoothing: Any, num_classes: int | None, spread: str, has_pr
     if isinstance(smoothing, Tensor):
         if not smoothing.is_floating_point():
             raise TypeError(f"smoothing must be a float tensor or a number, but its dtype is {smoothing.dtype}")
-    elif isinstance(smoothing, bool) or not isinstance(smoothing, numbers.Real):
+    elif isinstance(smoothing, bool) or not isinstance(smoothing, (numbers.Real, torch.SymFloat)):
         raise TypeError(f"smoothing must be a number in [0, 1], but is {smoothing!r} ({type(smoothing).__name__})")
-    elif not 0 <= float(smoothing) <= 1:  # NaN is not either
+    elif not 0 <= smoothing <= 1:  # NaN is not either
         raise ValueError(f"smoothing must be in [0, 1], but is {smoothing}; 0.1 moves a tenth of the mass")
-    else:
+    elif not isinstance(smoothing, torch.SymFloat):  # which stands for any number, while something is being compiled
         smoothing = float(smoothing)
     if spread == "all" or num_classes is None:
         return smoothing

@@ -82,6 +82,8 @@ def _name(func: Any) -> str:
 def _reads_only_metadata(func: Any, name: str) -> bool:
     if name == "__get__":
         return getattr(getattr(func, "__self__", None), "__name__", "") not in _TENSOR_PROPERTIES
+    if name == "untyped_storage":  # torch.compile asks which tensors share one
+        return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
     return name in _METADATA
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from composer_ls.targets.dispatch import call, through_dense
-from composer_ls.targets.fields import as_field, class_dim, expand_field, wide_dtype
+from composer_ls.targets.fields import as_field, class_dim, expand_field, host_number, wide_dtype
 
 __all__ = ["SoftTargets", "make", "part_of", "replace"]
 
@@ -118,7 +118,8 @@ class SoftTargets(torch.Tensor):
         return rows.to(self.dtype)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        smoothing = f"{self.smoothing.item():g}" if self.smoothing.ndim == 0 else f"{tuple(self.smoothing.shape)}"
+        number = host_number(self.smoothing.detach())
+        smoothing = f"{tuple(self.smoothing.shape)}" if number is None else f"{number:g}"
         prior = {None: "uniform", 1: "row", 2: "row per class"}[None if self.prior is None else self.prior.ndim]
         return (
             f"SoftTargets(shape={tuple(self.shape)}, components={self.classes.shape[class_dim(self.classes)]}, "
@@ -141,6 +142,21 @@ class SoftTargets(torch.Tensor):
     def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
         fields = (self.classes, self.num_classes, self.weights, self.smoothing, self.prior, self.dtype)
         return _rebuild, fields
+
+    def __tensor_flatten__(self) -> tuple[list[str], tuple[int, torch.dtype, bool]]:
+        fields = ["classes", "weights", "smoothing"] + ([] if self.prior is None else ["prior"])
+        return fields, (self.num_classes, self.dtype, self.is_part)
+
+    @staticmethod
+    def __tensor_unflatten__(
+        fields: dict[str, Tensor], metadata: tuple[int, torch.dtype, bool], size: Any, stride: Any
+    ) -> SoftTargets:
+        num_classes, dtype, is_part = metadata
+        target = make(
+            fields["classes"], num_classes, fields["weights"], fields["smoothing"], fields.get("prior"), dtype
+        )
+        target.is_part = is_part
+        return target
 
     @classmethod
     def __torch_function__(
