@@ -1,0 +1,193 @@
+"""torch.compile takes labels -> smooth -> mix -> loss as one graph, equal to eager, and compiles it once."""
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from composer_ls import CrossEntropyLoss, cross_entropy, linear_cross_entropy, smooth_labels
+
+K = 5
+LOSSES = {"ours": cross_entropy, "torch": F.cross_entropy}
+PRIORS = {
+    "uniform": None,
+    "row": torch.arange(K).double().softmax(0),
+    "row per class": torch.eye(K).double() * 0.5 + 0.1,
+}
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def batch(seed=0, n=6, ignored=True):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, K, dtype=torch.float64, generator=generator).requires_grad_()
+    labels = torch.randint(K, (n,), generator=generator)
+    if ignored:
+        labels[1] = -100
+    return x, labels
+
+
+def mixed(target, lam, components):
+    for shift in range(1, components):
+        target = (1 - lam) * target + lam * target.roll(shift, 0)
+    return target
+
+
+def value_and_gradient(function, x, *arguments):
+    loss = function(x, *arguments)
+    return loss.detach(), torch.autograd.grad(loss.sum(), x)[0]
+
+
+@pytest.mark.parametrize("components", [1, 2, 3])
+@pytest.mark.parametrize("prior", list(PRIORS))
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("loss", list(LOSSES))
+def test_the_chain_is_one_graph_that_equals_eager(components, prior, weighted, loss):
+    class_weight = torch.rand(K, dtype=torch.float64) if weighted else None
+
+    def chain(x, labels, lam, smoothing):
+        target = mixed(smooth_labels(x, labels, smoothing, prior=PRIORS[prior]), lam, components)
+        return LOSSES[loss](x, target, class_weight)
+
+    compiled = torch.compile(chain, fullgraph=True, backend="aot_eager")
+    for numbers in ((0.3, 0.1), (torch.tensor(0.3), torch.tensor(0.1))):
+        x, labels = batch()
+        assert_close(value_and_gradient(compiled, x, labels, *numbers), value_and_gradient(chain, x, labels, 0.3, 0.1))
+
+
+@pytest.mark.parametrize("kind", ["numbers", "tensors"])
+def test_other_numbers_and_labels_compile_nothing_anew(kind):
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def chain(x, labels, lam, smoothing):
+        return cross_entropy(x, mixed(smooth_labels(x, labels, smoothing), lam, 3))
+
+    compiled = torch.compile(chain, fullgraph=True, backend=counter)
+    for seed, numbers in enumerate([(0.3, 0.1), (0.4, 0.1), (0.4, 0.25), (0.9, 0.5)]):
+        x, labels = batch(seed, ignored=seed % 2 == 0)
+        given = map(torch.tensor, numbers) if kind == "tensors" else numbers
+        assert_close(value_and_gradient(compiled, x, labels, *given), value_and_gradient(chain, x, labels, *numbers))
+    assert counter.frame_count == 1
+
+
+def test_other_batch_sizes_compile_once_more_at_most():
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def chain(x, labels):
+        return cross_entropy(x, mixed(smooth_labels(x, labels, 0.1), 0.3, 2))
+
+    compiled = torch.compile(chain, fullgraph=True, backend=counter)
+    for n in (6, 7, 8, 9):
+        x, labels = batch(n=n)
+        assert_close(value_and_gradient(compiled, x, labels), value_and_gradient(chain, x, labels))
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("spatial", [(), (3,), (2, 2)])
+def test_targets_from_outside_come_into_the_graph_as_they_are(reduction, spatial):
+    x = torch.randn(4, K, *spatial, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(K, (4, *spatial))
+    target = smooth_labels(x, labels, 0.1)
+
+    def loss(x, target):
+        return F.cross_entropy(x, target, reduction=reduction)
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(loss, fullgraph=True, backend=counter)
+    for lam in (0.2, 0.4):
+        given = mixed(target, lam, 2)
+        assert_close(value_and_gradient(compiled, x, given), value_and_gradient(loss, x, given))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("prior", list(PRIORS))
+def test_targets_that_leave_the_graph_are_targets(prior):
+    def make(x, labels):
+        return mixed(smooth_labels(x, labels, 0.1, prior=PRIORS[prior]), 0.3, 2)
+
+    x, labels = batch()
+    target = torch.compile(make, fullgraph=True, backend="aot_eager")(x, labels)
+    assert type(target) is type(make(x, labels))
+    assert target.classes.shape == (6, 2)
+    assert_close(target.dense(), make(x, labels).dense())
+    assert_close(cross_entropy(x, target), cross_entropy(x, make(x, labels)))
+
+
+def test_dense_rows_and_labels_compile_too():
+    x, labels = batch()
+    rows = smooth_labels(x, labels, 0.1).dense()
+
+    def loss(x, target):
+        return cross_entropy(x, target, label_smoothing=0.1)
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for target in (rows, labels):
+        assert_close(value_and_gradient(compiled, x, target), value_and_gradient(loss, x, target))
+
+
+def test_a_linear_layer_without_logits_compiles_with_them():
+    x, labels = batch()
+    weight = torch.randn(K, K, dtype=torch.float64)
+
+    def loss(x, labels):
+        return linear_cross_entropy(x, weight, labels, label_smoothing=0.1)
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    assert_close(value_and_gradient(compiled, x, labels), value_and_gradient(loss, x, labels))
+
+
+def test_a_whole_training_step_compiles_and_gives_the_same_weights():
+    def trained(wrap):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, K))
+        criterion = CrossEntropyLoss()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+
+        def loss_of(images, labels, lam):
+            logits = model(images)
+            return criterion(logits, mixed(smooth_labels(logits, labels, 0.1), lam, 2))
+
+        loss_of = wrap(loss_of)
+        for step in range(4):
+            generator = torch.Generator().manual_seed(step)
+            images, labels = torch.randn(6, 4, generator=generator), torch.randint(K, (6,), generator=generator)
+            optimizer.zero_grad()
+            loss_of(images, labels, 0.1 * step).backward()
+            optimizer.step()
+        return [parameter.detach() for parameter in model.parameters()]
+
+    compiled = trained(lambda function: torch.compile(function, fullgraph=True, backend="aot_eager"))
+    assert_close(compiled, trained(lambda function: function))
+
+
+@pytest.mark.slow
+def test_inductor_makes_the_same_loss_and_gradient():
+    def chain(x, labels, lam):
+        return cross_entropy(x, mixed(smooth_labels(x, labels, 0.1), lam, 2))
+
+    compiled = torch.compile(chain, fullgraph=True)
+    for seed in (0, 1):
+        x, labels = batch(seed)
+        assert_close(value_and_gradient(compiled, x, labels, 0.3), value_and_gradient(chain, x, labels, 0.3))
+
+
+def test_bad_labels_and_factors_are_refused_where_they_can_be_seen():
+    def chain(x, labels, smoothing):
+        return cross_entropy(x, smooth_labels(x, labels, smoothing))
+
+    x, labels = batch()
+    compiled = torch.compile(chain, fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match="smoothing must be in"):
+        compiled(x, labels, 1.5)
+    with pytest.raises(Exception, match="target has shape"):
+        compiled(x, labels[:3], 0.1)
