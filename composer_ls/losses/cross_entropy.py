@@ -167,7 +167,12 @@ def _torch_cross_entropy(input: Any, target: Any, *args: Any, **kwargs: Any) -> 
 
 @implements(torch._C._nn.cross_entropy_loss)
 def _inner_cross_entropy(
-    input: Any, target: Any, weight: Any = None, reduction: int = 1, ignore_index: int = -100, label_smoothing: float = 0.0
+    input: Any,
+    target: Any,
+    weight: Any = None,
+    reduction: int = 1,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
 ) -> Any:
     """What is left of PyTorch's function where torch.compile has read its code."""
     if isinstance(input, SoftTargets) or not isinstance(target, SoftTargets):

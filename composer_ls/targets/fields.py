@@ -32,6 +32,8 @@ def as_field(value: float | Tensor, classes: Tensor, name: str) -> Tensor:
         ValueError: Its shape does not broadcast to that of ``classes``.
 
     """
+    if isinstance(value, torch.SymFloat):  # torch.compile takes a number that varies through products only
+        return torch.scalar_tensor(1.0, dtype=torch.float64) * value
     if not isinstance(value, Tensor):
         return torch.scalar_tensor(value, dtype=torch.float64)
     value = value.to(wide_dtype(value.dtype))  # products of bfloat16 weights would be rounded once more than dense rows
