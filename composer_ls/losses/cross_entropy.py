@@ -165,7 +165,7 @@ def _torch_cross_entropy(input: Any, target: Any, *args: Any, **kwargs: Any) -> 
     return cross_entropy(input, target, *args, **kwargs)
 
 
-@implements(torch._C._nn.cross_entropy_loss)
+@implements(torch._C._nn.cross_entropy_loss)  # type: ignore[attr-defined]
 def _inner_cross_entropy(
     input: Any,
     target: Any,

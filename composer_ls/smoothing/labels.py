@@ -147,7 +147,7 @@ def check_smoothing(smoothing: Any, num_classes: int | None, spread: str, has_pr
             raise TypeError(f"smoothing must be a float tensor or a number, but its dtype is {smoothing.dtype}")
     elif isinstance(smoothing, bool) or not isinstance(smoothing, (numbers.Real, torch.SymFloat)):
         raise TypeError(f"smoothing must be a number in [0, 1], but is {smoothing!r} ({type(smoothing).__name__})")
-    elif not 0 <= smoothing <= 1:  # NaN is not either
+    elif not 0 <= smoothing <= 1:  # type: ignore[operator]  # NaN is not either
         raise ValueError(f"smoothing must be in [0, 1], but is {smoothing}; 0.1 moves a tenth of the mass")
     elif not isinstance(smoothing, torch.SymFloat):  # which stands for any number, while something is being compiled
         smoothing = float(smoothing)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch
-
 __all__ = ["in_graph", "know_in_graph"]
 
 F = TypeVar("F", bound=Callable[..., Any])
