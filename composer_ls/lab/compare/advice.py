@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from composer_ls.lab.compare.comparison import Comparison, Difference, listed
+from composer_ls.lab.compare.comparison import FEWEST, Comparison, Difference, listed
 from composer_ls.lab.compare.statistics import holm, interval_of_mean, paired_p_value
 
 __all__ = ["RULE", "Advice", "advise", "smallest_not_worse"]
@@ -56,7 +56,9 @@ class Advice:
     def headline(self) -> str:
         """What to do, in a sentence without its full stop."""
         if self.verdict == "unknown":
-            return "Nothing can be said yet: run at least 2 seeds, and better 5, both with and without smoothing"
+            return (
+                f"Nothing can be said yet: run at least {FEWEST} seeds, and better 5, both with and without smoothing"
+            )
         name = self.differences[0].metric.name
         if self.chosen is not None:
             return f"Use smoothing {self.chosen.smoothing:g} for {name}: {_numbers(self.chosen)}"
@@ -155,7 +157,7 @@ def advise(comparison: Comparison, setting: str) -> Advice:
             for factor in helping
         }
         smoothing = smallest_not_worse(scores)
-    judged = any(one.outcome not in {"one seed", "no pair"} for one in differences)
+    judged = any(one.outcome not in {"few", "no pair"} for one in differences)
     price = {
         outcome: tuple(
             other.name

@@ -11,13 +11,19 @@ from pathlib import Path
 
 from composer_ls.errors import InputError
 from composer_ls.lab.compare.measured_runs import LeftOut, Run
+from composer_ls.lab.compare.same_data import on_the_same_data
 from composer_ls.lab.compare.settings import names_of_settings, without_smoothing
 from composer_ls.lab.compare.statistics import Interval, holm, interval_of_mean, paired_p_value, seeds_needed
 from composer_ls.lab.tasks.metric import STEP_TIME, Metric
 from composer_ls.lab.tasks.registry import task_report
 from composer_ls.lab.tasks.task_report import TaskReport
 
-__all__ = ["Comparison", "Difference", "Verdict", "compare_runs", "listed"]
+__all__ = ["FEWEST", "Comparison", "Difference", "Verdict", "compare_runs", "listed"]
+
+FEWEST = 3
+"""Seeds that a verdict takes at the least: from two, an interval is so wide that it says nothing."""
+MOST = 1000
+"""More seeds than anybody will run for a difference."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +51,13 @@ class Difference:
         """What is shown after the correction: ``helps`` or ``hurts``; or why nothing is.
 
         That is ``may help`` or ``may hurt`` (shown only without the correction), ``small``, ``unclear``, ``constant``,
-        ``equal``, ``one seed`` or ``no pair``.
+        ``equal``, ``few`` (seeds) or ``no pair``.
         """
         if self.interval is None:
             return "no pair"
         mean, low, high, deviation, size = self.interval
-        if size == 1:
-            return "one seed"
+        if size < FEWEST:
+            return "few"
         if deviation == 0:
             return "constant" if abs(mean) > 1e-9 else "equal"
         if low > 0 or high < 0:
@@ -67,7 +73,7 @@ class Difference:
         if self.interval is None:
             return ""
         mean = " ".join(filter(None, [self.metric.shown(self.interval.mean, sign=True), self.metric.unit]))
-        if self.outcome in {"one seed", "constant", "equal"}:
+        if self.outcome in {"few", "constant", "equal"}:
             return mean
         return f"{mean} [{self.metric.shown(self.interval.low)}, {self.metric.shown(self.interval.high)}]"
 
@@ -84,7 +90,7 @@ class Difference:
             "unclear": "no evidence either way",
             "constant": "no verdict",
             "equal": "no difference at any seed",
-            "one seed": "nothing can be said from one seed",
+            "few": "nothing can be said from so few seeds",
             "no pair": "no seed was run both with and without smoothing",
         }[self.outcome]
 
@@ -97,9 +103,9 @@ class Difference:
             return "the same at every seed: no spread to judge by"
         if self.outcome == "unclear":
             assert self.interval is not None
-            needed = seeds_needed(self.interval.deviation, self.metric.worth)
+            needed = seeds_needed(self.interval.deviation, self.metric.worth, most=MOST)
             worth = " ".join(filter(None, [f"{self.metric.worth:g}", self.metric.unit]))
-            return f"about {needed:,} seeds would show {worth}" if needed else f"over 10,000 seeds would show {worth}"
+            return f"{worth} would take {f'about {needed}' if needed else f'over {MOST:,}'} seeds to show"
         return ""
 
 
@@ -201,7 +207,7 @@ class Comparison:
     def mean(self, metric: Metric, setting: str, smoothing: float) -> Interval:
         """A metric's mean over seeds, in shown units."""
         runs = self.runs[setting][smoothing].values()
-        return interval_of_mean([run.values[metric.key] for run in runs]).scaled(metric.scale)
+        return _interval([run.values[metric.key] for run in runs], 0, metric.highest).scaled(metric.scale)
 
     def difference(self, metric: Metric, setting: str, smoothing: float) -> Interval | None:
         """A metric's mean difference from no smoothing over the seeds that were run both ways, in shown units."""
@@ -209,9 +215,8 @@ class Comparison:
         common = [seed for seed in runs if seed in baseline]
         if not common or smoothing == 0:
             return None
-        return interval_of_mean(
-            [runs[seed].values[metric.key] - baseline[seed].values[metric.key] for seed in common]
-        ).scaled(metric.scale)
+        values = [runs[seed].values[metric.key] - baseline[seed].values[metric.key] for seed in common]
+        return _interval(values, -metric.highest, metric.highest).scaled(metric.scale)
 
     @cached_property
     def differences(self) -> dict[tuple[str, float, str], Difference]:
@@ -222,7 +227,9 @@ class Comparison:
             for metric in self.task.metrics
             if smoothing != 0
         ]
-        p_values = [math.nan if one.interval is None else paired_p_value(one.interval) for one in found]
+        p_values = [
+            math.nan if one.interval is None or one.outcome == "few" else paired_p_value(one.interval) for one in found
+        ]
         # Doubled, since the purpose is tested besides: then anything wrongly "helps" in less than 5 % of comparisons.
         corrected = [min(1.0, 2 * p) if p == p else p for p in holm(p_values)]
         primary = [index for index, one in enumerate(found) if one.metric == self.purpose]
@@ -305,7 +312,17 @@ def compare_runs(
             left_out.append(LeftOut(run.folder, f"it is the same run as {seeds[run.recipe.seed].folder}"))
         else:
             seeds[run.recipe.seed] = replace(run, part=part)
-    return Comparison(folder, task, _with_baselines(sorted_runs), left_out, metric)
+    comparable: dict[str, dict[float, dict[int, Run]]] = {}
+    for setting, factors in _with_baselines(sorted_runs).items():
+        comparable[setting], others = on_the_same_data(factors)
+        left_out += [one for one in others if one.folder not in {known.folder for known in left_out}]
+    return Comparison(folder, task, comparable, left_out, metric)
+
+
+def _interval(values: Sequence[float], lowest: float, highest: float) -> Interval:
+    """The mean with its interval, as far as that is possible; without it where the values are too few."""
+    found = interval_of_mean(values)
+    return found.within(lowest, highest) if found.size >= FEWEST else found._replace(low=math.nan, high=math.nan)
 
 
 def _with_baselines(

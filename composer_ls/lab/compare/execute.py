@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from composer_ls.errors import InputError, RunFolderBusyError
+from composer_ls.lab.compare.log import LOG, first_words, last_words
 from composer_ls.lab.compare.planned_runs import PlannedRun
-from composer_ls.lab.run_folder.claim import claimant
+from composer_ls.lab.run_folder.claim import claimant, claimed
+from composer_ls.lab.run_folder.folder import RunFolder
 
-__all__ = ["Display", "Failure", "check", "default_jobs", "execute"]
+__all__ = ["Display", "Failure", "check", "default_jobs", "execute", "forget"]
 
-LOG = "log.txt"
 BUSY, UNWRITABLE = 3, 4  # exit statuses of a run's process
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 10.0
@@ -111,6 +112,20 @@ def check(runs: Sequence[PlannedRun]) -> None:
                 raise InputError(problem)
 
 
+def forget(runs: Sequence[PlannedRun]) -> None:
+    """Delete what runs left, so that they are done afresh.
+
+    Raises:
+        RunFolderBusyError: Another process is doing one of them.
+        RunFolderError: A folder cannot be written.
+
+    """
+    for run in runs:
+        if run.folder.is_dir():
+            with claimed(run.folder):
+                RunFolder(run.folder, run.recipe).clear()
+
+
 @dataclass
 class _Work:
     """The state of :func:`execute`: each run is in one of the four lists, or finished."""
@@ -170,12 +185,7 @@ def _reason(folder: Path, status: int) -> str:
         )
     if status == UNWRITABLE:
         return f"{folder.absolute()} cannot be written"
-    try:
-        lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError:
-        lines = []
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return last.removeprefix("composer-ls: ") or f"it ended with status {status}"
+    return last_words(folder) or f"it ended with status {status}"
 
 
 def _context() -> multiprocessing.context.ForkServerContext:
@@ -247,7 +257,7 @@ def _run(recipe: dict[str, Any], folder: str, arguments: Sequence[str], threads:
     os.dup2(log, 1)
     os.dup2(log, 2)
     sys.argv = ["composer-ls", *arguments]  # which result.json keeps
-    print(f"--- {datetime.now(timezone.utc):%Y-%m-%d %H:%M:%S} UTC: composer-ls {' '.join(arguments)}", flush=True)
+    print(first_words(f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M:%S}", " ".join(arguments)), flush=True)
     if gpu is not None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[int(gpu)] if visible else gpu
@@ -258,7 +268,6 @@ def _train(recipe: dict[str, Any], folder: str, threads: int) -> None:
     import torch
 
     from composer_ls.lab.recipe.recipe import recipe_schema
-    from composer_ls.lab.run_folder.folder import RunFolder
     from composer_ls.lab.training.train import train
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # importing Composer has set it

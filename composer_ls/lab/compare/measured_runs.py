@@ -12,9 +12,11 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from composer_ls.diagnostics.calibration import ReliabilityBins
 from composer_ls.errors import RunFolderError
+from composer_ls.lab.compare.log import last_words
 from composer_ls.lab.recipe.recipe import Recipe
 from composer_ls.lab.run_folder.claim import claimant
 from composer_ls.lab.run_folder.folder import RunFolder, read_recipe
@@ -35,12 +37,14 @@ class Scores:
         values: Each metric's value by key, unscaled.
         bins: The reliability diagram.
         temperature: The one that suits these examples best; ``None`` where logits are not kept.
+        labels: What is known of the labels, example by example; ``None``: nothing.
 
     """
 
     values: Mapping[str, float]
     bins: ReliabilityBins
     temperature: float | None
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,8 @@ def find_runs(root: Path) -> Iterator[tuple[Path, Recipe | LeftOut]]:
     for place, folders, files in os.walk(root):
         folders.sort()
         if "recipe.yaml" not in files:
+            if last_words(Path(place)) is not None and claimant(Path(place)) is None:
+                yield Path(place), LeftOut(Path(place), f"it failed before it trained{_log_ends(Path(place))}")
             continue
         try:
             recipe = read_recipe(Path(place))
@@ -132,8 +138,11 @@ def read_run(folder: Path, recipe: Recipe) -> Run:
         raise LeftOut(folder, f"its result.json is damaged ({error.__cause__})") from error
     if result is None:
         by = claimant(folder)
-        log = " (see its log.txt)" if (folder / "log.txt").is_file() else ""
-        raise LeftOut(folder, f"it is being run by {by}" if by else f"it has begun, but not finished{log}")
+        raise LeftOut(
+            folder, f"it is being run by {by}" if by else f"it has begun, but not finished{_log_ends(folder)}"
+        )
+    if result.get("diverged") or not all(_is_finite(value) for value in result["metrics"].values()):
+        raise LeftOut(folder, "it diverged: its numbers are not finite")
     try:
         predictions = load_file(files.predictions_file)
         held_out = {name.removeprefix(HELD_OUT): one for name, one in predictions.items() if name.startswith(HELD_OUT)}
@@ -157,6 +166,15 @@ def read_run(folder: Path, recipe: Recipe) -> Run:
         raise LeftOut(folder, f"what it left cannot be used: {' '.join(str(error).split())}") from error
 
 
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)  # null, in strict JSON, is what was not finite
+
+
+def _log_ends(folder: Path) -> str:
+    words = last_words(folder)
+    return f"; its log.txt ends with: {words}" if words else ""
+
+
 def _scores(
     task: TaskReport, predictions: Predictions, metrics: Mapping[str, float], result: Mapping[str, Any]
 ) -> Scores:
@@ -165,7 +183,12 @@ def _scores(
         for metric in task.metrics
     }
     values[STEP_TIME.key] = float(result["train_seconds"]) / int(result["steps"])
-    return Scores(values, task.bins(predictions), task.temperature(predictions) if task.temperature else None)
+    return Scores(
+        values,
+        task.bins(predictions),
+        task.temperature(predictions) if task.temperature else None,
+        task.labels(predictions) if task.labels else None,
+    )
 
 
 def _lines(file: Path) -> list[dict[str, float]]:

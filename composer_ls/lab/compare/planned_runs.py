@@ -134,7 +134,10 @@ def parse_axis(text: str) -> tuple[Axis, tuple[str, ...]]:
         raise InputError(f"--vary {key}: compare varies this key anyway, with {option}")
     if key in {"name", "description", "needs"}:
         raise InputError(f"--vary {key}: this key is only words, so there is nothing to compare")
-    once = list({json.dumps(value, sort_keys=True, default=str): value for value in parsed}.values())
+    values_once: dict[str, Any] = {}
+    for value in parsed:
+        values_once.setdefault(json.dumps(_plain(value), sort_keys=True, default=str), value)
+    once = list(values_once.values())
     notes = () if len(once) == len(parsed) else (f"--vary {key} has a value twice, which is taken once",)
     return Axis(key, tuple(once)), notes
 
@@ -278,11 +281,24 @@ def _covers(axis: str, key: str) -> bool:
 
 
 def _identity(recipe: Recipe) -> str:
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(inner) for key, inner in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(inner) for inner in value]
-        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    return json.dumps(_plain(recipe.identity()), sort_keys=True)
 
-    return json.dumps(plain(recipe.identity()), sort_keys=True)
+
+def _plain(value: Any) -> Any:
+    """The same with every number as a float and every duration as short as it can be: equal values become equal words.
+
+    So are 1, 1.0 and "1e0", which YAML 1.1 makes of 1e0; and 2ep and 02ep.
+    """
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and (duration := re.fullmatch(r"(\d+(?:\.\d+)?)(ep|ba|sp|dur)", value)):
+        return f"{float(duration[1]):g}{duration[2]}"
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return value
+    return number if math.isfinite(number) else value

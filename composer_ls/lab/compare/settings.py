@@ -98,10 +98,12 @@ def _value(content: Mapping[str, Any], key: str) -> Any:
 
 
 def _part(key: str, name: str, value: Any) -> str:
-    if key.startswith("algorithms.") and key.count(".") == 1:
-        if value is None:
-            return ""
-        return f"{name}({', '.join(f'{k} {_text(v)}' for k, v in value.items())})" if value else name
+    of_algorithms = key.startswith("algorithms.") and key.count(".") == 1
+    if of_algorithms and value is None:
+        return ""
+    if isinstance(value, Mapping):
+        arguments = [f"{k} {_text(v)}" for k, v in value.items() if of_algorithms or v is not None]
+        return f"{name}({', '.join(arguments)})" if arguments else name
     return f"{name} {_text(value)}"
 
 

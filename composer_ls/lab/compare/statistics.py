@@ -37,6 +37,24 @@ class Interval(NamedTuple):
         """Half the interval's width."""
         return (self.high - self.low) / 2
 
+    @property
+    def is_symmetrical(self) -> bool:
+        """Whether the mean is in the middle, so that the interval is the mean ± half its width."""
+        return math.isclose(self.high - self.mean, self.mean - self.low, abs_tol=1e-9)
+
+    def within(self, lowest: float, highest: float) -> Interval:
+        """The same without what is not possible.
+
+        Example:
+            >>> from composer_ls.lab.compare.statistics import Interval
+            >>> Interval(0.9, 0.7, 1.1, 0.1, 3).within(0, 1).high
+            1
+
+        """
+        if math.isnan(self.low):
+            return self
+        return self._replace(low=max(self.low, lowest), high=min(self.high, highest))
+
     def scaled(self, factor: float) -> Interval:
         """The same in another unit."""
         mean, low, high, deviation = (factor * value for value in self[:4])

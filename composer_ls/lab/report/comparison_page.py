@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,9 +170,13 @@ def nothing_to_compare(comparison: Comparison, setting: str) -> str:
 
 
 def cell(comparison: Comparison, metric: Metric, setting: str, smoothing: float) -> tuple[str, str]:
-    """A mean in words, and half the width of its interval, "" for one seed."""
+    """A mean in words, and its interval: half its width behind ±, or its ends where what is possible ends; "" for few seeds."""
     mean = comparison.mean(metric, setting, smoothing)
-    return metric.shown(mean.mean), "" if mean.size == 1 else metric.shown(mean.half)
+    if math.isnan(mean.low):
+        return metric.shown(mean.mean), ""
+    if mean.is_symmetrical:
+        return metric.shown(mean.mean), f"± {metric.shown(mean.half)}"
+    return metric.shown(mean.mean), f"[{metric.shown(mean.low)}, {metric.shown(mean.high)}]"
 
 
 def _rows(comparison: Comparison, judged: bool = True) -> Iterator[dict[str, Any]]:
@@ -180,12 +185,12 @@ def _rows(comparison: Comparison, judged: bool = True) -> Iterator[dict[str, Any
     for setting, smoothing, runs in comparison:
         cells = []
         for metric in comparison.columns:
-            mean, half = cell(comparison, metric, setting, smoothing)
+            mean, interval = cell(comparison, metric, setting, smoothing)
             found = comparison.differences.get((setting, smoothing, metric.key))
             outcome = found.outcome if found and judged else ""
             cells.append(
                 {
-                    "mean": f"{mean} ± {half}" if half else mean,
+                    "mean": f"{mean} {interval}".strip(),
                     "difference": _two_lines(found, judged) if found and found.interval else (),
                     "outcome": outcome,
                     "tone": {"helps": "good", "hurts": "bad"}.get(outcome, ""),

@@ -61,7 +61,7 @@ def _metric_panel(comparison: Comparison, metric: Metric) -> Panel:
             axes.errorbar(
                 [_place(smoothing) + shift for smoothing in mine],
                 [mean.mean for mean in means],
-                yerr=[0 if math.isnan(mean.half) else mean.half for mean in means],
+                yerr=np.nan_to_num([[m.mean - m.low for m in means], [m.high - m.mean for m in means]]),
                 color=style.color,
                 marker=style.marker,
                 linestyle=style.linestyle,

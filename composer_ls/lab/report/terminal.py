@@ -59,6 +59,6 @@ def _table(comparison: Comparison) -> Table:
             before = setting
         cells = [cell(comparison, metric, setting, smoothing) for metric in comparison.columns]
         table.add_row(f"{smoothing:g}", str(len(runs)), *(mean for mean, _ in cells))
-        if any(half for _, half in cells):
-            table.add_row("", "", *(Text(f"±{half}" if half else "", style="dim") for _, half in cells))
+        if any(interval for _, interval in cells):
+            table.add_row("", "", *(Text(interval.replace("± ", "±"), style="dim") for _, interval in cells))
     return table

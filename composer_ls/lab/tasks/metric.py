@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ class Metric:
         unit: What a difference is measured in, "" for a bare number.
         scale: What a value is multiplied by to be shown.
         digits: Decimals that are shown.
+        highest: No value is above this, as none is below 0; not multiplied by ``scale``.
         compute: From the predictions; ``None``: a run measures it, and it is read from ``result.json``.
         result_unit: The unit in ``result.json``, where values are not multiplied by ``scale``.
         in_result: Whether ``result.json`` has it. What is not there is only in comparisons.
@@ -40,6 +42,7 @@ class Metric:
     unit: str = ""
     scale: float = 1
     digits: int = 4
+    highest: float = math.inf
     compute: Callable[[Predictions], float] | None = None
     result_unit: str = ""
     in_result: bool = True

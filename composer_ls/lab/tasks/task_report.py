@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from composer_ls.diagnostics.calibration import ReliabilityBins
 from composer_ls.errors import InputError
 from composer_ls.lab.tasks.metric import Metric, Predictions
@@ -50,6 +52,8 @@ class TaskReport:
         curves: Training curves, in the order in which they are shown.
         bins: The reliability diagram.
         temperature: The one that suits the examples best; ``None`` where logits are not kept.
+        labels: What is known of the labels, example by example, ``(N, ...)``: runs are compared only if these are equal. ``None``:
+            nothing is known.
         next_command: A command that makes use of a finished run, with ``{run}`` for its folder; ``None``: there is none.
 
     """
@@ -60,6 +64,7 @@ class TaskReport:
     curves: tuple[Curve, ...]
     bins: Callable[[Predictions], ReliabilityBins]
     temperature: Callable[[Predictions], float] | None = None
+    labels: Callable[[Predictions], Tensor] | None = None
     next_command: str | None = None
 
     @property

@@ -158,9 +158,9 @@ def test_the_test_part_has_no_say_where_a_validation_part_was_held_out():
     )
 
 
-@pytest.mark.parametrize(("factors", "seeds"), [((0.1, 0.2), 5), ((0.0,), 5), ((0.0, 0.1), 1)])
+@pytest.mark.parametrize(("factors", "seeds"), [((0.1, 0.2), 5), ((0.0,), 5), ((0.0, 0.1), 1), ((0.0, 0.1), 2)])
 def test_too_little_to_judge_by_is_said(factors, seeds):
     found = advise(comparison(shifted(dict.fromkeys(FACTORS, 0.0)), seeds, factors=factors), "")
     assert found.verdict == "unknown"
-    assert found.headline.startswith("Nothing can be said yet: run at least 2 seeds")
+    assert found.headline.startswith("Nothing can be said yet: run at least 3 seeds")
     assert found.as_dict()["smoothing"] is None

@@ -37,11 +37,13 @@ CLEAR, UNCLEAR, SMALL = [0.30, 0.31, 0.32], [-0.3, 0.1, 0.5], [-0.01, 0.0, 0.02]
         (UNCLEAR, ACCURACY, "unclear"),
         (SMALL, ACCURACY, "small"),
         (SMALL, NLL, "unclear"),  # a hundredth of a nat is worth seeing
-        ([0.5], ACCURACY, "one seed"),
+        ([0.5], ACCURACY, "few"),
+        ([0.5, 0.6], ACCURACY, "few"),  # whose interval would be [-0.09, 1.19]
+        ([0.5, 0.5], NLL, "few"),
         ([], ACCURACY, "no pair"),
         ([0.0, 0.0, 0.0], ACCURACY, "equal"),
         ([0.5, 0.5, 0.5], ACCURACY, "constant"),
-        ([-0.5, -0.5], NLL, "constant"),
+        ([-0.5, -0.5, -0.5], NLL, "constant"),
     ],
 )
 def test_the_outcome_follows_from_the_interval(values, metric, outcome):
@@ -64,18 +66,18 @@ def test_one_factor_is_one_plain_sentence():
     )
     assert (
         sentence(difference(UNCLEAR))
-        == "accuracy +0.10 points [-0.89, 1.09], 3 seeds: no evidence either way (about 128 seeds would show 0.1 points)"
+        == "accuracy +0.10 points [-0.89, 1.09], 3 seeds: no evidence either way (0.1 points would take about 128 seeds to show)"
     )
     assert (
         sentence(difference(SMALL))
         == "accuracy +0.00 points [-0.03, 0.04], 3 seeds: no difference as large as 0.1 points"
     )
-    assert sentence(difference([0.28])) == "accuracy +0.28 points, 1 seed: nothing can be said from one seed"
+    assert sentence(difference([0.28])) == "accuracy +0.28 points, 1 seed: nothing can be said from so few seeds"
     assert sentence(difference([])) == "accuracy: no seed was run both with and without smoothing"
-    assert sentence(difference([0, 0])) == "accuracy +0.00 points, 2 seeds: no difference at any seed"
+    assert sentence(difference([0, 0, 0])) == "accuracy +0.00 points, 3 seeds: no difference at any seed"
     assert (
-        sentence(difference([0.5, 0.5]))
-        == "accuracy +0.50 points, 2 seeds: no verdict (the same at every seed: no spread to judge by)"
+        sentence(difference([0.5, 0.5, 0.5]))
+        == "accuracy +0.50 points, 3 seeds: no verdict (the same at every seed: no spread to judge by)"
     )
 
 
@@ -87,18 +89,18 @@ def test_several_factors_are_one_sentence_too():
     )
     assert found == (
         "accuracy, 3 seeds: helps at 0.05 (+0.31 points [0.29, 0.33]) and 0.2 (+2.10 points [1.85, 2.35]); "
-        "no evidence either way at 0.1 (+0.10 points [-0.89, 1.09]; about 128 seeds would show 0.1 points)"
+        "no evidence either way at 0.1 (+0.10 points [-0.89, 1.09]; 0.1 points would take about 128 seeds to show)"
     )
 
 
 def test_factors_with_different_numbers_of_seeds_each_say_theirs():
     found = sentence(difference(CLEAR, smoothing=0.05, corrected_p=0.01), difference([0.2], smoothing=0.1))
     assert "helps at 0.05 (+0.31 points [0.29, 0.33]; 3 seeds)" in found
-    assert "nothing can be said from one seed at 0.1 (+0.20 points; 1 seed)" in found
+    assert "nothing can be said from so few seeds at 0.1 (+0.20 points; 1 seed)" in found
 
 
 def test_a_huge_number_of_seeds_is_not_spelt_out():
-    assert "over 10,000 seeds would show 0.1 points" in sentence(difference([-9.0, 9.0, 0.0]))
+    assert "0.1 points would take over 1,000 seeds to show" in sentence(difference([-9.0, 9.0, 0.0]))
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +168,30 @@ def test_runs_are_judged_on_the_validation_part_if_all_have_one(tmp_path):
     mixed = compare_runs(tmp_path, *read_runs(tmp_path))
     assert (mixed.part, mixed.on_test) == ("test", None)
     assert mixed.differences["", 0.1, "accuracy"].interval.mean == 0
+
+
+def test_from_two_pairs_no_interval_no_verdict_and_no_number_of_seeds_is_said(tmp_path):
+    make_comparison(tmp_path, (0.0, 0.1), 2)
+    found = compare_runs(tmp_path, *read_runs(tmp_path))
+    assert {one.outcome for one in found.differences.values()} == {"few"}
+    for verdict in found.verdicts(""):
+        assert "2 seeds: nothing can be said from so few seeds" in verdict.sentence
+        assert "[" not in verdict.sentence
+        assert "to show" not in verdict.sentence
+    assert found.tests == 0
+
+
+def test_intervals_end_where_what_is_possible_ends(tmp_path):
+    for seed, better in enumerate((9.0, 9.0, -9.0)):  # accuracies near 1, 1 and 0
+        make_run(tmp_path / f"a{seed}", 0.0, seed, better=-better)
+        make_run(tmp_path / f"b{seed}", 0.1, seed, better=better)
+    found = compare_runs(tmp_path, *read_runs(tmp_path))
+    accuracy = found.mean(ACCURACY, "", 0.1)
+    assert (accuracy.low, accuracy.high) == (0, 100)
+    difference = found.differences["", 0.1, "accuracy"].interval
+    assert (difference.low, difference.high) == (-100, 100)
+    assert found.mean(NLL, "", 0.1).low == 0
+    assert found.mean(NLL, "", 0.1).high > 5  # which no bound stops
 
 
 def test_ways_of_smoothing_share_the_runs_without(tmp_path):

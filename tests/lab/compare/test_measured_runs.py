@@ -9,6 +9,7 @@ from comparison_support import make_run
 from safetensors.torch import load_file, save_file
 
 from composer_ls.diagnostics.calibration import accuracy, expected_calibration_error, fit_temperature
+from composer_ls.lab.compare.log import first_words
 from composer_ls.lab.compare.measured_runs import read_runs
 
 
@@ -89,11 +90,26 @@ def test_a_result_without_what_is_needed_is_left_out(tmp_path):
     assert reasons(tmp_path) == {"run": "'train_seconds' is missing from what it left"}
 
 
-def test_a_log_is_pointed_to_where_a_run_did_not_finish(tmp_path):
+def test_a_run_that_failed_is_named_with_the_end_of_its_log(tmp_path):
     folder = make_run(tmp_path / "run")
     (folder / "result.json").unlink()
-    (folder / "log.txt").write_text("Killed")
-    assert reasons(tmp_path) == {"run": "it has begun, but not finished (see its log.txt)"}
+    (folder / "log.txt").write_text(first_words("2026-01-02", "train digits-mlp") + "\ncomposer-ls: no room left\n\n")
+    early = tmp_path / "early"  # it failed before there was a recipe
+    early.mkdir()
+    (early / "log.txt").write_text(first_words("2026-01-02", "train digits-mlp") + "\ncomposer-ls: no such data\n")
+    (tmp_path / "log.txt").write_text("what a shell wrote of the whole comparison")
+    assert reasons(tmp_path) == {
+        "run": "it has begun, but not finished; its log.txt ends with: no room left",
+        "early": "it failed before it trained; its log.txt ends with: no such data",
+    }
+
+
+@pytest.mark.parametrize("changes", [{"diverged": True}, {"metrics": {"nll": None}}, {"metrics": {"nll": math.inf}}])
+def test_a_run_whose_result_says_that_it_diverged_is_left_out(tmp_path, changes):
+    folder = make_run(tmp_path / "run")
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | changes))
+    assert reasons(tmp_path) == {"run": "it diverged: its numbers are not finite"}
 
 
 def test_metrics_that_are_cut_off_or_missing_lose_no_run(tmp_path):

@@ -32,6 +32,7 @@ METRICS = (
         unit="points",
         scale=100,
         digits=2,
+        highest=1,
         compute=_of_pixels(mean_iou),
         result_unit="fraction",
     ),
@@ -44,6 +45,7 @@ METRICS = (
         unit="points",
         scale=100,
         digits=2,
+        highest=1,
         compute=_of_pixels(pixel_accuracy),
         result_unit="fraction of pixels",
     ),
@@ -63,6 +65,7 @@ METRICS = (
         meaning="Expected calibration error: the mean distance between confidence and accuracy over 15 bins of confidence.",
         higher_is_better=False,
         worth=0.005,
+        highest=1,
         compute=_of_pixels(pixel_calibration_error),
         result_unit="fraction, 15 bins",
     ),
@@ -73,4 +76,5 @@ REPORT = TaskReport(
     metrics=METRICS,
     curves=(Curve("metrics/{part}/MulticlassJaccardIndex", "{part} mIoU"),),
     bins=lambda predictions: pixel_bins(PixelCounts(**predictions)),
+    labels=lambda predictions: predictions["confusion"].sum(2),  # how many pixels of each class an image has
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
 from composer_ls.diagnostics.tokens import (
     TokenScores,
     perplexity,
@@ -30,6 +32,7 @@ METRICS = (
         higher_is_better=True,
         worth=0.5,
         digits=2,
+        highest=100,
         result_unit="0 to 100",
     ),
     Metric(
@@ -41,6 +44,7 @@ METRICS = (
         unit="points",
         scale=100,
         digits=2,
+        highest=1,
         compute=_of_tokens(token_accuracy),
         result_unit="fraction of subwords",
     ),
@@ -60,6 +64,7 @@ METRICS = (
         meaning="Expected calibration error: the mean distance between confidence and accuracy over 15 bins of confidence.",
         higher_is_better=False,
         worth=0.005,
+        highest=1,
         compute=_of_tokens(token_calibration_error),
         result_unit="fraction of subwords, 15 bins",
     ),
@@ -85,5 +90,6 @@ REPORT = TaskReport(
         Curve("metrics/{part}/TokenAccuracy", "{part} accuracy of subwords"),
     ),
     bins=lambda predictions: token_bins(TokenScores(**predictions)),
+    labels=lambda predictions: torch.zeros_like(predictions["correct"]),  # only how many there are is known
     next_command="composer-ls translate {run} < in.txt > out.txt",
 )

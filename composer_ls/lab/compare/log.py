@@ -1,0 +1,39 @@
+"""The log that each run of a comparison leaves in its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["LOG", "first_words", "last_words"]
+
+LOG = "log.txt"
+"""Its name."""
+
+_START = "--- "
+
+
+def first_words(time: str, arguments: str) -> str:
+    """The line that begins the log of a run."""
+    return f"{_START}{time} UTC: composer-ls {arguments}"
+
+
+def last_words(folder: Path) -> str | None:
+    """The last line of the log of a run: of one that failed, why. ``None`` if no run of ours left one there.
+
+    Example:
+        >>> import tempfile
+        >>> from composer_ls.lab.compare.log import LOG, first_words, last_words
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / LOG).write_text(first_words("2026-01-02", "train digits-mlp") + "\\nno data\\n")
+        ...     print(last_words(Path(folder)))
+        no data
+
+    """
+    try:
+        lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return None
+    if not lines[0].startswith(_START):
+        return None
+    last = next((line.strip() for line in reversed(lines[1:]) if line.strip()), "")
+    return "" if last.startswith(_START) else last.removeprefix("composer-ls: ")

@@ -1,0 +1,101 @@
+"""Which runs were trained and tested on the same data, by what their folders hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from composer_ls.lab.compare.measured_runs import LeftOut, Run
+
+__all__ = ["data_differences", "on_the_same_data"]
+
+Runs = Mapping[float, Mapping[int, Run]]
+"""By smoothing and seed."""
+
+
+def data_differences(run: Run, other: Run, part: str = "test") -> list[str]:
+    """In what the data of a run differs from that of another, in words; nothing if it is the same as far as is known.
+
+    Classes, the numbers of examples and the labels of one part are compared. Images are not kept, so they are not.
+
+    Args:
+        run: A finished run.
+        other: What it is held against.
+        part: ``test``, or ``validation`` where both have one.
+
+    """
+    found = []
+    mine, theirs = run.result.get("classes"), other.result.get("classes")
+    if mine != theirs and None not in (mine, theirs):
+        found.append(_classes(list(mine), list(theirs)))  # type: ignore[arg-type]
+    sizes, other_sizes = dict(run.result.get("examples") or {}), dict(other.result.get("examples") or {})
+    labels, other_labels = run.parts[part].labels, other.parts[part].labels
+    for name in sizes:
+        if name in other_sizes and sizes[name] != other_sizes[name] and (name != part or labels is None):
+            found.append(f"{sizes[name]:,} {name} examples instead of {other_sizes[name]:,}")
+    if labels is not None and other_labels is not None:
+        if len(labels) != len(other_labels):
+            found.append(f"{len(labels):,} {part} labels instead of {len(other_labels):,}")
+        elif labels.shape != other_labels.shape:
+            found.append(f"{part} labels of another kind")
+        elif wrong := int((labels != other_labels).reshape(len(labels), -1).any(1).sum()):
+            found.append(f"{wrong:,} of {len(labels):,} {part} labels differ")
+    return found
+
+
+def _classes(mine: list[str], theirs: list[str]) -> str:
+    if len(mine) != len(theirs):
+        return f"{len(mine)} classes instead of {len(theirs)}"
+    other = next((a, b) for a, b in zip(mine, theirs, strict=True) if a != b)
+    return f"other classes, such as {other[0]} instead of {other[1]}"
+
+
+def on_the_same_data(runs: Runs) -> tuple[dict[float, dict[int, Run]], list[LeftOut]]:
+    """The runs of a setting that can stand beside each other, and what is left out since it was done on other data.
+
+    Of several test sets the one stays that has the most pairs of a run with and without smoothing; of equally many, the one
+    with more runs, and then the one whose runs are the newest.
+    """
+    groups: list[list[tuple[float, int, Run]]] = []
+    for one in _each(runs):
+        group = next((group for group in groups if not data_differences(one[2], group[0][2])), None)
+        groups.append([one]) if group is None else group.append(one)
+    kept = max(groups, key=_rank)
+    left_out = [
+        _left_out(run, kept[0][2], data_differences(run, kept[0][2]))
+        for group in groups
+        if group is not kept
+        for _, _, run in group
+    ]
+    first_of_seed: dict[int, Run] = {}
+    same: dict[float, dict[int, Run]] = {}
+    for smoothing, seed, run in kept:
+        first = first_of_seed.setdefault(seed, run)
+        differing = data_differences(run, first, "validation") if _both_held_out(run, first) else []
+        if differing:
+            left_out.append(_left_out(run, first, differing))
+        else:
+            same.setdefault(smoothing, {})[seed] = run
+    return same, left_out
+
+
+def _both_held_out(run: Run, other: Run) -> bool:
+    return "validation" in run.parts and "validation" in other.parts
+
+
+def _each(runs: Runs) -> Iterator[tuple[float, int, Run]]:
+    for smoothing, seeds in sorted(runs.items()):
+        for seed, run in seeds.items():
+            yield smoothing, seed, run
+
+
+def _rank(group: list[tuple[float, int, Run]]) -> tuple[int, int, str]:
+    plain = {seed for smoothing, seed, _ in group if smoothing == 0}
+    pairs = sum(smoothing != 0 and seed in plain for smoothing, seed, _ in group)
+    return pairs, len(group), max(str(run.result.get("finished", "")) for _, _, run in group)
+
+
+def _left_out(run: Run, reference: Run, differing: list[str]) -> LeftOut:
+    return LeftOut(
+        run.folder,
+        f"its data is not that of {reference.folder}: {', '.join(differing)}. Pairs need the same data: run again with --overwrite",
+    )

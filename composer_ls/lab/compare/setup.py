@@ -1,0 +1,120 @@
+"""What runs trained on what, in words from their resolved recipes and results, and what to be careful about."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from composer_ls.lab.compare.measured_runs import LeftOut
+from composer_ls.lab.recipe.recipe import Recipe
+
+__all__ = ["cautions", "failures", "name_of_setup", "setup_in_words"]
+
+_LAYOUTS = {"imagefolder", "parallel_text"}
+"""Values of ``data.name`` that say how a folder is laid out. What data it is, only the folder tells."""
+
+
+def name_of_setup(recipe: Recipe) -> str:
+    """The network and the data, for a title.
+
+    Example:
+        >>> from composer_ls.lab.compare.setup import name_of_setup
+        >>> from composer_ls.lab.recipe.reading import load_recipe
+        >>> name_of_setup(load_recipe("digits-mlp"))
+        'mlp on digits'
+        >>> name_of_setup(load_recipe("cifar10-resnet20", ["data.name=imagefolder", "data.root=my/shapes"]))
+        'resnet20 on shapes'
+
+    """
+    data = recipe.data.name
+    if data in _LAYOUTS:
+        data = Path(getattr(recipe.data, "root", data)).absolute().name or data
+    return f"{recipe.model.name} on {data}"
+
+
+def setup_in_words(recipe: Recipe, result: Mapping[str, Any]) -> str:
+    """One sentence: network, data and where it lies, classes, examples, epochs and steps.
+
+    Example:
+        >>> from composer_ls.lab.compare.setup import setup_in_words
+        >>> from composer_ls.lab.recipe.reading import load_recipe
+        >>> result = {"classes": list("0123456789"), "image_shape": [1, 8, 8], "examples": {"train": 1437, "test": 360}, "steps": 660}
+        >>> setup_in_words(load_recipe("digits-mlp"), result | {"epochs": 30})
+        'mlp on digits: 10 classes, 1,437 training and 360 test images, 30 epochs of 22 steps.'
+
+    """
+    where = getattr(recipe.data, "root", None)
+    place = f" in {where}" if where is not None and recipe.data.name != "digits" else ""
+    parts = [_classes(result), _examples(result), _length(result)]
+    return f"{recipe.model.name} on {recipe.data.name}{place}: {', '.join(filter(None, parts))}."
+
+
+def _classes(result: Mapping[str, Any]) -> str:
+    return f"{len(result['classes']):,} classes" if result.get("classes") else ""
+
+
+def _examples(result: Mapping[str, Any]) -> str:
+    sizes = result.get("examples") or {}
+    names = {"train": "training", "validation": "validation", "test": "test"}
+    parts = [f"{sizes[key]:,} {name}" for key, name in names.items() if key in sizes]
+    kind = "images" if "image_shape" in result else "sentences" if "languages" in result else "examples"
+    return f"{', '.join(parts[:-1])} and {parts[-1]} {kind}" if len(parts) > 1 else ""
+
+
+def _length(result: Mapping[str, Any]) -> str:
+    training = result.get("training") or {}
+    steps, epochs = int(training.get("steps") or result.get("steps") or 0), int(result.get("epochs") or 0)
+    if not steps:
+        return ""
+    words = f"{steps:,} step{'' if steps == 1 else 's'}"
+    if epochs == 1:
+        words = f"1 epoch of {words}"
+    elif epochs > 1 and steps % epochs == 0:
+        each = steps // epochs
+        words = f"{epochs:,} epochs of {each:,} step{'' if each == 1 else 's'}"
+    elif epochs > 1:
+        words = f"{epochs:,} epochs, {words} in all"
+    dropped = float(training.get("dropped_share") or 0)
+    return words + (f" (each epoch leaves out {dropped:.0%} of the training set)" if dropped >= 0.005 else "")
+
+
+def cautions(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The warnings of finished runs, each once, with how many of the runs gave it, in sentences.
+
+    Example:
+        >>> from composer_ls.lab.compare.setup import cautions
+        >>> cautions([{"warnings": ["It took 10 steps in all."]}, {"warnings": ["It took 10 steps in all."]}, {}])
+        ['2 of 3 runs: It took 10 steps in all.']
+
+    """
+    counts = Counter(warning for result in results for warning in dict.fromkeys(result.get("warnings") or ()))
+    texts = [
+        f"{'all' if count == len(results) else f'{count} of {len(results)}'} runs: {warning}"
+        for warning, count in counts.most_common()
+    ]
+    return texts if len(texts) <= MOST_CAUTIONS else [*texts[:MOST_CAUTIONS], f"and {len(texts) - MOST_CAUTIONS} more"]
+
+
+MOST_CAUTIONS = 5
+"""How many are spelt out."""
+
+
+def failures(left_out: Sequence[LeftOut]) -> str:
+    """How many runs are left out, in a sentence; "" if none is.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from composer_ls.lab.compare.measured_runs import LeftOut
+        >>> from composer_ls.lab.compare.setup import failures
+        >>> failures([LeftOut(Path("runs/a"), "it diverged")])
+        '1 run is left out: runs/a (it diverged)'
+
+    """
+    if not left_out:
+        return ""
+    told = [f"{one.folder} ({one.reason})" for one in left_out[:3]]
+    more = len(left_out) - len(told)
+    number = f"{len(left_out)} run{' is' if len(left_out) == 1 else 's are'} left out"
+    return f"{number}: {'; '.join(told)}" + (f"; and {more} more, named at the end" if more else "")
