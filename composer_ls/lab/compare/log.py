@@ -18,13 +18,13 @@ def first_words(time: str, arguments: str) -> str:
 
 
 def last_words(folder: Path) -> str | None:
-    """The last line of the log of a run: of one that failed, why. ``None`` if no run of ours left one there.
+    r"""The last line of the log of a run: of one that failed, why. ``None`` if no run of ours left one there.
 
     Example:
         >>> import tempfile
         >>> from composer_ls.lab.compare.log import LOG, first_words, last_words
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = (Path(folder) / LOG).write_text(first_words("2026-01-02", "train digits-mlp") + "\\nno data\\n")
+        ...     _ = (Path(folder) / LOG).write_text(first_words("2026-01-02", "train digits-mlp") + "\nno data\n")
         ...     print(last_words(Path(folder)))
         no data
 
