@@ -23,7 +23,7 @@ import torch
 from composer_ls.kernels import VARIABLE
 from composer_ls.lab.bench.contestants import CASES, GROUPS, HARD, SMOOTHED, Contestant, Problem, contestants
 
-__all__ = ["Result", "Settings", "machine", "measure"]
+__all__ = ["Result", "Settings", "how_long", "machine", "measure"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,26 @@ def measure(settings: Settings, progress: Callable[[str], None] = lambda text: N
         progress(f"{'x'.join(map(str, shape))}: time")
         results += _measure_shape(settings, shape, progress)
     return results
+
+
+PROCESS_SECONDS = 8
+"""About what a process that measures memory takes: nearly all of it to import PyTorch."""
+
+
+def how_long(settings: Settings) -> str:
+    """About how long :func:`measure` will take, in a sentence, and what makes it shorter."""
+    shapes, seconds = len(settings.shapes), settings.seconds * len(settings.shapes)
+    words = f"{shapes} shape{'' if shapes == 1 else 's'} of about {settings.seconds:g} s each"
+    shorter = "--seconds"
+    if settings.memory:
+        processes = sum(one.case in settings.cases for shape in settings.shapes for one in _chosen(settings, shape))
+        seconds += PROCESS_SECONDS * processes
+        words += f", then {processes} processes of about {PROCESS_SECONDS} s to measure memory"
+        shorter += " and --no-memory make"
+    else:
+        shorter += " makes"
+    total = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
+    return f"This will take about {total}: {words}. {shorter} it shorter."
 
 
 def _chosen(settings: Settings, shape: tuple[int, ...]) -> list[Contestant]:

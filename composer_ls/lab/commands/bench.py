@@ -77,17 +77,20 @@ def loss(
             raise InputError(f"--peers has {name!r}, but a peer is one of {', '.join(PEERS)}; commas go between peers")
 
     from rich.console import Console
+    from rich.text import Text
 
-    from composer_ls.lab.bench.measure import Settings, machine, measure
+    from composer_ls.lab.bench.measure import Settings, how_long, machine, measure
     from composer_ls.lab.bench.results import plot, table
+    from composer_ls.lab.report.fitted import fitted
 
     settings = Settings(parsed, dtype, device, chosen, ignored, seconds, memory, names)
     console, errors = Console(), Console(stderr=True)
+    errors.print(Text(how_long(settings)), soft_wrap=True)
     with errors.status("starting") as status:
         results = measure(settings, status.update)
     where = machine(device)
     for shape in parsed:
-        console.print(table(results, shape))
+        console.print(fitted(table(results, shape), console))
         console.print()
     if json_file is not None:
         json_file.write_text(_record(settings, where, results), encoding="utf-8")

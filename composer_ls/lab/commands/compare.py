@@ -21,6 +21,9 @@ def add_to(app: typer.Typer) -> None:
     app.command(epilog=EXAMPLES)(compare)
 
 
+NARROW = 60
+"""Columns below which the live display has no room for its numbers."""
+
 EXAMPLES = """
 **Examples**
 
@@ -56,6 +59,9 @@ def compare(
         Path | None, typer.Option(help="The folder for all runs. Default: runs/compare-RECIPE-FINGERPRINT.")
     ] = None,
     purpose: Purpose = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Do all runs of this comparison afresh, losing what they left before.")
+    ] = False,
     list_only: Annotated[bool, typer.Option("--list", help="Print one command a run, and do nothing.")] = False,
 ) -> None:
     """Find out whether smoothing helps: train with several factors over several seeds, and make one page of it.
@@ -90,7 +96,7 @@ def compare(
     words += [] if jobs is None else ["--jobs", str(jobs)]
     words += [] if out is None else ["--out", str(out)]
     words += [] if purpose is None else ["--for", purpose]
-    failures = _do(plan, jobs, shlex.join(["composer-ls", "compare", *words]), errors)
+    failures = _do(plan, jobs, shlex.join(["composer-ls", "compare", *words]), overwrite, errors)
     if len(failures) < len(plan.runs):
         show_report(plan.out, console, purpose)
     if failures:
@@ -106,13 +112,13 @@ def compare(
         raise typer.Exit(1)
 
 
-def _do(plan: Any, jobs: int | None, command: str, errors: Console) -> list[Any]:
-    """Do what is not finished; the failures."""
-    todo = [run for run in plan.runs if not run.finished]
+def _do(plan: Any, jobs: int | None, command: str, overwrite: bool, errors: Console) -> list[Any]:
+    """Do what is not finished, or everything; the failures."""
+    todo = [run for run in plan.runs if overwrite or not run.finished]
     if not todo:
         errors.print("all runs were found finished")
         return []
-    from composer_ls.lab.compare.execute import check, default_jobs, execute
+    from composer_ls.lab.compare.execute import check, default_jobs, execute, forget
     from composer_ls.lab.compare.progress import LiveDisplay, PlainDisplay
     from composer_ls.lab.report.comparison_page import COMMANDS
     from composer_ls.lab.report.page import write
@@ -122,14 +128,17 @@ def _do(plan: Any, jobs: int | None, command: str, errors: Console) -> list[Any]
     try:
         with errors.status("looking for the data and starting"):
             check(todo)
+        if overwrite:
+            forget(todo)  # now that nothing is wrong: a comparison that is stopped goes on without --overwrite
         commands = plan.out / COMMANDS
         known = commands.read_text(encoding="utf-8").splitlines() if commands.is_file() else []
         if command not in known:
             write(commands, "\n".join([*known, command]) + "\n")
-        if not errors.is_terminal:
+        if not errors.is_terminal or errors.width < NARROW:
             return execute(todo, jobs, device, PlainDisplay(errors, len(todo), len(plan.runs) - len(todo)))
         with LiveDisplay(errors, len(todo), len(plan.runs) - len(todo)) as display:
             return execute(todo, jobs, device, display)
     except KeyboardInterrupt:
-        errors.print("stopped; the same command goes on from here")
+        without = " without --overwrite" if overwrite else ""
+        errors.print(f"stopped; the same command{without} goes on from here")
         raise typer.Exit(130) from None

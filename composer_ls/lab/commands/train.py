@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from composer_ls.lab.report.fitted import fitted
 
 if TYPE_CHECKING:
     from composer_ls.lab.run_folder.folder import RunFolder
@@ -68,11 +71,19 @@ def train(
     if result is None:
         from composer_ls.lab.training.train import train as run  # imports Composer, which takes seconds
 
-        result = run(resolved, folder, overwrite=overwrite, debug=bool(context.obj))
+        bar = sys.stderr.isatty()
+        result = run(
+            resolved,
+            folder,
+            overwrite=overwrite,
+            progress=bar,
+            each_line=None if bar else _print_line,
+            debug=bool(context.obj),
+        )
     if os.environ.get("RANK", "0") != "0":
         return
     console = Console()
-    console.print(_result_table(result, task_report(resolved.task), folder.path))
+    _show_result(console, result, task_report(resolved.task), folder)
     if was_finished:
         note = f"This run was finished at {result['finished']} and was not run again; --overwrite does that."
         console.print(note, soft_wrap=True)
@@ -112,20 +123,40 @@ def _shown(purpose: str, words: Sequence[str]) -> tuple[str, str]:
     return purpose, shlex.join(["composer-ls", *words])
 
 
-def _result_table(result: Mapping[str, Any], report: TaskReport, folder: Path) -> Table:
+def _print_line(line: Mapping[str, float]) -> None:
+    """Say how an epoch went, where no terminal shows a progress bar."""
+    loss = f": training loss {line['loss/train/total']:.4f}" if "loss/train/total" in line else ""
+    print(f"epoch {line['epoch']}, step {line['batch']}{loss}", file=sys.stderr, flush=True)
+
+
+def _show_result(console: Console, result: Mapping[str, Any], report: TaskReport, folder: RunFolder) -> None:
+    """Print the numbers of a run, what to be careful about, and how its confidence fits its accuracy."""
     metrics = {metric.key: metric for metric in report.in_result}
-    rows = [
-        *(
-            (f"{metrics[key].name} ({metrics[key].result_unit})", f"{value:.4f}")
-            for key, value in result["metrics"].items()
-        ),
-        ("what was trained", result["plan"]),
-        ("seconds of training", f"{result['train_seconds']:.1f}"),
-        ("run folder", str(folder)),
-    ]
-    table = Table(box=None, show_header=False, pad_edge=False, title=result["name"], title_justify="left")
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim")
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(name, Text(value))
-    return table
+    table.add_column(no_wrap=True)
+    for key, value in result["metrics"].items():
+        number = f"{value:.4f}" if isinstance(value, int | float) else "not finite"
+        table.add_row(f"{metrics[key].name} ({metrics[key].result_unit})", number)
+    table.add_row("seconds of training", f"{result['train_seconds']:.1f}")
+    console.print(Text(result["name"], style="bold"))
+    console.print(fitted(table, console))
+    words = [result["plan"], f"Run folder: {folder.path}", *result.get("warnings", ())]
+    for text in filter(None, [_calibration(report, folder), *words]):
+        console.print(Text(text), soft_wrap=True)
+
+
+def _calibration(report: TaskReport, folder: RunFolder) -> str:
+    """Whether the network is over- or under-confident; "" where its predictions cannot be read."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from composer_ls.lab.compare.measured_runs import HELD_OUT
+    from composer_ls.lab.report.calibration_words import calibration_in_words
+
+    try:
+        predictions = load_file(folder.predictions_file)
+        test = {name: tensor for name, tensor in predictions.items() if not name.startswith(HELD_OUT)}
+        return calibration_in_words(report.bins(test), f"test {report.counted}")
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError):
+        return ""

@@ -10,7 +10,10 @@ from typing import Any
 from composer_ls.lab.compare.measured_runs import LeftOut
 from composer_ls.lab.recipe.recipe import Recipe
 
-__all__ = ["cautions", "failures", "name_of_setup", "setup_in_words"]
+__all__ = ["cautions", "count_of", "failures", "name_of_setup", "setup_in_words"]
+
+MOST_CAUTIONS = 5
+"""How many warnings are spelt out."""
 
 _LAYOUTS = {"imagefolder", "parallel_text"}
 """Values of ``data.name`` that say how a folder is laid out. What data it is, only the folder tells."""
@@ -59,8 +62,24 @@ def _examples(result: Mapping[str, Any]) -> str:
     sizes = result.get("examples") or {}
     names = {"train": "training", "validation": "validation", "test": "test"}
     parts = [f"{sizes[key]:,} {name}" for key, name in names.items() if key in sizes]
-    kind = "images" if "image_shape" in result else "sentences" if "languages" in result else "examples"
-    return f"{', '.join(parts[:-1])} and {parts[-1]} {kind}" if len(parts) > 1 else ""
+    return f"{', '.join(parts[:-1])} and {parts[-1]} {_kind(result)}" if len(parts) > 1 else ""
+
+
+def count_of(result: Mapping[str, Any], part: str) -> str:
+    """How many examples a part of the data has, in words, "" if that is not known.
+
+    Example:
+        >>> from composer_ls.lab.compare.setup import count_of
+        >>> count_of({"image_shape": [1, 8, 8], "examples": {"train": 1437, "test": 360}}, "test")
+        '360 test images'
+
+    """
+    sizes = result.get("examples") or {}
+    return f"{sizes[part]:,} {part} {_kind(result)}" if part in sizes else ""
+
+
+def _kind(result: Mapping[str, Any]) -> str:
+    return "images" if "image_shape" in result else "sentences" if "languages" in result else "examples"
 
 
 def _length(result: Mapping[str, Any]) -> str:
@@ -95,10 +114,6 @@ def cautions(results: Sequence[Mapping[str, Any]]) -> list[str]:
         for warning, count in counts.most_common()
     ]
     return texts if len(texts) <= MOST_CAUTIONS else [*texts[:MOST_CAUTIONS], f"and {len(texts) - MOST_CAUTIONS} more"]
-
-
-MOST_CAUTIONS = 5
-"""How many are spelt out."""
 
 
 def failures(left_out: Sequence[LeftOut]) -> str:

@@ -7,19 +7,20 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from composer_ls.lab.compare.advice import RULE, advise
-from composer_ls.lab.compare.comparison import Comparison, Difference, compare_runs, listed
-from composer_ls.lab.compare.measured_runs import Run, read_runs
+from composer_ls.lab.compare.comparison import FEWEST, Comparison, Difference, compare_runs, listed
+from composer_ls.lab.compare.measured_runs import LeftOut, Run, read_runs
 from composer_ls.lab.compare.settings import SMOOTHING, other_keys
+from composer_ls.lab.compare.setup import cautions, count_of, failures, name_of_setup, setup_in_words
 from composer_ls.lab.report.figures import confidence_panels, curve_panels, metric_panels, reliability_panels
 from composer_ls.lab.report.page import FEW, render, write
 from composer_ls.lab.tasks.metric import Metric
 
-__all__ = ["COMMANDS", "FILES", "build_report", "html", "summary"]
+__all__ = ["COMMANDS", "FILES", "build_report", "html", "runs_of", "setups", "summary"]
 
 FILES = ("summary.csv", "summary.json", "report.html")
 
@@ -94,15 +95,28 @@ def _row(part: Comparison, setting: str, smoothing: float, metric: Metric, judge
 
 def _advice(comparison: Comparison) -> dict[str, Any]:
     """What ``summary.json`` holds."""
-    run = next(run for _, _, by_seed in comparison for run in by_seed.values())
+    runs = runs_of(comparison)
     return {
-        "recipe": run.recipe.name,
-        "task": run.recipe.task,
+        "recipe": runs[0].recipe.name,
+        "task": runs[0].recipe.task,
+        "setup": setups(runs),
+        "warnings": cautions([run.result for run in runs]),
+        "left_out": {_below(comparison.folder, one.folder): one.reason for one in comparison.left_out},
         "for": comparison.purpose.key,
         "part": comparison.part,
         "rule": RULE,
         "advice": [advise(comparison, setting).as_dict() for setting in comparison.runs],
     }
+
+
+def runs_of(comparison: Comparison) -> list[Run]:
+    """Every run once: settings may share those without smoothing."""
+    return list({run.folder: run for _, _, by_seed in comparison for run in by_seed.values()}.values())
+
+
+def setups(runs: Sequence[Run]) -> list[str]:
+    """What was trained on what, in a sentence for each kind of it that the runs have."""
+    return list(dict.fromkeys(setup_in_words(run.recipe, run.result) for run in runs))
 
 
 def _number(value: float) -> str:
@@ -111,19 +125,27 @@ def _number(value: float) -> str:
 
 def html(comparison: Comparison) -> str:
     """The page."""
-    runs = list({run.folder: run for _, _, by_seed in comparison for run in by_seed.values()}.values())
+    runs = runs_of(comparison)
     recipe = runs[0].recipe
+    rows = list(_rows(comparison))
     return render(
         "report.html",
-        title=f"Does label smoothing help? {recipe.name}",
-        recipe=recipe,
+        title=f"Does label smoothing help? {name_of_setup(recipe)}",
+        setups=setups(runs),
         recipe_yaml=recipe.to_yaml(),
         varied=[SMOOTHING, "seed", *other_keys([run.recipe for run in runs])],
         summary=_what_it_is(comparison, runs),
+        cautions=cautions([run.result for run in runs]),
+        failed=failures(
+            [LeftOut(Path(_below(comparison.folder, one.folder)), one.reason) for one in comparison.left_out]
+        ),
         advice=[advise(comparison, setting) for setting in comparison.runs],
         rule=RULE,
         purpose=comparison.purpose,
         part=comparison.part,
+        judged_on=_judged_on(comparison, comparison.part, runs),
+        tested_on=_judged_on(comparison, "test", runs),
+        outcomes=_explained(comparison),
         several=len(comparison.runs) > 1,
         glance=len(comparison.differences) > len(comparison.task.metrics),
         verdicts=[
@@ -138,7 +160,7 @@ def html(comparison: Comparison) -> str:
         tests=comparison.tests,
         by_chance=f"{comparison.tests / 20:g}",
         columns=comparison.columns,
-        rows=list(_rows(comparison)),
+        rows=rows,
         test_rows=list(_rows(comparison.on_test, judged=False)) if comparison.on_test else [],
         metric_figures=metric_panels(comparison),
         reliability_figures=reliability_panels(comparison),
@@ -147,6 +169,7 @@ def html(comparison: Comparison) -> str:
         curve_figures=curve_panels(comparison),
         counted=comparison.task.counted,
         few=FEW,
+        fewest=FEWEST,
         left_out=[
             {"folder": _below(comparison.folder, one.folder), "reason": one.reason} for one in comparison.left_out
         ],
@@ -192,7 +215,7 @@ def _rows(comparison: Comparison, judged: bool = True) -> Iterator[dict[str, Any
                 {
                     "mean": f"{mean} {interval}".strip(),
                     "difference": _two_lines(found, judged) if found and found.interval else (),
-                    "outcome": outcome,
+                    "outcome": _WORDS.get(outcome, outcome),
                     "tone": {"helps": "good", "hurts": "bad"}.get(outcome, ""),
                 }
             )
@@ -203,6 +226,44 @@ def _rows(comparison: Comparison, judged: bool = True) -> Iterator[dict[str, Any
             "cells": cells,
         }
         before = setting
+
+
+_WORDS = {"small": "no difference", "equal": "no difference", "few": "too few seeds", "constant": "no verdict"}
+"""What the table says for an outcome; the others say it themselves."""
+
+
+def _explained(comparison: Comparison) -> list[tuple[str, str]]:
+    """What the words in the table of outcomes mean, for those that are in it."""
+    there = {one.outcome for one in comparison.differences.values()}
+    worth = ", ".join(
+        f"{metric.worth:g}{' ' if metric.unit else ''}{metric.unit} of {metric.name}"
+        for metric in comparison.task.metrics
+    )
+    meanings = [
+        (
+            {"helps", "hurts"},
+            "helps, hurts",
+            "shown by the seeds, also after Holm's correction for the number of differences that are looked at",
+        ),
+        (
+            {"may help", "may hurt"},
+            "may help, may hurt",
+            "a hint: the 95 % interval excludes 0, but not after that correction",
+        ),
+        ({"small", "equal"}, "no difference", f"shown to be smaller than what is worth seeing ({worth})"),
+        ({"unclear"}, "unclear", "the interval holds 0 and more than what is worth seeing: more seeds would tell"),
+        ({"few"}, "too few seeds", f"a verdict takes at least {FEWEST} pairs"),
+        ({"constant"}, "no verdict", "the same difference at every seed: no spread to judge by"),
+        ({"no pair"}, "no pair", "no seed was run both with and without smoothing"),
+    ]
+    return [(words, meaning) for outcomes, words, meaning in meanings if outcomes & there]
+
+
+def _judged_on(comparison: Comparison, part: str, runs: Sequence[Run]) -> str:
+    """``360 test images``, as far as that is known."""
+    sizes = {str(count_of(run.result, part)) for run in runs}
+    known = sizes.pop() if len(sizes) == 1 else ""
+    return known or f"{part} {comparison.task.counted}"
 
 
 def _two_lines(difference: Difference, judged: bool) -> tuple[str, str]:
@@ -219,7 +280,7 @@ def _what_it_is(comparison: Comparison, runs: list[Run]) -> str:
     settings = f", {len(comparison.runs)} settings" if len(comparison.runs) > 1 else ""
     last = max(str(run.result.get("finished", "")) for run in runs)[:10]
     factor_words = ", ".join(f"{factor:g}" for factor in factors)
-    return f"{len(runs)} runs: smoothing {factor_words}{settings}, {number} each; the last was finished on {last}."
+    return f"{len(runs)} runs of the recipe {runs[0].recipe.name}: smoothing {factor_words}{settings}, {number} each; the last was finished on {last}."
 
 
 def _machines(runs: list[Run]) -> list[str]:

@@ -1,6 +1,8 @@
-"""A comparison for the terminal: a table, and the verdicts."""
+"""A comparison for the terminal: a table, the verdicts, and what to do."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
 
 from rich.console import Console, Group
 from rich.padding import Padding
@@ -9,7 +11,10 @@ from rich.text import Text
 
 from composer_ls.lab.compare.advice import advise
 from composer_ls.lab.compare.comparison import Comparison
-from composer_ls.lab.report.comparison_page import cell, heading, nothing_to_compare
+from composer_ls.lab.compare.measured_runs import Run
+from composer_ls.lab.compare.setup import cautions
+from composer_ls.lab.report.comparison_page import cell, heading, nothing_to_compare, runs_of, setups
+from composer_ls.lab.report.fitted import fitted
 
 __all__ = ["show"]
 
@@ -17,8 +22,12 @@ _STYLES = {"good": "green", "bad": "red", "mixed": "yellow", "none": ""}
 
 
 def show(comparison: Comparison, console: Console) -> None:
-    """Print the table of means, for each setting what follows, and what to do."""
-    console.print(_table(comparison))
+    """Print what was trained, the means, for each setting what follows, what to be careful about, and what to do."""
+    runs = runs_of(comparison)
+    console.print(*map(Text, setups(runs)), sep="\n")
+    for setting, factors in comparison.runs.items():
+        _print(console, [Text(setting, style="bold")] if setting else [])
+        console.print(fitted(_table(comparison, setting, factors), console))
     for setting in comparison.runs:
         verdicts = comparison.verdicts(setting)
         lines = [Text(heading(comparison, setting), style="bold")]
@@ -26,39 +35,39 @@ def show(comparison: Comparison, console: Console) -> None:
         lines += [Text(verdict.sentence, style=_STYLES[verdict.tone]) for verdict in verdicts]
         if not verdicts:
             lines = [Text(nothing_to_compare(comparison, setting))]
-        console.print(Padding(Group(*lines), (1, 0, 0, 0)))
+        _print(console, lines)
     if comparison.tests:
-        console.print(
-            Padding(
-                Text(
-                    f"Differences by seed from no smoothing on the {comparison.part} examples, with 95 % intervals: {comparison.tests} "
-                    f"of them, of which about {comparison.tests / 20:g} would exclude 0 by chance. Helps and hurts are said after "
-                    f"Holm's correction: of {comparison.purpose.name} for its own differences, of the other metrics for twice the number of all.",
-                    style="dim",
-                ),
-                (1, 0, 0, 0),
-            )
+        words = (
+            f"Differences by seed from no smoothing on the {comparison.part} examples, with 95 % intervals: {comparison.tests} "
+            f"of them, of which about {comparison.tests / 20:g} would exclude 0 by chance. So “helps” and “hurts” are said only "
+            f"after Holm's correction, which asks for the more evidence the more differences are looked at."
         )
+        _print(console, [Text(words, style="dim")])
+    careful = cautions([run.result for run in runs])
+    if careful:
+        _print(console, [Text("Be careful", style="bold red"), *map(Text, careful)])
     for setting in comparison.runs:
         advice = advise(comparison, setting)
         lines = [Text("What to do" + (f", {setting}" if setting else ""), style="bold"), Text(f"{advice.headline}.")]
-        console.print(Padding(Group(*lines, *(Text(f"{remark}.") for remark in advice.remarks)), (1, 0, 0, 0)))
+        _print(console, [*lines, *(Text(f"{remark}.") for remark in advice.remarks)])
 
 
-def _table(comparison: Comparison) -> Table:
+def _print(console: Console, lines: Iterable[Text]) -> None:
+    """A paragraph, with an empty line above it."""
+    console.print(Padding(Group(*lines), (1, 0, 0, 0)))
+
+
+def _table(comparison: Comparison, setting: str, factors: Mapping[float, Mapping[int, Run]]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("smoothing", no_wrap=True)
-    table.add_column("seeds", justify="right", no_wrap=True)
+    for name in ("smoothing", "seeds"):
+        table.add_column(name, no_wrap=True)
     for metric in comparison.columns:
         words = metric.heading.replace("Brier score", "Brier").replace(", ", "\n").replace(" (", "\n(")
         table.add_column(words, justify="right", no_wrap=True)
-    before = ""
-    for setting, smoothing, runs in comparison:
-        if setting != before:
-            table.add_row(Text(setting, style="bold"))
-            before = setting
-        cells = [cell(comparison, metric, setting, smoothing) for metric in comparison.columns]
-        table.add_row(f"{smoothing:g}", str(len(runs)), *(mean for mean, _ in cells))
-        if any(interval for _, interval in cells):
-            table.add_row("", "", *(Text(interval.replace("± ", "±"), style="dim") for _, interval in cells))
+    for smoothing, runs in factors.items():
+        cells = []
+        for metric in comparison.columns:
+            mean, interval = cell(comparison, metric, setting, smoothing)
+            cells.append("\n".join(filter(None, [mean, interval.replace("± ", "±").replace(", ", ",\n")])))
+        table.add_row(f"{smoothing:g}", str(len(runs)), *cells)
     return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,13 @@ class MetricsFile(LoggerDestination):
 
     Args:
         path: The file. Lines from after the checkpoint that a run resumes from are cut off.
+        each_line: Is given each line of a whole epoch when it is written.
 
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, each_line: Callable[[Mapping[str, float]], None] | None = None) -> None:
         self.path = path
+        self._each_line = each_line
         self._latest: dict[str, float] = {}
         self._losses: list[float] = []
 
@@ -61,8 +64,11 @@ class MetricsFile(LoggerDestination):
         """Write what was logged since the line before."""
         if dist.get_global_rank() != 0:
             return
+        line = self._line(state)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self._line(state)) + "\n")
+            file.write(json.dumps(line) + "\n")
+        if self._each_line is not None:
+            self._each_line(line)
 
     def finish(self, state: State) -> None:
         """Write what came after the last line. To be called after ``fit``: the last evaluation follows ``fit_end``.

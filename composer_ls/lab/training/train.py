@@ -9,7 +9,7 @@ import resource
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any
@@ -45,7 +45,13 @@ __all__ = ["train"]
 
 
 def train(
-    recipe: Recipe, folder: RunFolder, *, overwrite: bool = False, progress: bool = True, debug: bool = False
+    recipe: Recipe,
+    folder: RunFolder,
+    *,
+    overwrite: bool = False,
+    progress: bool = True,
+    each_line: Callable[[Mapping[str, float]], None] | None = None,
+    debug: bool = False,
 ) -> dict[str, Any]:
     """Train as the recipe says and return what ``result.json`` holds.
 
@@ -56,6 +62,7 @@ def train(
         folder: Where to leave it.
         overwrite: Forget what the folder holds and start afresh.
         progress: Show Composer's progress bar.
+        each_line: Is given each line of ``metrics.jsonl`` when it is written, once an epoch.
         debug: Show the messages of Composer, too, that a user can do nothing about.
 
     Raises:
@@ -68,10 +75,17 @@ def train(
     """
     claim = claimed(folder.path) if dist.get_global_rank() == 0 else contextlib.nullcontext()
     with claim, contextlib.nullcontext() if debug else _without_noise():
-        return _train(recipe, folder, overwrite, progress, debug)
+        return _train(recipe, folder, overwrite, progress, each_line, debug)
 
 
-def _train(recipe: Recipe, folder: RunFolder, overwrite: bool, progress: bool, debug: bool) -> dict[str, Any]:
+def _train(
+    recipe: Recipe,
+    folder: RunFolder,
+    overwrite: bool,
+    progress: bool,
+    each_line: Callable[[Mapping[str, float]], None] | None,
+    debug: bool,
+) -> dict[str, Any]:
     device = _device(recipe.device)
     if isinstance(device, DeviceCPU) and recipe.precision.startswith("amp"):
         raise RecipeError(
@@ -96,7 +110,7 @@ def _train(recipe: Recipe, folder: RunFolder, overwrite: bool, progress: bool, d
     check_teachers(algorithms, task.facts)
     reproducibility.seed_all(recipe.seed)  # again: one seed gives the same weights, whatever data and algorithms drew
     model = task.model()
-    metrics_file = MetricsFile(folder.metrics_file)
+    metrics_file = MetricsFile(folder.metrics_file, each_line)
     try:
         trainer = Trainer(
             model=model,
