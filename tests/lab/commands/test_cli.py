@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import shlex
+import sys
 import warnings
 
 import pytest
@@ -44,7 +45,7 @@ def test_train_ends_with_a_short_table_and_does_not_run_twice(capfd, tmp_path):
         "Brier score",
         "smoothing",
         "seconds",
-        "run folder",
+        "Run folder: ",
     ):
         assert word in table
     again = succeed(capfd, *arguments)
@@ -79,8 +80,9 @@ def test_the_next_commands_follow_from_the_run(tmp_path):
     assert translate == f"composer-ls translate {tmp_path} < in.txt > out.txt"
 
 
-def test_what_a_user_can_do_nothing_about_is_shown_on_request_only(tmp_path, capfd):
+def test_what_a_user_can_do_nothing_about_is_shown_on_request_only(tmp_path, capfd, monkeypatch):
     """The 360 test images leave a last batch of 40, and Composer has its settings to tell, in the progress bar."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     arguments = ["train", "digits-mlp", *QUICK, "data.batch_size=64", "microbatch_size=64"]
     for noisy, extra in ((False, []), (True, ["--debug"])):
         with warnings.catch_warnings(record=True) as warned:
@@ -92,6 +94,17 @@ def test_what_a_user_can_do_nothing_about_is_shown_on_request_only(tmp_path, cap
         assert ("****" in shown) == noisy
         assert any("Cannot split tensor" in str(one.message) for one in warned) == noisy
         assert "Epoch" in shown  # the bar itself
+
+
+def test_without_a_terminal_each_epoch_is_a_line_and_nothing_is_an_escape_sequence(tmp_path, capfd):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "digits-mlp", "duration=3ep", "--out", str(tmp_path)])
+    assert not stop.value.code
+    printed = capfd.readouterr()
+    assert [line.split(":")[0] for line in printed.err.splitlines()] == [
+        f"epoch {epoch}, step {22 * epoch}" for epoch in (1, 2, 3)
+    ]
+    assert not set("\x1b\r") & set(printed.err + printed.out)
 
 
 def test_recipes_lists_each_with_what_it_needs(capsys):

@@ -19,10 +19,10 @@ from composer_ls.lab.tasks.registry import task_report
 def report(tmp_path_factory):
     """A folder with its comparison: two settings of three factors, and a run that is not finished."""
     root = make_comparison(
-        tmp_path_factory.mktemp("runs"), (0.0, 0.1, 0.2), 2, ((), ("algorithms.mixup={alpha: 0.2}",))
+        tmp_path_factory.mktemp("runs"), (0.0, 0.1, 0.2), 3, ((), ("algorithms.mixup={alpha: 0.2}",))
     )
     (make_run(root / "broken", 0.3) / "result.json").unlink()
-    (root / "commands.txt").write_text("composer-ls compare digits-mlp --smoothing 0,0.1,0.2 --seeds 2\n")
+    (root / "commands.txt").write_text("composer-ls compare digits-mlp --smoothing 0,0.1,0.2 --seeds 3\n")
     return root, build_report(root)
 
 
@@ -42,12 +42,12 @@ def test_the_summary_has_a_line_for_each_setting_factor_and_metric(report):
     assert {row["metric"] for row in rows} == {"accuracy", "nll", "brier", "ece", "ece_scaled", "aurc"}
     (row,) = [r for r in rows if (r["setting"], r["smoothing"], r["metric"]) == ("plain", "0.1", "accuracy")]
     runs = comparison.runs["plain"]
-    assert float(row["mean"]) == pytest.approx(sum(run.values["accuracy"] for run in runs[0.1].values()) / 2)
+    assert float(row["mean"]) == pytest.approx(sum(run.values["accuracy"] for run in runs[0.1].values()) / 3)
     assert float(row["difference"]) == pytest.approx(
-        sum(runs[0.1][seed].values["accuracy"] - runs[0.0][seed].values["accuracy"] for seed in (0, 1)) / 2
+        sum(runs[0.1][seed].values["accuracy"] - runs[0.0][seed].values["accuracy"] for seed in range(3)) / 3
     )
     assert float(row["difference_low"]) < float(row["difference"]) < float(row["difference_high"])
-    assert (row["seeds"], row["paired_seeds"]) == ("2", "2")
+    assert (row["seeds"], row["paired_seeds"]) == ("3", "3")
     (baseline,) = [r for r in rows if (r["setting"], r["smoothing"], r["metric"]) == ("plain", "0", "nll")]
     assert baseline["difference"] == baseline["outcome"] == ""
 
@@ -101,15 +101,15 @@ def test_without_a_validation_part_the_page_says_what_it_was_chosen_on(report):
 def test_the_page_says_everything_that_it_should(report):
     text = text_of(report[0] / "report.html")
     for words in (
-        "Does label smoothing help? digits-mlp",
-        "12 runs: smoothing 0, 0.1, 0.2, 2 settings, 2 seeds each",
+        "Does label smoothing help? mlp on digits",
+        "18 runs of the recipe digits-mlp: smoothing 0, 0.1, 0.2, 2 settings, 3 seeds each",
         "Smoothing 0.1 and 0.2 against none, mixup(alpha 0.2)",
         "would exclude 0 by chance",
         "Smoothing is recommended only if it is shown to help",
         "Holm's correction",
-        "composer-ls compare digits-mlp --smoothing 0,0.1,0.2 --seeds 2",
+        "composer-ls compare digits-mlp --smoothing 0,0.1,0.2 --seeds 3",
         "composer-ls train digits-mlp seed=1",
-        "12 runs: x86_64, 2 cores; composer_ls 0.1.0, torch 2.7.0",
+        "18 runs: x86_64, 2 cores; composer_ls 0.1.0, torch 2.7.0",
         "broken : it has begun, but not finished",
         "algorithms.label_smoothing.smoothing, seed, algorithms.mixup",
         "learning_rate: 0.002",
@@ -153,10 +153,12 @@ def test_runs_of_other_tasks_are_judged_by_their_own_metrics(tmp_path, recipe, t
         assert mine.mean == pytest.approx(theirs.mean, rel=1e-4)
 
 
-def test_one_seed_says_that_nothing_can_be_said(tmp_path):
-    build_report(make_comparison(tmp_path, (0.0, 0.1), 1))
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_one_or_two_seeds_say_that_nothing_can_be_said(tmp_path, seeds):
+    build_report(make_comparison(tmp_path, (0.0, 0.1), seeds))
     text = text_of(tmp_path / "report.html")
-    assert text.count("1 seed: nothing can be said from one seed") == len(CLASSIFICATION.metrics)
+    assert text.count("nothing can be said from so few seeds") == len(CLASSIFICATION.metrics)
+    assert not re.search(r"points \[|nats \[|±\s*\d", text)  # no interval either
     assert "nan" not in text.lower()
     assert "by chance" not in text
 
