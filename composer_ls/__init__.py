@@ -1,4 +1,4 @@
-"""Label smoothing for Composer that means the same beside every other method that touches the targets."""
+"""Label smoothing for Composer that stays correct alongside every other method that changes the targets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command line reports as one paragraph: mistakes in what it was given, each with the way out."""
+"""Errors for wrong input. The command line prints each as one paragraph, without a traceback."""
 
 __all__ = [
     "DataNotFoundError",
@@ -15,7 +15,7 @@ __all__ = [
 
 
 class InputError(ValueError):
-    """Something that the user gave is wrong; the message names it and says what to do."""
+    """Wrong user input. The message names the input and says how to fix it."""
 
 
 class RecipeError(InputError):
@@ -23,11 +23,11 @@ class RecipeError(InputError):
 
 
 class DataNotFoundError(InputError):
-    """Data that is not where the recipe says."""
+    """Data that is not where the recipe says it is."""
 
 
 class DiagnosticsError(InputError):
-    """Arrays or a network from which a diagnostic cannot be computed."""
+    """Arrays or a network for which a diagnostic cannot be computed."""
 
 
 class MissingPackageError(InputError):
@@ -39,11 +39,11 @@ class RunFolderError(InputError):
 
 
 class TargetError(InputError):
-    """Targets, the loss that they are for, and a kind of smoothing that do not fit one another."""
+    """Targets, a loss and a kind of smoothing that do not fit together."""
 
 
 class TeacherError(InputError):
-    """A teacher that is not there, or that cannot teach this student."""
+    """A teacher that is missing, or that cannot teach this student."""
 
 
 class TextError(InputError):
@@ -51,4 +51,4 @@ class TextError(InputError):
 
 
 class RunFolderBusyError(RunFolderError):
-    """A run folder whose run another process is doing."""
+    """A run folder that another process is working on."""

@@ -1,22 +1,23 @@
-"""Cross entropy against a target that is a few weighted labels plus a multiple of a prior, one implementation a device.
+"""Kernels for cross entropy against a target made of a few weighted labels plus a multiple of a prior.
 
-Every kernel computes, for the rows ``n`` of logits ``x``,
+Every kernel computes, for each row ``n`` of the logits ``x``,
 
     loss_n = mass_n · logsumexp(x_n) - Σ_j hard_nj · x_n[c_nj] - Σ_j soft_nj · <q(c_nj), x_n>
     dloss_n/dx_n = mass_n · softmax(x_n) - Σ_j hard_nj · onehot(c_nj) - Σ_j soft_nj · q(c_nj)
 
-where ``mass_n`` is the sum of what is subtracted. An ignored row costs nothing and gets no gradient, whatever its
-logits. Checking, reductions and class weights happen in `composer_ls.losses`.
+where ``mass_n`` is the row's total target mass. An ignored row has a loss of 0 and gets no gradient, whatever its
+logits. Argument checks, reductions and class weights are in `composer_ls.losses`.
 
 | kernel | where | how |
 | --- | --- | --- |
-| `eager` | any device | plain PyTorch, in the memory of the gradient |
-| `triton` | CUDA | Triton: logits read, gradient written |
-| `composite` | any device | the formula, in operations that PyTorch differentiates any number of times and compiles |
+| `eager` | any device | plain PyTorch, with the gradient as the only large buffer |
+| `triton` | CUDA | one Triton kernel that reads the logits and writes the gradient |
+| `composite` | any device | ordinary differentiable operations, for higher derivatives and ``torch.compile`` |
 
-:func:`choose` takes the fastest for the device. The choice follows from the logits alone, so that one seed gives one result.
-The environment variable ``COMPOSER_LS_KERNEL`` forces a kernel. What asks for more than a first derivative by the logits
-(forward mode, ``torch.func``, gradients of a prior) goes to `composite` by itself.
+:func:`choose` picks the fastest kernel for the device. The choice depends on the logits and the number of components
+only, never on timing, so the same seed gives the same result. The environment variable ``COMPOSER_LS_KERNEL`` forces a
+kernel. Anything that needs more than the first derivative with respect to the logits (forward mode, ``torch.func``,
+gradients of a prior) uses `composite` automatically.
 """
 
 from __future__ import annotations
@@ -36,18 +37,18 @@ __all__ = ["KERNELS", "VARIABLE", "Kernel", "RowTargets", "choose", "compute_dty
 KERNELS = ("eager", "triton", "composite")
 VARIABLE = "COMPOSER_LS_KERNEL"
 FEW = 16
-"""Components up to which kernels that go through all of them for every row are worth it."""
+"""The largest number of components for which a kernel that loops over them for every row is worthwhile."""
 
 Kernel = Callable[[Tensor, "RowTargets", "Tensor | None", "Tensor | float | None"], Tensor]
-"""``loss_rows(logits, target, grad, scale)``: the loss of every row, ``(N, 1)`` or ``(N, 1, S)``, in the compute dtype;
-and, where ``grad`` is given, the gradient times ``scale`` written into it. ``logits`` and ``grad`` are ``(N, K)`` or
-``(N, K, S)``, of one floating dtype, with any strides; ``scale`` is a number or broadcasts to the losses."""
+"""``loss_rows(logits, target, grad, scale)`` returns the loss of every row, ``(N, 1)`` or ``(N, 1, S)``, in the compute
+dtype. If ``grad`` is given, the gradient times ``scale`` is written into it. ``logits`` and ``grad`` are ``(N, K)`` or
+``(N, K, S)``, of the same floating dtype, with any strides; ``scale`` is a number or broadcasts to the losses."""
 
 
 class RowTargets(NamedTuple):
-    """The target of a kernel. What is the same everywhere is a number, so that a plain smoothed label costs nothing.
+    """The target in the form that kernels take. A field that is the same for all rows is a plain number.
 
-    Shapes are those for logits ``(N, K, S)``; for ``(N, K)`` the last dimension is missing. Tensors of weights are in
+    The shapes are for logits ``(N, K, S)``; for ``(N, K)`` the last dimension is missing. Tensors of weights are in
     the compute dtype (float32, or float64 for float64 logits), and any of their dimensions may be 1.
 
     Attributes:
@@ -55,9 +56,9 @@ class RowTargets(NamedTuple):
         hard: The weight of each label, ``(N, J, S)``.
         soft: The weight of the prior, ``(N, 1, S)``, or ``(N, J, S)`` when the prior has a row per class. ``None`` when
             nothing is smoothed.
-        prior: ``None`` for the uniform ``1/K``, ``(K,)``, or ``(K, K)``. It need not sum to one.
+        prior: ``None`` for the uniform ``1/K``, ``(K,)``, or ``(K, K)``. It does not have to sum to one.
         mass: The sum of each row of the target, ``(N, 1, S)``.
-        ignored: Where a row counts for nothing, bool ``(N, 1, S)``. ``None`` when every row counts.
+        ignored: True for ignored rows, bool ``(N, 1, S)``. ``None`` when every row counts.
 
     """
 
@@ -69,7 +70,7 @@ class RowTargets(NamedTuple):
     ignored: Tensor | None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> RowTargets:
-        """The same target with ``change`` done to every tensor that has a row for each row of the logits."""
+        """The same target with ``change`` applied to every per-row tensor (all fields but the prior)."""
 
         def changed(field: Any) -> Any:
             return change(field) if isinstance(field, Tensor) else field
@@ -79,7 +80,7 @@ class RowTargets(NamedTuple):
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What sums and weights are held in."""
+    """The dtype of sums and weights: float64 for float64 logits, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -88,12 +89,13 @@ def choose(logits: Tensor, components: int = 1, kernel: str | None = None) -> Ke
 
     Args:
         logits: ``(N, K)`` or ``(N, K, S)``.
-        components: J. Many mean a dense target in disguise, which only `eager` and `composite` handle in time.
-        kernel: One of :data:`KERNELS`. ``None``: what ``COMPOSER_LS_KERNEL`` says, else the fastest at hand.
+        components: J. With many components the target is practically dense, which only `eager` and `composite` handle
+            efficiently.
+        kernel: One of :data:`KERNELS`. ``None`` uses ``COMPOSER_LS_KERNEL`` if it is set, else the fastest available.
 
     Raises:
         ValueError: There is no kernel of that name.
-        RuntimeError: The kernel that is asked for cannot run here; the message says why.
+        RuntimeError: The requested kernel cannot run here; the message says why.
 
     """
     kernel = kernel or os.environ.get(VARIABLE) or None

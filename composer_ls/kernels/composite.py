@@ -1,4 +1,4 @@
-"""The cross entropy as a formula that PyTorch differentiates any number of times, forward too, vectorises and compiles."""
+"""The cross entropy in ordinary operations: supports higher derivatives, forward mode, vmap and torch.compile."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["differentiable_rows", "loss_rows"]
 
 
 def loss_rows(logits: Tensor, target: RowTargets, grad: Tensor | None, scale: Tensor | float | None) -> Tensor:
-    """A :data:`composer_ls.kernels.Kernel`: right, and slow."""
+    """The composite :data:`composer_ls.kernels.Kernel`. Slower than the others."""
     if grad is None or scale is None:
         return differentiable_rows(logits, target)
     with torch.enable_grad():
@@ -23,11 +23,11 @@ def loss_rows(logits: Tensor, target: RowTargets, grad: Tensor | None, scale: Te
 
 
 def differentiable_rows(logits: Tensor, target: RowTargets) -> Tensor:
-    """The loss of every row, ``(N, 1)`` or ``(N, 1, S)``, by operations whose values are never read."""
+    """The loss of every row, ``(N, 1)`` or ``(N, 1, S)``, without reading any tensor's values on the host."""
     x = logits.to(compute_dtype(logits.dtype))
     if target.ignored is not None:
         x = torch.where(target.ignored, 0, x)
-    x = x - x.detach().amax(1, keepdim=True)  # so that the loss keeps its digits at any maximum
+    x = x - x.detach().amax(1, keepdim=True)  # keeps the loss precise for logits of any size
     taken = _times(target.hard, x.gather(1, target.classes)).sum(1, keepdim=True)
     if target.soft is not None:
         taken = taken + _times(target.soft, _prior_logits(x, target)).sum(1, keepdim=True)
@@ -36,7 +36,7 @@ def differentiable_rows(logits: Tensor, target: RowTargets) -> Tensor:
 
 
 def _prior_logits(x: Tensor, target: RowTargets) -> Tensor:
-    """``<q, x>``: ``(N, 1, S)``, or ``(N, J, S)`` with a row for each class."""
+    """``<q, x>``: ``(N, 1, S)``, or ``(N, J, S)`` if the prior has one row per class."""
     if target.prior is None:
         return x.mean(1, keepdim=True)
     if target.prior.ndim == 1:
@@ -45,7 +45,7 @@ def _prior_logits(x: Tensor, target: RowTargets) -> Tensor:
 
 
 def _times(weight: Tensor | float, value: Tensor) -> Tensor:
-    """``weight · value`` in which nothing weighs nothing, even infinity; differentiable by both at 0 too."""
+    """``weight · value``, where 0 · inf counts as 0. Differentiable in both arguments, also at a weight of 0."""
     if not isinstance(weight, Tensor):
         return value * weight if weight else torch.zeros_like(value)
     return weight * torch.where((weight == 0) & value.isinf(), 0, value)

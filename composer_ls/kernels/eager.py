@@ -1,4 +1,4 @@
-"""The fused cross entropy in plain PyTorch, for any device, in the memory of the gradient."""
+"""The fused cross entropy in plain PyTorch, for any device. Its only large buffer is the gradient."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from composer_ls.kernels import FEW, RowTargets, compute_dtype
 __all__ = ["loss_rows"]
 
 CHUNK = 1 << 20
-"""Logits handled at once where they need memory aside. Each operation on many may wait for cores that others use."""
+"""Number of logits per chunk when extra memory is needed. Operations on more may wait for cores that are busy."""
 NEAR = 32.0
-"""Labels' logits up to which a difference from others costs no more digits than logits have."""
+"""If the labels' logits are at most this far from 0, subtracting them from other logits loses no significant digits."""
 TINY = 1 << 14
-"""Logits whose arithmetic is cheaper than the calls that do it."""
+"""Number of logits below which calling an operation costs more than its arithmetic."""
 
 
 def loss_rows(logits: Tensor, target: RowTargets, grad: Tensor | None, scale: Tensor | float | None) -> Tensor:
-    """A :data:`composer_ls.kernels.Kernel`."""
+    """The eager :data:`composer_ls.kernels.Kernel`."""
     dtype = compute_dtype(logits.dtype)
     in_place = grad is not None and _holds_work(grad, dtype) and target.prior is None
     if logits.numel() and (in_place or logits.numel() <= CHUNK):
@@ -39,7 +39,7 @@ def _holds_work(grad: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _chunks(logits: Tensor) -> list[tuple[slice, ...]]:
-    """Indices that cut the logits: whole examples if one is small enough, else some positions of one example."""
+    """Indices that cut the logits into chunks: whole examples if they fit, else ranges of positions of one example."""
     examples, positions = logits.shape[0], logits.shape[2:].numel()
     size = logits.shape[1] * positions
     if size <= CHUNK or logits.ndim == 2:
@@ -54,7 +54,7 @@ def _chunks(logits: Tensor) -> list[tuple[slice, ...]]:
 
 
 def _part(field: Tensor, shape: tuple[int, ...], part: tuple[slice, ...]) -> Tensor:
-    """``field[part]`` where it has the rows' size, and all of it where it is 1."""
+    """``field[part]``, leaving alone the dimensions in which ``field`` is broadcast."""
     if field.ndim == 0:
         return field
     return field[tuple(slice(None) if field.shape[i] != shape[i] else index for i, index in enumerate(part))]
@@ -72,19 +72,19 @@ def _chunk_loss(x: Tensor, target: RowTargets, grad: Tensor | None, scale: Tenso
     if target.ignored is not None:
         losses.masked_fill_(target.ignored, 0)
         if grad is not None and not finite:
-            work.masked_fill_(target.ignored, 0)  # else their mass of 0 has done it, and a pass is saved
+            work.masked_fill_(target.ignored, 0)  # a finite gradient is 0 there already, because the mass is 0
     if grad is not None and work.data_ptr() != grad.data_ptr():
         grad.copy_(work)
     return losses
 
 
 def _few(x: Tensor, target: RowTargets, work: Tensor, scale: Tensor | float | None) -> tuple[Tensor, bool]:
-    """As :func:`_many`, in fewer operations, where each costs more than its arithmetic: the target is made dense."""
+    """Like :func:`_many`, but in fewer operations on a dense target: faster for small inputs."""
     torch.log_softmax(x, 1, out=work)
     rows = _uniform_rows(x, target)
     if isinstance(target.soft, float) and target.soft:
         losses = (rows * work).sum(1, keepdim=True).neg_()
-    else:  # what weighs nothing may be infinite
+    else:  # log-probabilities with weight 0 may be infinite
         losses = _taken(work, target).neg_()
     if scale is not None:
         work.exp_()
@@ -103,13 +103,13 @@ def _uniform_rows(x: Tensor, target: RowTargets) -> Tensor:
 
 
 def _many(x: Tensor, target: RowTargets, work: Tensor, scale: Tensor | float | None) -> tuple[Tensor, bool]:
-    """The loss of each row, the gradient times ``scale`` in ``work``, and whether that is known to be finite."""
+    """The loss of each row, and whether it is known to be finite. ``work`` receives the gradient times ``scale``."""
     finite = False
     if x.device.type == "cpu" and target.prior is None and work.data_ptr() != x.data_ptr():
         label = x.gather(1, target.classes[:, :1])
         if bool(label.abs().max() <= NEAR):
             losses, left, finite = _as_they_are(x, label, target, work)
-    if not finite:  # unknown, or too far from 0
+    if not finite:  # not finite, not tried, or the label's logit is too far from 0
         losses, left = _from_the_maximum(x, target, work)
     if scale is not None:
         _finish_gradient(work, left, target, scale)
@@ -117,15 +117,15 @@ def _many(x: Tensor, target: RowTargets, work: Tensor, scale: Tensor | float | N
 
 
 def _as_they_are(x: Tensor, label: Tensor, target: RowTargets, work: Tensor) -> tuple[Tensor, Tensor | None, bool]:
-    """The losses; what ``work`` is to be divided by to be the softmax, if it is not; and whether all of that is finite.
+    """The losses; the divisor that turns ``work`` into the softmax (None if it is); and whether all of it is finite.
 
-    Logits of labels that are near 0 keep their digits in a difference, which saves a pass.
+    The labels' logits are near 0, so subtracting them loses no digits, and the pass for the maximum is saved.
     """
     if work.ndim == 2:
-        torch.softmax(x, 1, out=work)  # one pass for what exp(), sum() and a division take three for
+        torch.softmax(x, 1, out=work)  # one pass; exp(), sum() and a division would take three
         total, left = work.gather(1, target.classes[:, :1]).reciprocal_(), None
         losses = total.log()
-    else:  # across strides it is slower than they are
+    else:  # softmax over a strided dimension is slower than the three
         total = left = torch.exp(x, out=work).sum(1, keepdim=True)
         losses = total.log().sub_(label)
     losses = _times(target.mass, losses)
@@ -137,7 +137,7 @@ def _as_they_are(x: Tensor, label: Tensor, target: RowTargets, work: Tensor) -> 
 
 
 def _from_the_maximum(x: Tensor, target: RowTargets, work: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The same from logits less their maximum, so that the losses keep their digits wherever that is."""
+    """The same with each row's maximum subtracted first, so that the losses are precise for logits of any size."""
     torch.sub(x, x.amax(1, keepdim=True), out=work)
     taken = _taken(work, target)
     if work.ndim == 2:
@@ -166,7 +166,7 @@ def _finish_gradient(work: Tensor, total: Tensor | None, target: RowTargets, sca
             subtract_prior(work, target, soft)
     elif not isinstance(factor, Tensor) and not isinstance(soft, Tensor):
         torch.add(work.new_full((), -soft / work.shape[1]), work, alpha=factor, out=work)
-    elif work.ndim == 2:  # two fast passes: addcmul() is slow where two of its arguments change by row
+    elif work.ndim == 2:  # two fast passes, since addcmul() is slow when two of its arguments vary by row
         work.mul_(factor).sub_(soft / work.shape[1])
     else:
         level = torch.as_tensor(soft / -work.shape[1], dtype=work.dtype, device=work.device)
@@ -179,7 +179,7 @@ def _sum(components: Tensor) -> Tensor:
 
 
 def _times(weight: Tensor | float, value: Tensor) -> Tensor:
-    """``weight · value`` in which nothing weighs nothing, even infinity."""
+    """``weight · value``, where 0 · inf counts as 0."""
     if not isinstance(weight, Tensor):
         return value if weight == 1 else weight * value if weight else torch.zeros_like(value)
     if weight.device.type == "cpu" and weight.numel() <= FEW and 0 not in weight.flatten().tolist():
@@ -188,7 +188,7 @@ def _times(weight: Tensor | float, value: Tensor) -> Tensor:
 
 
 def _prior_logits(x: Tensor, target: RowTargets) -> Tensor:
-    """``<q, x>``: ``(N, 1, S)``, or ``(N, J, S)`` with a row per class."""
+    """``<q, x>``: ``(N, 1, S)``, or ``(N, J, S)`` if the prior has one row per class."""
     if target.prior is None:
         return x.sum(1, keepdim=True).div_(x.shape[1])  # mean() is slower
     if target.prior.ndim == 1:

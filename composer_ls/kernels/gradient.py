@@ -1,4 +1,4 @@
-"""A gradient as large as the logits: its memory, and its scaling."""
+"""Allocating and scaling the gradient, a tensor as large as the logits."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from composer_ls.kernels import has_triton
 __all__ = ["empty_gradient", "scale_gradient"]
 
 LARGE = 32 << 20
-"""Bytes from which the C library asks the system for memory and gives it back after use, so that no advice lasts."""
+"""Size in bytes from which malloc maps fresh memory and unmaps it on free, so the advice ends with the tensor."""
 MADV_HUGEPAGE = 14
 
 
 def empty_gradient(logits: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """An uninitialised tensor like ``logits``, of another ``dtype`` if asked for, which the system may back with huge pages.
+    """An uninitialised tensor like ``logits``, optionally of another ``dtype``, on huge pages if the system allows it.
 
-    Fresh memory comes in pages of 4 KiB, each at the price of a fault: for large logits on the CPU these faults take
-    longer than the whole arithmetic. Linux serves 2 MiB at once to those who ask, as PyTorch does everywhere under
+    Fresh memory comes in pages of 4 KiB and costs one page fault per page. For large logits on the CPU these faults
+    take longer than the arithmetic. Linux hands out 2 MiB pages on request, as it does for all of PyTorch under
     ``THP_MEM_ALLOC_ENABLE=1``.
     """
     gradient = torch.empty_like(logits, dtype=dtype)
@@ -36,7 +36,7 @@ def empty_gradient(logits: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def scale_gradient(gradient: Tensor, factor: Tensor, ignored: Tensor | None) -> None:
-    """``gradient · factor`` in place, for a 0-dim factor that is 1 unless someone scales the loss.
+    """``gradient · factor`` in place, for a 0-dim factor, which is 1 unless the loss is scaled.
 
     Rows that are ``ignored`` stay 0, even where the factor is NaN or infinite.
     """

@@ -1,8 +1,8 @@
-"""The fused cross entropy on CUDA, in Triton: the logits are read, the gradient is written, and little else moves.
+"""The fused cross entropy on CUDA, in Triton. Memory traffic is little more than the logits and the gradient.
 
-A program takes a row, or a few. It goes over the logits in blocks and keeps a running maximum and sum of exponentials
-(Milakov and Gimelshein, 2018, https://arxiv.org/abs/1805.02867); then it goes over them once more, while they are still
-in the cache of the device, and writes the gradient. Nothing waits for the host.
+Each program handles one or a few rows. It reads the logits in blocks and keeps a running maximum and sum of
+exponentials (Milakov and Gimelshein, 2018, https://arxiv.org/abs/1805.02867). Then it reads them again, while they are
+still in the device's cache, and writes the gradient. It never synchronises with the host.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from composer_ls.kernels import RowTargets, compute_dtype
 __all__ = ["loss_rows", "scale_unless_one"]
 
 CLASSES = 16384
-"""Classes of one row that a program holds at once: enough loads in flight to keep the memory busy."""
+"""Largest block of classes that a program loads at once: enough loads in flight to keep the memory busy."""
 
 _NO_PRIOR, _UNIFORM, _SHARED, _PER_CLASS = (tl.constexpr(kind) for kind in range(4))
 _INF = tl.constexpr(float("inf"))
 
 
 def loss_rows(logits: Tensor, target: RowTargets, grad: Tensor | None, scale: Tensor | float | None) -> Tensor:
-    """A :data:`composer_ls.kernels.Kernel`."""
+    """The Triton :data:`composer_ls.kernels.Kernel`."""
     shape = (logits.shape[0], 1, *logits.shape[2:])
     losses = logits.new_empty(shape, dtype=compute_dtype(logits.dtype))
     if logits.ndim == 2:  # the examples of (N, K) are the positions of one example (1, K, N)
@@ -37,7 +37,7 @@ def loss_rows(logits: Tensor, target: RowTargets, grad: Tensor | None, scale: Te
 
 
 def scale_unless_one(values: Tensor, factor: Tensor) -> None:
-    """``values · factor`` in place, for dense ``values`` and a 0-dim factor that only the device knows."""
+    """``values · factor`` in place, for dense ``values`` and a 0-dim factor that is read on the device only."""
     flat = values.as_strided((values.numel(),), (1,))
     with torch.cuda.device_of(values):
         _scale_kernel[(min(1024, triton.cdiv(max(1, flat.numel()), 4096)),)](flat, factor, flat.numel(), BLOCK=4096)
@@ -60,7 +60,7 @@ def _launch(x: Tensor, target: RowTargets, grad: Tensor | None, scale: Tensor | 
     mass = field(target.mass)
     one_scale = isinstance(scale, Tensor) and scale.ndim == 0
     factor = (scale, 0.0) if one_scale else field(scale)
-    # A tile of (rows, classes) whose neighbours lie side by side in memory, along whichever dimension that is.
+    # The (rows, classes) tile is longest along the dimension that is contiguous in memory.
     if positions > 1 and x.stride(2) == 1 and x.stride(1) != 1:
         block = min(triton.next_power_of_2(classes), 32)
         rows = min(triton.next_power_of_2(positions), 2048 // block)
@@ -85,7 +85,7 @@ def _dims(prior: Tensor | None) -> int:
 def _row_kernel(
     x, x_example, x_class, x_position,  # logits (N, K, S) and their strides
     grad, grad_example, grad_class, grad_position,  # the same; None: not wanted
-    losses,  # (N, 1, S), as everything below, contiguous
+    losses,  # (N, 1, S), contiguous, as everything below
     classes,  # (N, J, S)
     hard, hard_number, soft, soft_number, mass, mass_number, scale, scale_number,  # each a tensor, or None and a number
     ignored,  # None: every row counts
@@ -101,9 +101,9 @@ def _row_kernel(
     x += n * x_example + s[:, None] * x_position
     row = n * S + s
 
-    # Everything is counted from the logit of the first label, so that the loss keeps its digits at any maximum.
+    # Logits are taken relative to the first label's logit, which keeps the loss precise for logits of any size.
     label = tl.load(classes + n * J * S + s, mask=there, other=0)
-    sound = there & (label >= 0) & (label < K)  # a label that is no class reads nothing and gives NaN
+    sound = there & (label >= 0) & (label < K)  # an invalid label reads no memory and gives NaN
     origin = tl.load(x + label[:, None] * x_class, mask=sound[:, None], other=0).to(real)
     origin = tl.where(tl.abs(origin) < _INF, origin, 0.0)  # [ROWS, 1]
 
@@ -115,7 +115,7 @@ def _row_kernel(
         inside = there[:, None] & (k < K)
         logits = tl.load(x + k.to(tl.int64) * x_class, mask=inside, other=-_INF, eviction_policy="evict_last").to(real)
         new_peak = tl.maximum(peak, tl.max(logits, 1, keep_dims=True))
-        anchor = tl.where(new_peak == -_INF, 0.0, new_peak)  # no -inf - -inf while every logit so far is masked
+        anchor = tl.where(new_peak == -_INF, 0.0, new_peak)  # avoids -inf - -inf while every logit so far is -inf
         total = total * tl.exp(peak - anchor) + tl.sum(tl.exp(logits - anchor), 1, keep_dims=True)
         peak = new_peak
         logits = tl.where(inside, logits - origin, 0.0)
@@ -140,7 +140,7 @@ def _row_kernel(
     tl.store(losses + row[:, None], loss, mask=there[:, None])
 
     if grad is not None:
-        tl.debug_barrier()  # grad may be the memory of x: every warp has read the labels' logits before one writes
+        tl.debug_barrier()  # grad may share memory with x, so all warps must have read the labels' logits first
         grad += n * grad_example + s[:, None] * grad_position
         upstream = tl.load(scale).to(real) if ONE_SCALE else _field(scale, scale_number, row, there).to(real)
         factor = weight * upstream / total
@@ -168,7 +168,7 @@ def _row_kernel(
 
 @triton.jit
 def _field(data, number, at, there):
-    """A field of the target for some rows, ``[ROWS, 1]``, or the number that is the same for all."""
+    """A field of the target for some rows, ``[ROWS, 1]``, or the number that all rows share."""
     if data is None:  # noqa: SIM108  (the assignment makes the number a tensor)
         value = number
     else:
@@ -178,7 +178,7 @@ def _field(data, number, at, there):
 
 @triton.jit
 def _times(weight, value):
-    """Nothing weighs nothing, even infinity."""
+    """``weight · value``, where 0 · inf counts as 0."""
     return tl.where(weight == 0, 0.0, weight * value)
 
 
@@ -186,7 +186,7 @@ def _times(weight, value):
 def _prior_sum(
     logits, k, prior, classes, soft, soft_number, n, s, there, K, S, J: tl.constexpr, PRIOR: tl.constexpr
 ):  # fmt: skip
-    """What the prior takes from a block of logits, before the factor that all classes share."""
+    """A block's part of ``<q, x>``, times the soft weights if each class has its own prior row, else unweighted."""
     result = tl.zeros([logits.shape[0], 1], logits.dtype)
     if PRIOR == _UNIFORM:
         result = tl.sum(logits, 1, keep_dims=True)
@@ -207,10 +207,10 @@ def _prior_sum(
 @triton.jit
 def _scale_kernel(values, factor, size, BLOCK: tl.constexpr):
     number = tl.load(factor)
-    if number != 1:  # nobody scales most losses: then nothing is read
+    if number != 1:  # most losses are not scaled, and then nothing is read
         start = tl.program_id(0).to(tl.int64) * BLOCK
         for first in range(start, size, tl.num_programs(0) * BLOCK):
             at = first + tl.arange(0, BLOCK)
             value = tl.load(values + at, mask=at < size)
-            scaled = tl.where(value == 0, 0.0, value * number)  # what is ignored stays 0, even times NaN
+            scaled = tl.where(value == 0, 0.0, value * number)  # ignored rows stay 0, even if the factor is NaN
             tl.store(values + at, scaled.to(values.dtype.element_ty), mask=at < size)

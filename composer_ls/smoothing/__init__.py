@@ -1,4 +1,4 @@
-"""Label smoothing as pure functions: targets in, smoothed targets out, and the priors that their mass goes to."""
+"""Label smoothing as pure functions: from targets to smoothed targets, and the priors that receive the moved mass."""
 
 from composer_ls.smoothing.labels import check_kind, check_smoothing, smooth_labels
 from composer_ls.smoothing.priors import as_prior, unigram_prior

@@ -34,35 +34,36 @@ def smooth_labels(
 ) -> Tensor:
     r"""Move ``smoothing`` of each target's mass to a prior: :math:`y' = (1-\alpha)\,y + \alpha\,q`.
 
-    With ``kind="binary"`` every entry of the target is a question of its own, answered by 0 or 1, and the prior is 1/2:
-    :math:`y' = (1-\alpha)\,y + \alpha/2`. That is for multi-label targets and
+    With ``kind="binary"`` every entry of the target is an independent label in [0, 1] and the prior is 1/2:
+    :math:`y' = (1-\alpha)\,y + \alpha/2`. Use it for multi-label targets and
     :func:`torch.nn.functional.binary_cross_entropy_with_logits`.
 
     Args:
         logits: Predictions ``(N, K, *spatial)`` or ``(K,)``; only shape, dtype and device are read.
-        target: Labels, integer ``(N, *spatial)``; dense rows ``(N, K, *spatial)``, of any dtype, so integer one-hot
-            rows too; or :class:`~composer_ls.SoftTargets`. With ``kind="binary"``: labels in [0, 1] of any shape, which
-            is the logits' too.
-        smoothing: α in [0, 1], the mass that moves. A tensor of the labels' shape gives each example its own.
-        prior: q. ``None`` for the uniform ``1/K``; a row ``(K,)``; or ``(K, K)``, whose row c serves label c.
-        ignore_index: A label that stays without mass; ``None`` if there is none.
+        target: Labels, integer ``(N, *spatial)``; dense rows ``(N, K, *spatial)`` of any dtype, including integer
+            one-hot rows; or :class:`~composer_ls.SoftTargets`. With ``kind="binary"``: labels in [0, 1] of the logits'
+            shape, whatever that is.
+        smoothing: α in [0, 1], the mass that moves. A tensor of the labels' shape gives each example its own α.
+        prior: q. ``None`` for the uniform ``1/K``; a row ``(K,)``; or ``(K, K)``, where row c is the prior of label c.
+        ignore_index: Positions with this label get a row of zeros; ``None`` to ignore no label.
         spread: ``"all"``: α is shared by all classes, the true one included. ``"others"``: α goes to the K - 1
             incorrect classes only and the true class keeps 1 - α; this is ``"all"`` with :math:`\alpha K/(K-1)`.
-        kind: ``"multiclass"``: a row is one distribution over K classes. ``"binary"``: every entry is a label of its own.
-        validate: Whether to read values in order to check them (labels in range, rows and prior distributions), which
-            makes a GPU wait. ``None``: on the CPU only. Nothing is read where there is nothing to read, as under
-            :func:`torch.compile` and :func:`torch.vmap`.
+        kind: ``"multiclass"``: a row is one distribution over K classes. ``"binary"``: every entry is its own label.
+        validate: Whether to check values as well as shapes (labels in range, rows and priors that are distributions),
+            which forces a GPU to synchronise. ``None``: on the CPU only. Values are never read under
+            :func:`torch.compile`, :func:`torch.vmap` and the like.
 
     Returns:
-        SoftTargets for labels and SoftTargets, which no loss has to make dense; a dense tensor for dense rows. None shares
-        memory with ``target``. Each stands for ``(N, K, *spatial)``, with rows that sum to 1, or to 0 where ignored. With ``kind="binary"``: a float
-        tensor of the logits' shape.
+        SoftTargets for labels and SoftTargets, so that the loss never needs the dense rows; a dense tensor for dense
+        rows. The shape is ``(N, K, *spatial)``, and rows sum to 1, or to 0 where ignored. With ``kind="binary"``: a
+        float tensor of the logits' shape. The result never shares memory with ``target``.
 
     Raises:
         TypeError: ``smoothing`` is not a number, ``target`` not a tensor or ``ignore_index`` not an integer.
         ValueError: ``smoothing`` is outside [0, 1] or NaN; a label is out of range; the shapes fit neither labels nor
-            dense rows; dense rows sum to more than 1; the prior is negative, does not sum to 1, or has another K; an unknown
-            ``spread`` or ``kind``. With ``kind="binary"``: a label outside [0, 1], or a ``prior`` or ``spread``.
+            dense rows; dense rows sum to more than 1; the prior is negative, does not sum to 1, or has another K;
+            ``spread`` or ``kind`` is unknown. With ``kind="binary"``: a label outside [0, 1], or a ``prior`` or
+            ``spread``.
 
     Example:
         >>> import torch
@@ -129,7 +130,7 @@ def _require_tensors(logits: Any, target: Any, ignore_index: Any) -> None:
 
 
 def check_kind(kind: str, spread: str, has_prior: bool) -> None:
-    """Check ``kind``, and that what goes with classes only is left alone where there are none."""
+    """Check ``kind``, and that ``prior`` and ``spread`` are not given with ``kind="binary"``."""
     if kind not in KINDS:
         raise ValueError(f"kind must be 'multiclass' or 'binary', but is {kind!r}")
     if kind == "binary" and (has_prior or spread != "all"):
@@ -137,7 +138,7 @@ def check_kind(kind: str, spread: str, has_prior: bool) -> None:
 
 
 def check_smoothing(smoothing: Any, num_classes: int | None, spread: str, has_prior: bool) -> float | Tensor:
-    """The mass that moves to the prior over all classes, after checking ``smoothing`` and ``spread``."""
+    """The checked smoothing factor for a prior over all classes, converted if ``spread`` is ``"others"``."""
     if spread not in SPREADS:
         raise ValueError(f"spread must be 'all' or 'others', but is {spread!r}")
     if spread == "others" and has_prior:
@@ -147,9 +148,9 @@ def check_smoothing(smoothing: Any, num_classes: int | None, spread: str, has_pr
             raise TypeError(f"smoothing must be a float tensor or a number, but its dtype is {smoothing.dtype}")
     elif isinstance(smoothing, bool) or not isinstance(smoothing, (numbers.Real, torch.SymFloat)):
         raise TypeError(f"smoothing must be a number in [0, 1], but is {smoothing!r} ({type(smoothing).__name__})")
-    elif not 0 <= smoothing <= 1:  # type: ignore[operator]  # NaN is not either
+    elif not 0 <= smoothing <= 1:  # type: ignore[operator]  # refuses NaN too
         raise ValueError(f"smoothing must be in [0, 1], but is {smoothing}; 0.1 moves a tenth of the mass")
-    elif not isinstance(smoothing, torch.SymFloat):  # which stands for any number, while something is being compiled
+    elif not isinstance(smoothing, torch.SymFloat):  # a SymFloat has no value yet: code is being compiled
         smoothing = float(smoothing)
     if spread == "all" or num_classes is None:
         return smoothing
@@ -218,13 +219,13 @@ def _require_same_shape(logits: Tensor, target: Tensor) -> None:
 
 
 def _require_distributions(target: Tensor, dim: int) -> None:
-    """Refuse rows that hold more than one label's mass; less is a mix with an ignored label."""
+    """Refuse rows that sum to more than 1. Rows that sum to less are mixes with an ignored label."""
     sums = target.sum(dim, dtype=torch.float32)
     if sums.numel() and sums.max() > 1.01:
         where = (sums > 1.01).nonzero()[0].tolist()
         raise ValueError(
             f"the target's row at {where} sums to {sums[tuple(where)].item():g}, but a distribution over classes sums to "
-            f"1: divide each row by its sum; several labels an example with a binary loss are smoothed by kind='binary'"
+            f"1: divide each row by its sum; for several labels per example and a binary loss, use kind='binary'"
         )
 
 
@@ -239,7 +240,7 @@ def _smooth_hard(
 ) -> SoftTargets:
     num_classes = logits.shape[dim]
     dtype = wide_dtype(logits.dtype)
-    classes = labels.unsqueeze(dim).to(torch.long, copy=True)  # in uint8, -100 and 156 are equal
+    classes = labels.unsqueeze(dim).to(torch.long, copy=True)  # in uint8, 156 would equal an ignore_index of -100
     weights = torch.scalar_tensor(1.0, dtype=torch.float64)
     if not (look and _none_ignored(classes, num_classes, ignore_index)):
         if ignore_index is not None:
@@ -265,18 +266,18 @@ def _in_range(labels: Tensor, num_classes: int) -> bool:
 
 
 def _require_in_range(labels: Tensor, classes: Tensor, num_classes: int) -> None:
-    """Refuse a label that is no class, where ``classes`` are the labels with one for those that are ignored."""
+    """Refuse a label outside ``[0, K)``. ``classes`` are the labels, with a valid class in ignored positions."""
     if not _in_range(classes, num_classes):
         where = ((classes < 0) | (classes >= num_classes)).reshape(labels.shape).nonzero()[0].tolist()
         value = int(labels[tuple(where)])
         raise ValueError(
-            f"target{where or ''} is {value}, but the logits have {num_classes} classes, so that "
-            f"labels lie in 0 to {num_classes - 1}; if {value} marks what to ignore, pass ignore_index={value}"
+            f"target{where or ''} is {value}, but the logits have {num_classes} classes, so labels must be in "
+            f"0 to {num_classes - 1}; if {value} marks positions to ignore, pass ignore_index={value}"
         )
 
 
 def _smooth_soft(target: SoftTargets, smoothing: float | Tensor, prior: Tensor | None) -> Tensor:
-    """Smoothing again: the masses that stay multiply, if what was smoothed before goes where it is already."""
+    """Smooth SoftTargets. If they were smoothed before with the same prior row, the factors ``1 - α`` multiply."""
     if isinstance(smoothing, Tensor) and smoothing.ndim:
         smoothing = smoothing.unsqueeze(class_dim(target))
     held = target.smoothing
@@ -288,7 +289,7 @@ def _smooth_soft(target: SoftTargets, smoothing: float | Tensor, prior: Tensor |
 
 
 def _same_row(a: Tensor | None, b: Tensor | None) -> bool:
-    """Whether both are one and the same row. A row per class would spread what has moved already once more."""
+    """Whether both are the same single row. With one row per class, smoothing twice has no compact form."""
     if a is None or b is None:
         return a is b
     return a.ndim == 1 and (a is b or (not transformed(a, b) and a.equal(b)))
@@ -298,7 +299,7 @@ def _smooth_binary(logits: Tensor, target: Tensor, smoothing: float | Tensor, lo
     if target.shape != logits.shape:
         raise ValueError(
             f"target has shape {tuple(target.shape)}, but with kind='binary' every one of the logits "
-            f"{tuple(logits.shape)} takes a label in [0, 1]; labels that name one of K classes are smoothed by "
+            f"{tuple(logits.shape)} takes a label in [0, 1]; for labels that are class ids, use "
             f"kind='multiclass'"
         )
     if isinstance(smoothing, Tensor):
@@ -315,8 +316,8 @@ def _require_probabilities(rows: Tensor) -> None:
     if bool(outside.any()):
         where = outside.nonzero()[0].tolist()
         raise ValueError(
-            f"target{where or ''} is {rows[tuple(where)].item():g}, but with kind='binary' labels lie in [0, 1]; if it "
-            f"marks a label that is not known, put a valid one there and give the loss a weight= of 0 for it"
+            f"target{where or ''} is {rows[tuple(where)].item():g}, but with kind='binary' labels must be in [0, 1]; "
+            f"if it marks an unknown label, put a valid label there and give the loss a weight= of 0 for it"
         )
 
 

@@ -1,4 +1,4 @@
-"""Where the smoothed mass goes: checking a prior, and making one from class frequencies."""
+"""Priors, the distributions that receive the smoothed mass: checking one, and making one from class frequencies."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def as_prior(prior: Tensor | Sequence[Any] | None, num_classes: int | None = Non
 
     Args:
         prior: ``None``, one row ``(K,)``, or one row per class ``(K, K)`` whose row c receives the smoothed mass of
-            label c. Non-negative, every row sums to 1 (to 1e-4).
-        num_classes: K, if it is known already.
+            label c. Entries are not negative, and every row sums to 1 (within 1e-4).
+        num_classes: K, if it is already known.
 
     Raises:
         ValueError: A wrong shape, a negative or non-finite entry, or a row that does not sum to 1.
@@ -46,7 +46,7 @@ def as_prior(prior: Tensor | Sequence[Any] | None, num_classes: int | None = Non
 
 
 def check_prior_values(rows: Tensor) -> None:
-    """Raise a ValueError unless every row is a distribution. Reads the values, so that a GPU is waited for."""
+    """Raise a ValueError unless every row is a distribution. Reads the values, which makes a GPU synchronise."""
     lowest = rows.min().item()
     if not lowest >= 0:
         raise ValueError(f"prior has an entry {lowest:g}, but a probability is never negative or NaN")
@@ -58,7 +58,7 @@ def check_prior_values(rows: Tensor) -> None:
 
 
 def unigram_prior(labels: Tensor, num_classes: int, ignore_index: int = -100) -> Tensor:
-    """The frequency of each class among ``labels``, ``(K,)``: the prior that speech and translation models use.
+    """The frequency of each class among ``labels``, ``(K,)``: a prior common in speech and translation.
 
     Args:
         labels: Integer labels of any shape.
@@ -78,7 +78,7 @@ def unigram_prior(labels: Tensor, num_classes: int, ignore_index: int = -100) ->
         Pereyra et al., 2017, https://arxiv.org/abs/1701.06548 (section 3.1, unigram label smoothing).
 
     """
-    labels = labels.long()  # in uint8, -100 and 156 are equal
+    labels = labels.long()  # in uint8, 156 would equal an ignore_index of -100
     counted = labels[labels != ignore_index].reshape(-1)
     if counted.numel() == 0:
         raise ValueError(

@@ -1,6 +1,6 @@
-"""What stays compact: the operations of target transforms on SoftTargets.
+"""The operations on SoftTargets that give SoftTargets: those that target transforms use.
 
-Each handler returns NotImplemented for the cases in which the result has no compact form.
+Each handler returns NotImplemented if the result has no compact form.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__: list[str] = []
 
 
 def _named(*names: str) -> list[Any]:
-    """The functions of these names, of ``torch`` and of its tensors."""
+    """The functions of ``torch`` and the methods of ``torch.Tensor`` with these names."""
     owners = [(owner, name) for name in names for owner in (torch, torch.Tensor)]
     found = [getattr(owner, name, None) for owner, name in owners]
     return [function for function in found if callable(function)]
@@ -41,7 +41,7 @@ def _divide(input: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
 
 
 def _scale(operation: Callable[[Any, Any], Any], target: SoftTargets, factor: Any) -> Any:
-    """The weights times, or divided by, a number or one factor a row."""
+    """``target`` with its weights multiplied or divided by a number, or by one factor per row."""
     dtype = target.dtype
     if isinstance(factor, Tensor):
         if isinstance(factor, SoftTargets) or factor.is_complex():
@@ -70,7 +70,7 @@ def _add(input: Any, other: Any, *, alpha: float = 1) -> Any:
         target, number = (input, other) if isinstance(input, SoftTargets) else (other, input)
         is_zero = _is_number(number) and number == 0  # sum([...]) starts from 0
         return _clone(target) if is_zero else NotImplemented
-    with torch._C.DisableTorchFunctionSubclass():  # which would cost more than the addition
+    with torch._C.DisableTorchFunctionSubclass():  # __torch_function__ would cost more than the addition
         alike = input.shape == other.shape and input.device == other.device
     if not alike or not _same_prior(input, other):
         return NotImplemented
@@ -90,7 +90,7 @@ def _negate(input: SoftTargets) -> SoftTargets:
 
 
 def _compact_index(target: SoftTargets, index: Any) -> tuple[Any, ...] | None:
-    """``index`` with one entry a dimension, if the class dimension is kept whole and stays where it is."""
+    """``index`` with one entry per dimension, if the class dimension is kept whole and stays in place; else None."""
     index = index if isinstance(index, tuple) else (index,)
     dots = [at for at, entry in enumerate(index) if entry is Ellipsis] or [len(index)]
     given = len(index) - (dots[0] < len(index))
@@ -109,7 +109,7 @@ def _compact_index(target: SoftTargets, index: Any) -> tuple[Any, ...] | None:
 
 
 def _compact_entry(entry: Any) -> slice | int | Tensor | None:
-    """One entry of an index as a slice, an int or a 1-dim tensor; None if it is anything else."""
+    """One entry of an index as a slice, an int or a 1-dim tensor; None for anything else."""
     if isinstance(entry, list) and all(isinstance(item, int) for item in entry):
         entry = torch.tensor(entry, dtype=None if entry else torch.long)
     if isinstance(entry, slice) or (isinstance(entry, Tensor) and entry.ndim == 1):
@@ -182,7 +182,7 @@ def _setitem(target: Any, index: Any, value: Any) -> Any:
 
 
 def _axis(target: Tensor, dim: int) -> int:
-    """A dimension counted from the front."""
+    """``dim`` counted from the front."""
     if not -target.ndim <= dim < target.ndim:
         raise IndexError(f"dimension {dim} is out of range for a target of {target.ndim} dimensions")
     return dim + target.ndim if dim < 0 else dim
@@ -193,7 +193,7 @@ def _axes(target: SoftTargets, dims: Any) -> tuple[int, ...]:
 
 
 def _permuted(function: Callable[..., Tensor]) -> Callable[..., Any]:
-    """Handler for an operation that moves entries along some dimensions and leaves the shape as it is."""
+    """Handler for an operation that moves entries along some dimensions and keeps the shape."""
 
     def handler(target: Any, *args: Any, **kwargs: Any) -> Any:
         if function is torch.roll:
@@ -265,7 +265,7 @@ def _index_select(target: Any, dim: int, index: Tensor) -> Any:
 
 
 def _convert(method: str) -> Callable[..., Any]:
-    """Handler for a conversion of dtype or device: an empty tensor tells what the arguments mean."""
+    """Handler for a conversion of dtype or device. PyTorch interprets the arguments, on an empty tensor."""
 
     def handler(target: Any, *args: Any, **kwargs: Any) -> Any:
         kwargs = {name: value for name, value in kwargs.items() if name != "memory_format"}
@@ -314,8 +314,8 @@ def _itself(target: SoftTargets, **_: Any) -> SoftTargets:
 def _requires_grad_(target: Any, requires_grad: bool = True) -> Any:
     if requires_grad:
         raise TypeError(
-            "SoftTargets take no gradient as a whole: their weights, smoothing and prior do, or call .dense() for a tensor "
-            "that can"
+            "SoftTargets as a whole cannot require a gradient: let their weights, smoothing or prior require it, or call "
+            ".dense() for a tensor that can"
         )
     return target
 
@@ -325,7 +325,7 @@ def _requires_grad_(target: Any, requires_grad: bool = True) -> Any:
 
 
 def _common_dtype(targets: Sequence[SoftTargets], fields: Sequence[Tensor]) -> torch.dtype:
-    """A dtype that holds these fields as precisely as the dense rows of the targets need them."""
+    """The dtype for these fields: float64 if a target or a field is float64, else float32."""
     widths = [wide_dtype(target.dtype) for target in targets] + [field.dtype for field in fields if field.ndim]
     return torch.float64 if torch.float64 in widths else torch.float32
 
@@ -340,7 +340,7 @@ def _same_prior(a: SoftTargets, b: SoftTargets) -> bool:
 
 
 def _join(targets: Sequence[SoftTargets], dim: int) -> SoftTargets:
-    """Concatenate along ``dim``: the component dimension mixes, any other one stacks examples."""
+    """Concatenate along ``dim``. Along the component dimension this mixes; along any other it stacks examples."""
     component_dim = class_dim(targets[0].classes)
     if dim != component_dim:
         components = max(target.classes.shape[component_dim] for target in targets)

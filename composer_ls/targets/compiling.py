@@ -1,4 +1,4 @@
-"""What torch.compile puts into its graph as it is, instead of reading the code."""
+"""Functions that torch.compile calls as a whole instead of tracing their code."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _FUNCTIONS: list[Callable[..., Any]] = []
 
 
 def in_graph(function: F) -> F:
-    """Let :func:`torch.compile` run this function of tensors on fake ones rather than read its code.
+    """Let :func:`torch.compile` run this function on fake tensors instead of tracing its Python code.
 
-    What it makes, SoftTargets too, is traced further down, by what PyTorch calls on the fields.
+    The PyTorch operations that it calls, also on the fields of SoftTargets, are traced at a lower level.
     """
     _FUNCTIONS.append(function)
     return function
 
 
 def know_in_graph() -> None:
-    """Tell Dynamo of these functions. It is called where code is being compiled: importing Dynamo takes seconds."""
+    """Register these functions with Dynamo. Called only while compiling, because importing Dynamo takes seconds."""
     from torch._dynamo import allow_in_graph
 
     for function in _FUNCTIONS:

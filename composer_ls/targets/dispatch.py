@@ -1,7 +1,8 @@
-"""How PyTorch's calls arrive at SoftTargets.
+"""How PyTorch's calls on SoftTargets are handled.
 
-In this order: what reads labels is refused; a compact handler of `algebra` or `composer_ls.losses` takes the call; what
-only reads metadata is answered; everything else sees the dense tensor. Writes that would be lost are refused.
+A call that writes is done in compact form or refused. For other calls, a compact handler of `algebra` or
+`composer_ls.losses` takes the call if there is one; metadata is answered directly; a call that would read class ids is
+refused; everything else sees the dense tensor.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ Handler = Callable[..., Any]
 
 _HANDLERS: dict[Any, Handler] = {}
 _LOADED_ON_FIRST_USE = {F.cross_entropy: "composer_ls.losses"}
-"""Handlers that live above this package, and register themselves when they are imported."""
+"""Handlers defined in packages above this one, which register themselves when they are imported."""
 
 
 def implements(*functions: Any) -> Callable[[Handler], Handler]:
-    """Let a handler take calls of these functions of PyTorch; it returns NotImplemented for what it has no compact form of."""
+    """Register a handler for these PyTorch functions. It returns NotImplemented if the result has no compact form."""
 
     def register(handler: Handler) -> Handler:
         _HANDLERS.update(dict.fromkeys(functions, handler))
@@ -39,7 +40,7 @@ def implements(*functions: Any) -> Callable[[Handler], Handler]:
 
 
 def call(kind: type[Tensor], func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """The result of a call of which at least one argument is of ``kind``, SoftTargets."""
+    """The result of a call with at least one argument of type ``kind``, which is SoftTargets."""
     name = _name(func)
     if name == "__set__":
         return _set_property(func, args)
@@ -57,7 +58,7 @@ def call(kind: type[Tensor], func: Any, args: Sequence[Any], kwargs: dict[str, A
 
 
 def through_dense(kind: type[Tensor], func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """The result of a call with the dense tensor in place of each SoftTargets."""
+    """The result of a call with each SoftTargets replaced by its dense tensor."""
     _refuse_labels(kind, _name(func), args, kwargs)
     made: dict[int, Tensor] = {}
     result = func(*_dense_in(kind, list(args), made), **_dense_in(kind, kwargs, made))
@@ -65,7 +66,7 @@ def through_dense(kind: type[Tensor], func: Any, args: Sequence[Any], kwargs: di
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is compact, and what is metadata.
+# Compact handlers and metadata.
 
 _METADATA = {
     "size", "dim", "ndimension", "numel", "nelement", "element_size", "is_floating_point", "is_complex", "is_signed",
@@ -82,7 +83,7 @@ def _name(func: Any) -> str:
 def _reads_only_metadata(func: Any, name: str) -> bool:
     if name == "__get__":
         return getattr(getattr(func, "__self__", None), "__name__", "") not in _TENSOR_PROPERTIES
-    if name == "untyped_storage":  # torch.compile asks which tensors share one
+    if name == "untyped_storage":  # torch.compile checks which tensors share a storage
         return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
     return name in _METADATA
 
@@ -97,7 +98,7 @@ def _compact(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         return NotImplemented
     if torch.compiler.is_compiling():
         return handler(*args, **kwargs)
-    with torch._C.DisableTorchFunctionSubclass():  # a handler reads many shapes, and each would come through here
+    with torch._C.DisableTorchFunctionSubclass():  # handlers read many shapes, and each read would come through here
         return handler(*args, **kwargs)
 
 
@@ -119,7 +120,7 @@ _COMPACT_IN_PLACE = {"mul", "div", "add", "sub", "__mul__", "__truediv__", "__ad
 
 
 def _out_of_place(name: str) -> str | None:
-    """``mul`` for ``mul_``, ``__mul__`` for ``__imul__``; None if this operation does not write to its receiver."""
+    """``mul`` for ``mul_``, ``__mul__`` for ``__imul__``; None for an operation that does not write to its receiver."""
     if name == "__setitem__":
         return name
     if name.startswith("__i") and hasattr(torch.Tensor, f"__{name[3:]}"):
@@ -130,14 +131,19 @@ def _out_of_place(name: str) -> str | None:
 def _write(
     kind: type[Tensor], func: Any, base: str | None, receiver: Any, args: Sequence[Any], kwargs: dict[str, Any]
 ) -> Any:
-    """A call that changes ``receiver``: in compact form, or not at all."""
+    """A call that changes ``receiver``, done in compact form.
+
+    Raises:
+        TargetError: The result has no compact form, or ``receiver`` is a view, so the write would be lost.
+
+    """
     name = _name(func)
     if base in ("requires_grad", "detach"):
         return _compact(func, args, kwargs)
     if receiver.is_part:
         raise TargetError(
-            f"{name} would change a part, or an alias, of other SoftTargets, which would not see it: assign to the whole, as "
-            f"in target[0:2] = 0.5 * target[0:2], or clone() first"
+            f"{name} would change a part, or an alias, of other SoftTargets, which would not see the change: assign to "
+            f"the whole, as in target[0:2] = 0.5 * target[0:2], or clone() first"
         )
     if base == "__setitem__":
         result = _compact(func, args, kwargs)
@@ -153,7 +159,7 @@ def _write(
     where = "out=" if base is None else name
     raise TargetError(
         f"SoftTargets cannot hold the result of {where} in place with these arguments: they store labels, weights and a "
-        f"smoothing factor, not a number for each class. Work on target.dense(), or assign other SoftTargets to some rows"
+        f"smoothing factor, not one number per class. Work on target.dense(), or assign other SoftTargets to some rows"
     )
 
 
@@ -162,13 +168,13 @@ def _set_property(func: Any, args: Sequence[Any]) -> Any:
     if name == "requires_grad":
         return torch.Tensor.requires_grad_(*args)
     if name in ("data", "real", "imag", "names"):
-        raise TargetError(f"SoftTargets cannot be given other {name}: make new ones with composer_ls.smooth_labels")
+        raise TargetError(f"the {name} of SoftTargets cannot be replaced: make new ones with composer_ls.smooth_labels")
     with torch._C.DisableTorchFunctionSubclass():
         return func(*args)
 
 
 class _PartOfDense(torch.Tensor):
-    """A view of a dense tensor that nobody else holds: what is written to it would be lost, so that it is refused."""
+    """A view of a temporary dense tensor. It refuses writes, which would be lost."""
 
     @classmethod
     def __torch_function__(
@@ -178,15 +184,15 @@ class _PartOfDense(torch.Tensor):
         receiver = args[0] if _out_of_place(name) is not None else kwargs.get("out")
         if isinstance(receiver, cls) and name != "requires_grad_":
             raise TargetError(
-                f"{name} would change a part of the dense tensor that SoftTargets stand for, which would not reach them: "
-                f"call target.dense() once and work on that, or clone() the part first"
+                f"{name} would change a part of the dense tensor made from SoftTargets, and the change would not reach "
+                f"them: call target.dense() once and work on that, or clone() the part first"
             )
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
 
 
 def _guarded(result: Any, made: dict[int, Tensor]) -> Any:
-    """``result``, in which views of the dense tensors that were made refuse to be written to."""
+    """``result``, in which views of the temporary dense tensors refuse writes."""
     if isinstance(result, (tuple, list)):
         guarded = [_guarded(item, made) for item in result]
         if all(new is old for new, old in zip(guarded, result, strict=True)):
@@ -203,7 +209,7 @@ def _guarded(result: Any, made: dict[int, Tensor]) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What reads labels.
+# Calls that read class ids.
 
 _COMPARISONS = {
     "eq",
@@ -227,14 +233,14 @@ _LABELS_AT = {
     "gather": (2, "index"), "scatter": (2, "index"), "scatter_add": (2, "index"), "index_select": (2, "index"),
     "take_along_dim": (1, "indices"),
 }  # fmt: skip
-"""Where these functions of PyTorch take labels."""
+"""Position and name of the argument in which these PyTorch functions take labels."""
 
 
 def _refuse_labels(kind: type[Tensor], name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
     """Refuse calls that would read class ids from a distribution.
 
     Raises:
-        TargetError: This is one.
+        TargetError: The call reads class ids.
 
     """
     what = None
@@ -251,8 +257,8 @@ def _refuse_labels(kind: type[Tensor], name: str, args: Sequence[Any], kwargs: d
     if what:
         raise TargetError(
             f"{what}, but this is SoftTargets, a distribution over classes in place of each label, as LabelSmoothing and "
-            f"smooth_labels make them. The loss must take distributions, as torch.nn.functional.cross_entropy does, which "
-            f"leaves out ignored labels by itself; target.dense() is the plain tensor"
+            f"smooth_labels make them. The loss must take distributions, as torch.nn.functional.cross_entropy does (it "
+            f"skips ignored labels by itself); target.dense() is the plain tensor"
         )
 
 
@@ -267,7 +273,7 @@ def _asks_for_integers(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -
         return True
     for value in (*args, *kwargs.values()):
         dtype = value.dtype if isinstance(value, Tensor) else value
-        if name == "type" and not isinstance(dtype, torch.dtype):  # such as torch.LongTensor, or its name
+        if name == "type" and not isinstance(dtype, torch.dtype):  # torch.LongTensor or its name, for example
             dtype = torch.empty(0).type(dtype).dtype
         if isinstance(dtype, torch.dtype) and not (dtype.is_floating_point or dtype.is_complex):
             return True
@@ -282,7 +288,7 @@ def _holds_mask(index: Any) -> bool:
 
 
 def _dense_in(kind: type[Tensor], value: Any, made: dict[int, Tensor]) -> Any:
-    """``value`` with every SoftTargets in it replaced by its dense tensor; ``made`` remembers them by identity."""
+    """``value`` with every SoftTargets in it replaced by its dense tensor, which ``made`` caches by object id."""
     if isinstance(value, kind):
         if id(value) not in made:
             made[id(value)] = value.dense()  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
 """The fields of SoftTargets: weights and smoothing factors, each a number or a tensor that broadcasts to the labels.
 
-A number is kept as a 0-dim float64 tensor on the CPU: it broadcasts against any device without a copy, and keeps its
-precision whatever the dtype of the logits.
+A number is stored as a 0-dim float64 tensor on the CPU. It broadcasts against tensors on any device without a copy and
+keeps its precision whatever the dtype of the logits.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ def class_dim(tensor: Tensor) -> int:
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What sums and weights are held in: float64 for float64, else float32."""
+    """The dtype of sums and weights: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def as_field(value: float | Tensor, classes: Tensor, name: str) -> Tensor:
-    """A field of its own memory with as many dimensions as ``classes``, or with none.
+    """``value`` as a field that shares no memory with it, with as many dimensions as ``classes`` or with none.
 
     Raises:
         ValueError: Its shape does not broadcast to that of ``classes``.
 
     """
-    if isinstance(value, torch.SymFloat):  # torch.compile takes a number that varies through products only
+    if isinstance(value, torch.SymFloat):  # torch.compile turns a symbolic number into a tensor only by a product
         return torch.scalar_tensor(1.0, dtype=torch.float64) * value
     if not isinstance(value, Tensor):
         return torch.scalar_tensor(value, dtype=torch.float64)
-    value = value.to(wide_dtype(value.dtype))  # products of bfloat16 weights would be rounded once more than dense rows
+    value = value.to(wide_dtype(value.dtype))  # products of bfloat16 weights would be rounded one time too many
     if value.ndim == 0:
         return value
     sizes = zip(reversed(value.shape), reversed(classes.shape), strict=False)
@@ -49,7 +49,7 @@ def as_field(value: float | Tensor, classes: Tensor, name: str) -> Tensor:
 
 
 def expand_field(field: Tensor, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """``field`` as a tensor of this shape on this device, without a device-to-host wait."""
+    """``field`` as a tensor of this shape on this device, without synchronising the device with the host."""
     number = host_number(field) if field.device != device else None
     if number is not None:
         return torch.full((), number, dtype=dtype, device=device).expand(shape)
@@ -57,15 +57,16 @@ def expand_field(field: Tensor, shape: Sequence[int], device: torch.device, dtyp
 
 
 def host_number(field: Tensor) -> float | None:
-    """The value of a field that is a number, or ``None`` where reading it would wait for a device or lose a derivative."""
+    """The value of a field that is a number; ``None`` if reading it would synchronise a device or lose a derivative."""
     if field.ndim or field.requires_grad or field.device.type != "cpu" or transformed(field):
         return None
     return field.item()
 
 
 def transformed(*tensors: Tensor | None) -> bool:
-    """Whether values must not be read: something is being compiled, traced, vectorised or differentiated forward,
-    or one of the tensors has no values.
+    """Whether values must not be read.
+
+    True while code is compiled, traced, vectorised or differentiated in forward mode, and for tensors without values.
     """
     if (
         torch.compiler.is_compiling()
@@ -79,5 +80,5 @@ def transformed(*tensors: Tensor | None) -> bool:
 
 
 def same_number(a: Tensor, b: Tensor) -> bool:
-    """Whether two fields are known to be the same number."""
+    """Whether two fields are known to hold the same number."""
     return a is b or (a.ndim == b.ndim == 0 and (value := host_number(a)) is not None and value == host_number(b))

@@ -16,27 +16,27 @@ __all__ = ["SoftTargets", "make", "part_of", "replace"]
 
 
 class SoftTargets(torch.Tensor):
-    r"""A mixture of smoothed labels that behaves as the dense tensor it stands for.
+    r"""A mixture of smoothed labels that behaves like the dense tensor it represents.
 
     Row ``n`` is :math:`y_n = \sum_j w_{nj}\,[(1-\alpha_{nj})\,\mathrm{onehot}(c_{nj}) + \alpha_{nj}\,q(c_{nj})]`.
     There is one component (J = 1) for plain labels and one more for every mix (MixUp, CutMix). An ignored row has
     weight 0.
 
-    Adding two of them, multiplying by a number or by per-row weights, indexing, ``roll``, ``flip``, ``cat``,
-    ``split``, ``to``, ``float``, ``clone`` and ``detach`` stay in this form.
-    :func:`torch.nn.functional.cross_entropy` reads it without building the dense tensor. Every other operation
+    Adding two SoftTargets, multiplying by a number or by per-row weights, indexing, ``roll``, ``flip``, ``cat``,
+    ``split``, ``to``, ``float``, ``clone`` and ``detach`` return SoftTargets.
+    :func:`torch.nn.functional.cross_entropy` reads them without building the dense tensor. Every other operation
     works on :meth:`dense`.
 
-    What would go wrong without a word is refused: what reads labels, such as ``target != -100`` or ``target.long()``, and
-    in-place operations whose result has no compact form or would not reach the object that they were meant for. In-place
-    multiplication, addition and assignment of other SoftTargets to rows or boxes change the object itself.
+    Operations that would silently go wrong are refused: those that read labels, such as ``target != -100`` or
+    ``target.long()``, and in-place operations whose result has no compact form or would not reach the original object.
+    In-place multiplication, addition and assignment of other SoftTargets to rows or boxes change the object itself.
 
     Args:
         classes: Labels c, integer, shape ``(N, J, *spatial)``, or ``(J,)`` for a single unbatched row. Every entry
-            lies in ``[0, num_classes)``; an ignored position holds any valid class with weight 0. They are copied.
+            is in ``[0, num_classes)``; an ignored position holds any valid class with weight 0. The tensor is copied.
         num_classes: K, the size of the class dimension.
-        weights: w, a number or a float tensor broadcastable to ``classes``. It may require a gradient, as ``smoothing``
-            and ``prior`` may.
+        weights: w, a number or a float tensor broadcastable to ``classes``. It may require a gradient, as may
+            ``smoothing`` and ``prior``.
         smoothing: α, a number or a float tensor broadcastable to ``classes``.
         prior: q. ``None`` for the uniform ``1/K``, one row ``(K,)``, or one row per class ``(K, K)``. It is not copied.
         dtype: The floating dtype of the dense tensor. Default: float32.
@@ -68,10 +68,10 @@ class SoftTargets(torch.Tensor):
     smoothing: Tensor
     prior: Tensor | None
     is_part: bool
-    """Whether PyTorch would call it a view: what is written to it does not reach what it is a part of."""
+    """Whether this is a view of other SoftTargets. Writing to it would not change them, so it is refused."""
 
     @staticmethod
-    def __new__(  # noqa: D102  (the class says it)
+    def __new__(  # noqa: D102  (documented in the class)
         cls,
         classes: Tensor,
         num_classes: int,
@@ -97,7 +97,7 @@ class SoftTargets(torch.Tensor):
         return make(classes.to(torch.long, copy=True), num_classes, weights, smoothing, prior, dtype)
 
     def dense(self) -> Tensor:
-        """The plain ``(N, K, *spatial)`` tensor that this stands for, in this object's dtype."""
+        """The plain ``(N, K, *spatial)`` tensor that this represents, in this object's dtype."""
         dim, compute = class_dim(self.classes), wide_dtype(self.dtype)
         weights, smoothing = (
             expand_field(field, self.classes.shape, self.classes.device, compute)
@@ -176,7 +176,7 @@ class SoftTargets(torch.Tensor):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        # What reaches a kernel without passing __torch_function__ (C++ callers) sees the dense tensor.
+        # Calls that bypass __torch_function__ (from C++) see the dense tensor.
         if func is torch.ops.aten.detach.default:
             return part_of(args[0])
         return through_dense(cls, func, args, kwargs or {})
@@ -185,7 +185,7 @@ class SoftTargets(torch.Tensor):
 def make(
     classes: Tensor, num_classes: int, weights: Tensor, smoothing: Tensor, prior: Tensor | None, dtype: torch.dtype
 ) -> SoftTargets:
-    """SoftTargets of fields that need neither a check nor a copy."""
+    """SoftTargets from fields that are neither checked nor copied."""
     shape = list(classes.shape)
     shape[class_dim(classes)] = num_classes
     target = torch.Tensor._make_wrapper_subclass(SoftTargets, shape, dtype=dtype, device=classes.device)  # type: ignore[attr-defined]
@@ -198,13 +198,13 @@ def make(
 def replace(
     target: SoftTargets, classes: Tensor, weights: Tensor, smoothing: Tensor, *, prior: Any = ..., dtype: Any = None
 ) -> SoftTargets:
-    """A new SoftTargets over the same classes, with these fields."""
+    """New SoftTargets with the same number of classes and these fields."""
     prior = target.prior if prior is ... else prior
     return make(classes, target.num_classes, weights, smoothing, prior, dtype or target.dtype)
 
 
 def part_of(target: SoftTargets, *fields: Tensor) -> SoftTargets:
-    """What PyTorch would call a view of ``target``: these fields of it, or all of it."""
+    """A view of ``target`` with these fields, or with all of its fields."""
     part = replace(target, *(fields or (target.classes, target.weights, target.smoothing)))
     part.is_part = True
     return part

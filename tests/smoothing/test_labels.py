@@ -259,7 +259,11 @@ def test_a_tensor_of_smoothing_is_checked_whatever_the_target(smoothing, message
     ("logits", "labels", "message"),
     [
         (LOGITS, torch.tensor([0, 4, 9]), r"target\[1\] is 4, but the logits have 4 classes.* 0 to 3.*ignore_index=4"),
-        (LOGITS, torch.tensor([0, -1, 0]), r"target\[1\] is -1, .*if -1 marks what to ignore, pass ignore_index=-1"),
+        (
+            LOGITS,
+            torch.tensor([0, -1, 0]),
+            r"target\[1\] is -1, .*if -1 marks positions to ignore, pass ignore_index=-1",
+        ),
         (LOGITS, torch.tensor([-100, 0, 255]), r"target\[2\] is 255"),
         (torch.zeros(2, 3, 2, 2), torch.tensor([[[0, 0], [0, 0]], [[0, 3], [0, 0]]]), r"target\[1, 0, 1\] is 3"),
         (torch.zeros(3), torch.tensor(7), r"target is 7, but the logits have 3 classes"),
@@ -328,7 +332,7 @@ def test_values_are_not_read_unless_asked():
 
 def test_rows_with_several_labels_are_refused():
     rows = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 1.0]])
-    with pytest.raises(ValueError, match=r"row at \[1\] sums to 3, .* several labels an example with a binary loss"):
+    with pytest.raises(ValueError, match=r"row at \[1\] sums to 3, .* several labels per example and a binary loss"):
         smooth_labels(torch.zeros(2, 4), rows, validate=True)
 
 
@@ -360,7 +364,11 @@ def test_binary_labels_may_have_a_smoothing_each():
     ("target", "options", "message"),
     [
         (torch.tensor([0, 3, 1]), {}, r"every one of the logits \(3, 4\) takes a label .* kind='multiclass'"),
-        (torch.eye(4)[LABELS] * -100, {}, r"target\[0, 0\] is -100, but .* labels lie in \[0, 1\]; .* weight= of 0"),
+        (
+            torch.eye(4)[LABELS] * -100,
+            {},
+            r"target\[0, 0\] is -100, but .* labels must be in \[0, 1\]; .* weight= of 0",
+        ),
         (torch.eye(4)[LABELS] * float("nan"), {}, r"target\[0, 0\] is nan"),
         (torch.eye(4)[LABELS], {"prior": [0.25] * 4}, "kind='binary' moves the mass of each label to 1/2; leave prior"),
         (torch.eye(4)[LABELS], {"spread": "others"}, "leave prior=None and spread='all' with it"),
