@@ -1,4 +1,4 @@
-"""A copy of a batch that shares no tensor with it, for whoever must not see, or do, what works in place."""
+"""Copies a batch so that in-place changes to the copy do not reach the original, and the other way round."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["copied"]
 
 
 def copied(batch: Any) -> Any:
-    """The same nested containers with copies of the tensors, without gradient.
+    """A copy of nested containers and of the tensors in them, detached from the graph.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Losses of labels, dense rows and SoftTargets: cross entropy, with logits or of a linear layer without them, and Dice."""
+"""Losses against labels, dense rows or SoftTargets: cross entropy, alone or fused with a linear layer, and Dice."""
 
 from composer_ls.losses.cross_entropy import CrossEntropyLoss, cross_entropy
 from composer_ls.losses.dice import dice_loss

@@ -1,4 +1,4 @@
-"""Cross entropy against labels, dense rows or SoftTargets, with the signature and the meaning of PyTorch's own."""
+"""Cross entropy against labels, dense rows or SoftTargets, with the signature and semantics of PyTorch's function."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ def cross_entropy(
 ) -> Tensor:
     r"""Cross entropy (in nats) of logits against labels, dense rows or :class:`~composer_ls.SoftTargets`.
 
-    It is :func:`torch.nn.functional.cross_entropy` with one more kind of target. Against SoftTargets it costs
-    :math:`\mathrm{lse}(x) - (1-\alpha)\sum_j w_j x[c_j] - \alpha\langle q, x\rangle` a row and never makes the dense
+    This is :func:`torch.nn.functional.cross_entropy` with one more kind of target. For SoftTargets the loss of a row is
+    :math:`\mathrm{lse}(x) - (1-\alpha)\sum_j w_j x[c_j] - \alpha\langle q, x\rangle`, computed without the dense
     ``(N, K)`` target.
 
-    ``reduction="mean"`` divides by the number of rows that are not ignored, whatever their mass: SoftTargets and their
-    dense tensor have one mean, here and in PyTorch. Ignored are rows of SoftTargets without weight, and dense rows of zeros,
-    which PyTorch's own function counts. With class weights, SoftTargets count the weight of each row's labels, as PyTorch
-    does for the labels that they were made from, and dense rows count 1, as PyTorch does for probabilities. When all is
-    ignored the loss is 0 with zero gradient, where PyTorch gives NaN for labels.
+    ``reduction="mean"`` divides by the number of rows that are not ignored, whatever their mass, so SoftTargets and
+    their dense tensor have the same mean, here and in PyTorch. Ignored rows are rows of SoftTargets without weight and
+    dense rows of zeros; PyTorch's own function counts the latter. With class weights, a row of SoftTargets counts as the
+    weight of its labels, as in PyTorch for labels, and a dense row counts as 1, as in PyTorch for probabilities. If
+    everything is ignored, the loss is 0 with zero gradient, where PyTorch gives NaN for labels.
 
-    It can be differentiated again, forward, and by :mod:`torch.func`, and what SoftTargets hold (weights, smoothing, prior)
-    and ``weight`` get their gradients; these ways make temporary tensors of the logits' size.
+    Second derivatives, forward mode and :mod:`torch.func` are supported, as are gradients for ``weight`` and for the
+    weights, smoothing and prior of SoftTargets. All of these need temporary tensors as large as the logits.
 
     Args:
         input: Logits ``(K,)``, ``(N, K)`` or ``(N, K, *spatial)``, any floating dtype and strides.
         target: Labels ``(N, *spatial)``, dense rows of the logits' shape, or SoftTargets of the logits' shape.
         weight: A factor for each class, ``(K,)``. It multiplies the smoothed mass of class k too, as in PyTorch.
         size_average: Deprecated in PyTorch; see ``reduction``.
-        ignore_index: A label that contributes no loss and no gradient, whatever comes down to it in the backward pass.
+        ignore_index: A label that contributes no loss and no gradient, even if the incoming gradient is NaN.
         reduce: Deprecated in PyTorch; see ``reduction``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"`` (one loss for each row, ``(N, *spatial)``).
-        label_smoothing: Smoothing by the loss itself, in [0, 1], on top of any that the target already carries.
+        label_smoothing: Smoothing done by the loss, in [0, 1], on top of any that is already in the target.
 
     Returns:
         A 0-dim tensor, or ``(N, *spatial)`` with ``reduction="none"``, in the dtype of the logits, or float32 under
@@ -97,7 +97,7 @@ def _cross_entropy(
     if target.shape == input.shape:
         return _dense_cross_entropy(input, target, weight, reduction, label_smoothing)
     if not target.is_floating_point():
-        target = target.long()  # PyTorch takes no labels of int32
+        target = target.long()  # PyTorch does not take int32 labels
     return F.cross_entropy(
         input, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
     )
@@ -112,7 +112,7 @@ class CrossEntropyLoss(nn.Module):
         ignore_index: A label that contributes no loss and no gradient.
         reduce: Deprecated in PyTorch; see ``reduction``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        label_smoothing: Smoothing by the loss itself, in [0, 1].
+        label_smoothing: Smoothing done by the loss, in [0, 1].
 
     Example:
         >>> import torch
@@ -143,7 +143,7 @@ class CrossEntropyLoss(nn.Module):
         self.label_smoothing = label_smoothing
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of logits ``(N, K, *spatial)`` against a target that :func:`cross_entropy` takes."""
+        """The loss of logits ``(N, K, *spatial)`` against any target that :func:`cross_entropy` takes."""
         return cross_entropy(
             input,
             target,
@@ -174,7 +174,7 @@ def _inner_cross_entropy(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> Any:
-    """What is left of PyTorch's function where torch.compile has read its code."""
+    """Handles the inner call of PyTorch's function, which is what torch.compile sees after tracing its Python code."""
     if isinstance(input, SoftTargets) or not isinstance(target, SoftTargets):
         return NotImplemented
     return _cross_entropy(input, target, weight, ignore_index, ("none", "mean", "sum")[reduction], label_smoothing)
@@ -188,9 +188,9 @@ def _dense_cross_entropy(
         rows = rows.to(logits.dtype)
     counts = torch.linalg.vector_norm(rows.detach(), torch.inf, dim) != 0
     if label_smoothing:
-        rows = smooth_labels(logits, rows, label_smoothing, validate=False)  # which leaves ignored rows as they are
+        rows = smooth_labels(logits, rows, label_smoothing, validate=False)  # ignored rows stay 0
     if transformed(logits, rows) or counts.device.type != "cpu" or not bool(counts.all()):
-        logits = logits.masked_fill(~counts.unsqueeze(dim), 0)  # a gradient of 0, even where others would be NaN
+        logits = logits.masked_fill(~counts.unsqueeze(dim), 0)  # a gradient of 0 even where the logits are NaN
     loss = F.cross_entropy(logits, rows, weight, reduction="sum" if reduction == "mean" else reduction)
     return loss * inverse(counts.sum().to(loss.dtype)) if reduction == "mean" else loss
 
@@ -210,7 +210,7 @@ def _soft_cross_entropy(
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', but is {reduction!r}")
     if weight is not None and weight.shape != (target.num_classes,):
         raise ValueError(f"weight has shape {tuple(weight.shape)}, but must be ({target.num_classes},)")
-    with torch._C.DisableTorchFunctionSubclass():  # which costs more for every field than a small kernel does
+    with torch._C.DisableTorchFunctionSubclass():  # __torch_function__ per field would cost more than a small kernel
         loss = _losses(logits, target, weight, ignore_index, reduction)
         if reduction == "none":
             dim = class_dim(logits)
@@ -219,7 +219,7 @@ def _soft_cross_entropy(
 
 
 def _losses(logits: Tensor, target: SoftTargets, weight: Tensor | None, ignore_index: int, reduction: str) -> Tensor:
-    """The loss in the compute dtype; one for each row has some shape of as many elements as there are rows."""
+    """The loss in the compute dtype. With ``reduction="none"`` it has one element per row, in some shape."""
     read = not _needs_formula(logits, target, weight)
     rows, factor, divisor = row_targets(target, weight, ignore_index, wide_dtype(logits.dtype), read)
     x, rows, factor = _as_rows(logits, rows, factor)
@@ -245,7 +245,7 @@ def _under_autocast(loss: Tensor) -> bool:
 
 
 def _needs_formula(logits: Tensor, target: SoftTargets, weight: Tensor | None) -> bool:
-    """Whether something besides a first derivative by the logits is wanted, or values cannot be read."""
+    """Whether more than the first derivative by the logits is needed, or values cannot be read."""
     fields = (target.weights, target.smoothing, target.prior, weight)
     if torch.is_grad_enabled() and any(field is not None and field.requires_grad for field in fields):
         return True
@@ -253,7 +253,7 @@ def _needs_formula(logits: Tensor, target: SoftTargets, weight: Tensor | None) -
 
 
 def _as_rows(logits: Tensor, rows: RowTargets, factor: Tensor | None) -> tuple[Tensor, RowTargets, Tensor | None]:
-    """The logits as ``(N, K)`` or ``(N, K, S)``, and the rest likewise, by views of the logits where there is one."""
+    """The logits as ``(N, K)`` or ``(N, K, S)``, as a view where possible, and the other tensors to match."""
     if logits.ndim == 2:
         return logits, rows, factor
     if logits.ndim == 1:

@@ -13,24 +13,25 @@ __all__ = ["dice_loss"]
 
 
 def dice_loss(input: Tensor, target: Tensor, ignore_index: int = -100) -> Tensor:
-    r"""One minus the Dice coefficient of the probabilities and the target, mean over classes, in [0, 1].
+    r"""One minus the Dice coefficient of probabilities and target, averaged over classes, in [0, 1].
 
-    With the probabilities p and the target y of class k at all pixels of the batch that are not ignored, it is
+    With the probabilities :math:`p_k` and the target :math:`y_k` of class k, and the inner sums over all pixels of the
+    batch that are not ignored,
 
     .. math:: 1 - \frac{1}{K}\sum_k \frac{2\sum\min(p_k, y_k)}{\sum p_k + \sum y_k}.
 
-    For hard labels :math:`\min(p, y) = p\,y`, which gives the usual soft Dice loss. For smoothed and
-    mixed targets too its minimum is at p = y, where the usual one, with :math:`p\,y`, still falls as p gets harder than y.
+    For hard labels :math:`\min(p, y) = p\,y`, which gives the usual soft Dice loss. With smoothed and mixed targets the
+    minimum is still at p = y, whereas the usual loss, with :math:`p\,y`, keeps falling as p gets harder than y.
 
     Args:
         input: Logits ``(N, K, *spatial)``, any floating dtype.
-        target: Labels, integer ``(N, *spatial)``; dense rows or SoftTargets of the logits' shape. The dense rows of
-            SoftTargets are made.
+        target: Labels, integer ``(N, *spatial)``; dense rows or SoftTargets of the logits' shape. SoftTargets are
+            converted to dense rows.
         ignore_index: A label that contributes no loss and no gradient, whatever the logits there. Rows of dense targets
-            and SoftTargets that have no mass are ignored likewise. A batch with nothing else has loss 0 and gradient 0.
+            and SoftTargets without mass are ignored too. If everything is ignored, loss and gradient are 0.
 
     Returns:
-        A 0-dim tensor, in the dtype of the logits, or float32 if they are of half precision.
+        A 0-dim tensor in the dtype of the logits, or float32 if they are in half precision.
 
     Raises:
         ValueError: Shapes that do not fit, or a label out of range (on the CPU).
@@ -55,7 +56,7 @@ def dice_loss(input: Tensor, target: Tensor, ignore_index: int = -100) -> Tensor
     rows = smooth_labels(input, target, 0.0, ignore_index=ignore_index)
     rows = (rows.dense() if isinstance(rows, SoftTargets) else rows).to(wide)
     mass = rows.sum(dim, keepdim=True)
-    # Before the softmax: after it, logits that are not finite would make a gradient of 0 times NaN.
+    # Masked before the softmax: if masked after it, non-finite logits would give a gradient of 0 * NaN.
     probabilities = input.to(wide).masked_fill(mass == 0, 0.0).softmax(dim) * mass
     others = [axis for axis in range(input.ndim) if axis != dim]
     size = probabilities.sum(others) + rows.sum(others)

@@ -1,4 +1,4 @@
-"""The fused cross entropy as functions that autograd knows: the gradient is made in the memory that it is given away in."""
+"""The fused cross entropy as autograd functions. The gradient is computed in the buffer that backward() returns."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def row_losses(x: Tensor, target: RowTargets, kernel: Kernel) -> Tensor:
 
 
 class _TotalLoss(torch.autograd.Function):
-    """The gradient is made in the forward pass: the exponentials are at hand there."""
+    """Computes the gradient in the forward pass, where the exponentials are available."""
 
     @staticmethod
     def forward(
@@ -33,7 +33,7 @@ class _TotalLoss(torch.autograd.Function):
         target = RowTargets(*fields)
         ctx.kernel = kernel
         by_row = scale if factor is None else factor * scale
-        # A float16 gradient would vanish if it were rounded before the factor of a GradScaler is known.
+        # A float16 gradient would underflow if it were rounded before the GradScaler's factor is applied.
         ctx.gradient = empty_gradient(x) if x.dtype != torch.float16 else None
         losses = kernel(x, target, ctx.gradient, by_row)
         save(ctx, x, by_row, *fields)
@@ -41,15 +41,15 @@ class _TotalLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        gradient, ctx.gradient = ctx.gradient, None  # given away: it is the receiver's to change
+        gradient, ctx.gradient = ctx.gradient, None  # drop our reference: the receiver may change it in place
         x, by_row, *fields = saved(ctx)
         target = RowTargets(*fields)
-        if torch.is_grad_enabled():  # create_graph=True: the composite formula can be differentiated again
+        if torch.is_grad_enabled():  # create_graph=True needs operations that can be differentiated again
             gradient = _gradient_with_graph(x, target, grad_output, by_row)
         elif is_batched(grad_output):  # is_grads_batched=True
             gradient = _unit_gradient(ctx.kernel, x, target, by_row) if gradient is None else gradient
             gradient = kept(gradient * grad_output, target)
-        elif gradient is None:  # a retained graph, or float16
+        elif gradient is None:  # a second backward() through a retained graph, or float16
             gradient = empty_gradient(x)
             ctx.kernel(x, target, gradient, kept(grad_output * by_row, target))
         else:
@@ -58,7 +58,7 @@ class _TotalLoss(torch.autograd.Function):
 
 
 class _RowLosses(torch.autograd.Function):
-    """The gradient waits for the backward pass, which brings each row's factor."""
+    """Computes the gradient in the backward pass, where each row's factor is known."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel: Kernel, *fields: Any) -> Tensor:
@@ -81,24 +81,24 @@ class _RowLosses(torch.autograd.Function):
 
 
 def save(ctx: Any, *values: Any) -> None:
-    """Keep tensors where PyTorch sees that they are changed, and frees them after use."""
+    """Save values for the backward pass; PyTorch detects later changes to the tensors and frees them after use."""
     ctx.save_for_backward(*(value if isinstance(value, Tensor) else None for value in values))
     ctx.numbers = [None if isinstance(value, Tensor) else value for value in values]
 
 
 def saved(ctx: Any) -> list[Any]:
-    """What :func:`save` was given; it raises if some of it was changed since."""
+    """The values given to :func:`save`. Raises a RuntimeError if one of the tensors was changed since."""
     return [number if tensor is None else tensor for tensor, number in zip(ctx.saved_tensors, ctx.numbers, strict=True)]
 
 
 def is_batched(grad_output: Tensor) -> bool:
-    """Whether it stands for many, as with ``is_grads_batched=True``."""
+    """Whether ``grad_output`` is a batch of gradients, as with ``is_grads_batched=True``."""
     functorch = torch._C._functorch
     return functorch.is_functorch_wrapped_tensor(grad_output) or functorch.is_legacy_batchedtensor(grad_output)
 
 
 def kept(factor: Tensor, target: Any) -> Tensor:
-    """``factor``, and 0 for ignored rows, whatever comes down to them."""
+    """``factor`` with 0 for ignored rows, even where the incoming gradient is NaN or infinite."""
     return factor if target.ignored is None else torch.where(target.ignored, 0, factor)
 
 

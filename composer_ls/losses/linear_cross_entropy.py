@@ -1,4 +1,4 @@
-"""Cross entropy of a linear layer's output that is never made as a whole: the head of a model of many classes."""
+"""Cross entropy of a linear layer's output, computed in chunks: for the head of a model with many classes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from composer_ls.targets.fields import transformed, wide_dtype
 __all__ = ["LinearCrossEntropyLoss", "linear_cross_entropy"]
 
 BUDGET = 64 << 20
-"""Bytes of logits that exist at the same time, where hidden states are no larger."""
+"""Default limit in bytes for the logits in memory at one time, unless the hidden states are larger."""
 
 
 def linear_cross_entropy(
@@ -37,31 +37,32 @@ def linear_cross_entropy(
     prior: Tensor | Sequence[Any] | None = None,
     memory_budget: int | None = None,
 ) -> Tensor:
-    r"""Cross entropy (in nats) of the logits ``hidden @ weight.T + bias``, of which only a few rows exist at a time.
+    r"""Cross entropy (in nats) of the logits ``hidden @ weight.T + bias``, with only a few rows of logits in memory.
 
-    It is :func:`composer_ls.cross_entropy` of ``F.linear(hidden, weight, bias)`` in a fraction of the memory: the logits of
-    some rows are made, their loss is taken, and their part of the gradients of ``hidden``, ``weight`` and ``bias`` is added
-    up in float32, all in the forward pass. With ``reduction="none"`` the backward pass makes the logits once more.
+    The result is that of :func:`composer_ls.cross_entropy` on ``F.linear(hidden, weight, bias)``, in a fraction of the
+    memory. The forward pass goes over the rows in chunks: it computes the chunk's logits and loss, and adds its part of
+    the gradients of ``hidden``, ``weight`` and ``bias``, accumulated in float32. With ``reduction="none"`` the backward
+    pass computes the logits again.
 
-    What needs all logits at once makes them: forward mode, :mod:`torch.func`, :func:`torch.compile`, second derivatives,
-    and targets or class weights that want a gradient.
+    Forward mode, :mod:`torch.func`, :func:`torch.compile`, second derivatives, and targets or class weights that
+    require a gradient need all logits at once; for these the full logits are computed.
 
     Args:
         hidden: Inputs of the layer, ``(N, D)``, or ``(N, *positions, D)`` such as ``(N, T, D)``; any floating dtype.
-        weight: The layer's weight, ``(K, D)``. It may be that of an embedding too.
+        weight: The layer's weight, ``(K, D)``. It may be shared with an embedding.
         target: What :func:`~composer_ls.cross_entropy` takes for logits ``(N, K, *positions)``: labels
             ``(N, *positions)``, dense rows, or SoftTargets.
         bias: The layer's bias, ``(K,)``.
         class_weight: A factor for each class, ``(K,)``.
-        ignore_index: A label that contributes no loss and no gradient. On the CPU it costs nothing either.
+        ignore_index: A label that contributes no loss and no gradient. On the CPU, ignored rows are skipped.
         reduction: ``"mean"``, ``"sum"`` or ``"none"`` (one loss for each row, ``(N, *positions)``).
-        label_smoothing: Smoothing by the loss, in [0, 1], on top of any that the target already carries.
+        label_smoothing: Smoothing done by the loss, in [0, 1], on top of any that is already in the target.
         prior: Where ``label_smoothing`` moves mass to, as in :func:`~composer_ls.smooth_labels`. ``None``: uniform.
-        memory_budget: Bytes that logits may take. ``None``: as many as ``hidden`` does, but at least 64 MiB.
+        memory_budget: Bytes that the logits may take. ``None``: as many as ``hidden`` takes, but at least 64 MiB.
 
     Returns:
         A 0-dim tensor, or ``(N, *positions)`` with ``reduction="none"``, in the dtype of the logits, or float32 under
-        autocast. When all is ignored the mean is 0 with zero gradient.
+        autocast. If everything is ignored, the mean is 0 with zero gradient.
 
     Raises:
         TypeError: ``hidden`` is not floating, or ``weight`` or ``bias`` has another dtype outside autocast.
@@ -76,15 +77,15 @@ def linear_cross_entropy(
 
     References:
         Wijmans et al., 2024, https://arxiv.org/abs/2411.09009, and Hsu et al., 2024, https://arxiv.org/abs/2410.10989
-        (hard labels without logits).
+        (hard labels, without materialised logits).
 
     """
     _check(hidden, weight, bias, class_weight, reduction, memory_budget)
     shape = (hidden.shape[0], len(weight), *hidden.shape[1:-1])
-    logits = hidden.new_empty(()).expand(shape)  # what says what the target must be like
+    logits = hidden.new_empty(()).expand(shape)  # gives the target's expected shape, dtype and device
     if not (isinstance(target, SoftTargets) or target.shape == shape):
         target = smooth_labels(logits, target, label_smoothing, prior=prior, ignore_index=ignore_index)
-        ignore_index = -100  # its labels have no weight now
+        ignore_index = -100  # ignored labels have weight 0 now
         label_smoothing = 0.0
     if target.shape != shape:
         raise ValueError(
@@ -116,9 +117,9 @@ class LinearCrossEntropyLoss(nn.Module):
         class_weight: A factor for each class, ``(K,)``.
         ignore_index: A label that contributes no loss and no gradient.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        label_smoothing: Smoothing by the loss itself, in [0, 1].
+        label_smoothing: Smoothing done by the loss, in [0, 1].
         prior: Where ``label_smoothing`` moves mass to. ``None``: uniform.
-        memory_budget: Bytes that logits may take.
+        memory_budget: Bytes that the logits may take.
 
     Example:
         >>> import torch
@@ -207,7 +208,7 @@ def _check(
 def _needs_logits(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, class_weight: Tensor | None, target: Tensor
 ) -> bool:
-    """Whether something besides first derivatives by the layer is wanted, or values cannot be read."""
+    """Whether more than first derivatives by the layer's tensors is needed, or values cannot be read."""
     fields: tuple[Tensor | None, ...] = (target,)
     if isinstance(target, SoftTargets):
         fields = (target.classes, target.weights, target.smoothing, target.prior)
@@ -218,7 +219,7 @@ def _needs_logits(
 
 
 def _layer_dtype(hidden: Tensor) -> torch.dtype:
-    """What a linear layer computes in here."""
+    """The dtype in which a linear layer computes here, under autocast or not."""
     device = hidden.device.type
     if hidden.dtype != torch.float64 and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
@@ -256,7 +257,7 @@ def _soft_loss(
         factor = None if factor is None else flattened(factor)
     counted, total = None, len(x)
     if rows.ignored is not None and x.device.type != "cpu":
-        x = x.masked_fill(rows.ignored, 0)  # so that nothing in them reaches the gradient of the weight
+        x = x.masked_fill(rows.ignored, 0)  # keeps NaN and infinity of ignored rows out of the weight's gradient
     elif rows.ignored is not None:
         counted = (~rows.ignored).flatten().nonzero().flatten()
         x, factor = x[counted], None if factor is None else factor[counted]

@@ -1,4 +1,4 @@
-"""The cross entropy of a linear layer as a function that autograd knows: logits exist for a few rows at a time."""
+"""The cross entropy of a linear layer as autograd functions that compute the logits a few rows at a time."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from composer_ls.losses.fused import is_batched, kept, save, saved
 __all__ = ["DenseRows", "Plan", "linear_losses", "linear_total"]
 
 LOST = 1e-30
-"""Probabilities below it are near the end of what float32 holds, so that their logarithms are taken from the logits."""
+"""Below this, probabilities are close to float32's underflow, so their logarithms are computed from the logits."""
 
 
 class DenseRows(NamedTuple):
-    """A dense target, and what happens to each of its rows: the smoothing of the loss, and class weights.
+    """A dense target with class weights.
 
     Attributes:
         rows: ``(N, K)``, any floating dtype.
         weight: A factor for each class, ``(K,)``, or ``None``.
-        ignored: Where a row counts for nothing, bool ``(N, 1)``, or ``None`` when every row counts.
+        ignored: True for ignored rows, bool ``(N, 1)``, or ``None`` when every row counts.
 
     """
 
@@ -35,13 +35,13 @@ class DenseRows(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How the work is done.
+    """How to compute the loss.
 
     Attributes:
-        chunk: Rows whose logits exist at the same time.
-        dtype: That the layer computes in: the dtype of its arguments, or what autocast says.
-        kernel: For labels; ``None`` where the arithmetic of linear layers saves passes over the logits.
-        smooth: What the loss does to dense rows before their class weights, or ``None``.
+        chunk: The number of rows per chunk of logits.
+        dtype: The dtype in which the layer computes: that of its arguments, or autocast's.
+        kernel: The kernel for SoftTargets; ``None`` to use :func:`_by_layer`, which makes fewer passes over the logits.
+        smooth: The smoothing to apply to dense rows before class weights, or ``None``.
 
     """
 
@@ -58,9 +58,9 @@ class _Layer(NamedTuple):
 
 
 class _Gradients(NamedTuple):
-    """Sums in the compute dtype, or None for what wants no gradient.
+    """Accumulated gradients in the compute dtype, or None where no gradient is needed.
 
-    The bias' are in float64 where the device has it: they add one number a row, in turn, and nearly cancel.
+    The bias gradient is in float64 if the device supports it: it is a sum of one number per row that nearly cancel.
     """
 
     hidden: Tensor | None
@@ -79,7 +79,7 @@ def linear_losses(layer: tuple[Any, ...], target: Any, plan: Plan) -> Tensor:
 
 
 class _Total(torch.autograd.Function):
-    """The gradients are made in the forward pass, while the logits are at hand."""
+    """Computes the gradients in the forward pass, while each chunk's logits are in memory."""
 
     @staticmethod
     def forward(
@@ -92,13 +92,13 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        gradients, ctx.gradients = ctx.gradients, None  # given away: they are the receiver's to change
+        gradients, ctx.gradients = ctx.gradients, None  # drop our reference: the receiver may change them in place
         hidden, weight, bias, scale, *fields = saved(ctx)
         layer, target, needs = _Layer(hidden, weight, bias), ctx.kind(*fields), ctx.needs_input_grad
         if torch.is_grad_enabled() or is_batched(grad_output):
             result = _with_graph(layer, target, grad_output * scale, ctx.plan, needs)
         else:
-            if gradients is None:  # a retained graph
+            if gradients is None:  # a second backward() through a retained graph
                 gradients = _run(layer, target, scale, ctx.plan, needs)[1]
             for gradient in gradients:
                 if gradient is not None:
@@ -108,7 +108,7 @@ class _Total(torch.autograd.Function):
 
 
 class _Losses(torch.autograd.Function):
-    """The backward pass, which brings each row's factor, makes the logits once more."""
+    """Computes the gradients in the backward pass, where each row's factor is known, from logits computed again."""
 
     @staticmethod
     def forward(
@@ -138,7 +138,7 @@ def _as_arguments(gradients: _Gradients, layer: _Layer) -> list[Tensor | None]:
 
 
 def _with_graph(layer: _Layer, target: Any, upstream: Tensor, plan: Plan, needs: Any) -> list[Tensor | None]:
-    """The gradients as functions that can be differentiated again, through all logits at once."""
+    """The gradients by operations that can be differentiated again. Computes all logits at once."""
     with torch.enable_grad():
         hidden, weight, bias = (None if value is None else value.to(plan.dtype) for value in layer)
         logits = F.linear(hidden, weight, bias)  # type: ignore[arg-type]
@@ -158,14 +158,14 @@ def _with_graph(layer: _Layer, target: Any, upstream: Tensor, plan: Plan, needs:
 
 
 def _run(layer: _Layer, target: Any, scale: Tensor | float, plan: Plan, needs: Any) -> tuple[Tensor, _Gradients]:
-    """The loss of every row, ``(N, 1)``, and the gradients that are needed of ``Σ_n scale_n · loss_n``."""
+    """The loss of every row, ``(N, 1)``, and the requested gradients of ``Σ_n scale_n · loss_n``."""
     with torch.autocast(layer.hidden.device.type, enabled=False):
         hidden, weight, bias = (None if value is None else value.detach().to(plan.dtype) for value in layer)
         casted = _Layer(hidden, weight, bias)  # type: ignore[arg-type]
         sums = compute_dtype(plan.dtype)
         scale = torch.as_tensor(scale, dtype=sums, device=layer.hidden.device).expand(len(layer.hidden), 1)
         largest = None
-        if sums != plan.dtype:  # so that float16 holds whatever the mean divides by, or a GradScaler multiplies with
+        if sums != plan.dtype:  # keeps float16 in range whatever the mean's divisor or the GradScaler's factor
             largest = scale.abs().amax().clamp_min(torch.finfo(sums).tiny) if len(scale) else None
             scale = scale if largest is None else scale / largest
         gradients = _zeros(casted, sums, needs)
@@ -191,7 +191,7 @@ def _zeros(layer: _Layer, dtype: torch.dtype, needs: Any) -> _Gradients:
 
 
 def _chunks(layer: _Layer, chunk: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """For some rows at a time: which, their hidden states, and their logits in memory that the next ones overwrite."""
+    """Chunks of rows: their slice, hidden states and logits. All chunks share one buffer for the logits."""
     rows, classes = len(layer.hidden), len(layer.weight)
     memory = empty_gradient(layer.hidden.new_empty(()).expand(min(chunk, rows), classes))
     for first in range(0, rows, chunk):
@@ -211,7 +211,7 @@ def _part(field: Any, part: slice, rows: int) -> Any:
 
 
 def _by_kernel(layer: _Layer, target: RowTargets, scale: Tensor, plan: Plan, gradients: _Gradients) -> Tensor:
-    """The gradient of a chunk takes the place of its logits."""
+    """Use a kernel, which writes the gradient of each chunk over its logits."""
     losses = scale.new_empty(scale.shape)
     wanted = any(gradient is not None for gradient in gradients)
     for part, hidden, x in _chunks(layer, plan.chunk):
@@ -247,7 +247,7 @@ def _dense_losses(logits: Tensor, target: DenseRows, plan: Plan) -> Tensor:
 
 
 def _accumulate(gradients: _Gradients, layer: _Layer, part: slice, hidden: Tensor, slope: Tensor) -> None:
-    """Add what the gradient of some rows' logits, ``slope``, gives to the layer's gradients."""
+    """Add the contribution of some rows, whose gradient by the logits is ``slope``, to the layer's gradients."""
     if gradients.hidden is not None:
         if gradients.hidden.dtype == slope.dtype:
             torch.mm(slope, layer.weight, out=gradients.hidden[part])
@@ -263,11 +263,12 @@ def _accumulate(gradients: _Gradients, layer: _Layer, part: slice, hidden: Tenso
 
 
 def _by_layer(layer: _Layer, target: RowTargets, scale: Tensor, plan: Plan, gradients: _Gradients) -> Tensor:
-    r"""The same with a softmax as the only pass over the logits.
+    r"""Like :func:`_by_kernel`, with the softmax as the only pass over the logits.
 
-    Of the gradient :math:`m\,\mathrm{softmax}(x) - \sum_j h_j\,\mathrm{onehot}(c_j) - s\,q` by the logits
-    :math:`x = Wz + b` only the first term is as large as they are. The second takes some rows of W, and the third one row,
-    :math:`q^\top W`; likewise :math:`\langle q, x\rangle = \langle q^\top W, z\rangle + \langle q, b\rangle`.
+    The gradient by the logits :math:`x = Wz + b` is
+    :math:`m\,\mathrm{softmax}(x) - \sum_j h_j\,\mathrm{onehot}(c_j) - s\,q`. Only its first term needs work
+    proportional to the logits. The second needs J rows of W, and the third only the row :math:`q^\top W`; likewise
+    :math:`\langle q, x\rangle = \langle q^\top W, z\rangle + \langle q, b\rangle`.
     """
     rows, components = target.classes.shape
     classes = target.classes
@@ -311,7 +312,7 @@ def _by_layer(layer: _Layer, target: RowTargets, scale: Tensor, plan: Plan, grad
 
 
 class _Prior(NamedTuple):
-    """The prior, ``None`` or ``(K,)``, seen through the layer: ``q^T W``, ``<q, b>`` and its sum."""
+    """The prior q, ``None`` or ``(K,)``, with its products with the layer, ``q^T W`` and ``<q, b>``, and its sum."""
 
     row: Tensor | None
     layer: Tensor
@@ -333,7 +334,7 @@ class _Prior(NamedTuple):
 
 
 def _surprise(probabilities: Tensor, labels: Tensor, hidden: Tensor, layer: _Layer) -> Tensor:
-    """``-log p`` of some labels, whose logits are made once more where p is too small to be known well."""
+    """``-log p`` of some labels. Where p is too small to be precise, it is computed again from the logits."""
     p = probabilities.gather(1, labels)
     result = p.log().neg_()
     lost = (p < LOST).any(1).nonzero().squeeze(1)
@@ -344,5 +345,5 @@ def _surprise(probabilities: Tensor, labels: Tensor, hidden: Tensor, layer: _Lay
 
 
 def _times(weight: Tensor, value: Tensor) -> Tensor:
-    """``weight · value`` in which nothing weighs nothing, even infinity."""
+    """``weight · value``, where 0 · inf counts as 0."""
     return torch.where(weight == 0, 0, weight * value)

@@ -1,4 +1,4 @@
-"""From SoftTargets to what a kernel of cross entropy is given, and the rule of the mean."""
+"""Converts SoftTargets to the form that cross-entropy kernels take, and computes the divisor of the mean."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ __all__ = ["inverse", "row_targets"]
 def row_targets(
     target: SoftTargets, weight: Tensor | None, ignore_index: int, dtype: torch.dtype, read: bool
 ) -> tuple[RowTargets, Tensor | None, Tensor | float]:
-    r"""What a kernel needs, a factor for each row's loss, and the number that the mean divides by.
+    r"""The target for a kernel, a factor for each row's loss, and the divisor of the mean.
 
-    That number is :math:`\sum_n \sum_j |w_{nj}|\,\mathrm{weight}[c_{nj}] / \sum_j |w_{nj}|` over the rows n of which some
-    weight is not 0: without class weights the number of rows that are not ignored, whatever their mass, as in PyTorch's mean
-    over dense rows; with them, the class weights of the labels, as in PyTorch's mean over labels.
+    The divisor is :math:`\sum_n \sum_j |w_{nj}|\,\mathrm{weight}[c_{nj}] / \sum_j |w_{nj}|` over the rows n with a
+    non-zero weight. Without class weights this is the number of rows that are not ignored, whatever their mass, as in
+    PyTorch's mean over dense rows. With class weights it is the sum of the labels' class weights, as in PyTorch's mean
+    over labels.
 
     Args:
-        target: J labels for each row.
+        target: SoftTargets with J labels per row.
         weight: A factor for each class, ``(K,)``.
-        ignore_index: A label without mass.
-        dtype: That the kernel computes in.
-        read: Whether values on the CPU may be read, which makes numbers of what is the same everywhere.
+        ignore_index: Labels with this value are ignored.
+        dtype: The dtype in which the kernel computes.
+        read: Whether values on the CPU may be read, so that a field that is the same for all rows becomes a number.
 
     Returns:
-        The target, whose tensors have the dimensions of ``target.classes``; the factors, or ``None`` where all are 1; and
-        the number, as a tensor where only a device knows it.
+        The target, whose tensors have as many dimensions as ``target.classes``; the factors, or ``None`` if all are 1;
+        and the divisor, a tensor if its value is not known on the host.
 
     """
     classes, prior, dim = target.classes, target.prior, class_dim(target.classes)
@@ -48,7 +49,7 @@ def row_targets(
     divisor = _divisor(counted, classes, None if weight is None else weight.to(dtype), ignored, dtype)
     factor = None
     if isinstance(counted, Tensor) and classes.shape[dim] == 1 and read:
-        factor, counted = counted, 1.0  # one label for each row, maybe ignored: what the kernel is given stays numbers
+        factor, counted = counted, 1.0  # one label per row: the weight becomes a factor and the fields stay numbers
     hard = counted * (1 - smoothing)
     soft = None if isinstance(smoothing, float) and smoothing == 0 else counted * smoothing
     mass = counted
@@ -68,14 +69,14 @@ def row_targets(
 
 
 def inverse(divisor: Tensor | float) -> Tensor | float:
-    """1/divisor, and 0 where there is nothing to average."""
+    """``1 / divisor``, or 0 if there is nothing to average."""
     if not isinstance(divisor, Tensor):
         return 1 / divisor if divisor else 0.0
     return torch.where(divisor == 0, 0, 1 / torch.where(divisor == 0, 1, divisor))
 
 
 def _alike_rows(target: SoftTargets, dtype: torch.dtype) -> tuple[RowTargets, float] | None:
-    """The same for rows that differ in their classes only, as MixUp's do: numbers, which take no operations."""
+    """The target and divisor, without tensor operations, if rows differ only in their classes (as in MixUp); else None."""
     classes, field, dim = target.classes, target.weights, class_dim(target.classes)
     components = classes.shape[dim]
     smoothing = host_number(target.smoothing)
@@ -93,8 +94,8 @@ def _alike_rows(target: SoftTargets, dtype: torch.dtype) -> tuple[RowTargets, fl
 
 
 def _ignored(counted: Tensor, dim: int, read: bool) -> Tensor | None:
-    """Which rows count for nothing; ``None`` where none is known to."""
-    on_host = read and counted.device.type == "cpu"  # elsewhere, to look would be to wait
+    """Which rows are ignored, or ``None`` if it is known that none is."""
+    on_host = read and counted.device.type == "cpu"  # reading from another device would synchronise it
     if counted.shape[dim] > 1:
         counted = counted.detach().abs().amax(dim, keepdim=True)
     if on_host and bool(counted.all()):
@@ -105,7 +106,7 @@ def _ignored(counted: Tensor, dim: int, read: bool) -> Tensor | None:
 def _divisor(
     counted: Tensor | float, classes: Tensor, weight: Tensor | None, ignored: Tensor | None, dtype: torch.dtype
 ) -> Tensor | float:
-    """The number that the mean divides by: see :func:`row_targets`."""
+    """The divisor of the mean; see :func:`row_targets`."""
     dim = class_dim(classes)
     rows = classes.numel() // classes.shape[dim]
     if weight is None:
@@ -121,7 +122,7 @@ def _divisor(
 
 
 def _number_or_rows(field: Tensor, classes: Tensor, dtype: torch.dtype, read: bool) -> Tensor | float:
-    """A field of SoftTargets as a number, if the host knows it, else with the dimensions of ``classes``."""
+    """A field of SoftTargets as a number if the host knows its value, else with as many dimensions as ``classes``."""
     if field.ndim:
         return field.to(dtype)
     number = host_number(field) if read else None
@@ -129,7 +130,7 @@ def _number_or_rows(field: Tensor, classes: Tensor, dtype: torch.dtype, read: bo
 
 
 def _known(value: Tensor | float, read: bool) -> Tensor | float:
-    """A single number as such, if the host knows it."""
+    """A one-element tensor as a number if its value is known on the host; anything else as it is."""
     if not read or not isinstance(value, Tensor) or value.numel() != 1:
         return value
     number = host_number(value.view(()))
