@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from composer_ls.algorithm import LabelSmoothing
 from composer_ls.errors import RecipeError
+from composer_ls.lab.recipe.algorithm_arguments import check_algorithms
 from composer_ls.lab.training.teacher import DistillationFromRun
 from composer_ls.smoothing import as_prior
 
@@ -22,8 +22,10 @@ __all__ = ["algorithms_by_name", "build_algorithms"]
 # A recipe's label_smoothing may also have ``implementation: composer``, for Composer's algorithm of that name.
 OURS: dict[str, type[Algorithm]] = {"distillation": DistillationFromRun, "label_smoothing": LabelSmoothing}
 
-# Where things are in a batch or an output, which is up to the caller of a library and fixed in a recipe.
-BATCH_FORM = frozenset({"input_key", "target_key", "output_key"})
+SMOOTHERS: dict[str, type[Algorithm]] = {
+    "composer_ls": LabelSmoothing,
+    "composer": composer.algorithms.LabelSmoothing,  # which stays where the recipe puts it
+}
 
 
 def algorithms_by_name() -> dict[str, type[Algorithm]]:
@@ -53,28 +55,18 @@ def build_algorithms(
         ['MixUp']
 
     """
+    check_algorithms(mapping)
     known = algorithms_by_name()
     built = []
     for name, arguments in mapping.items():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise RecipeError(f"unknown key algorithms.{name}: {hint}allowed are {', '.join(sorted(known))}")
         if arguments is None:
             continue
         cls = known[name]
         if name == "label_smoothing" and "implementation" in arguments:
-            cls = _implementation(arguments["implementation"])
+            cls = SMOOTHERS[arguments["implementation"]]
             arguments = {key: value for key, value in arguments.items() if key != "implementation"}
-        allowed = [key for key in inspect.signature(cls).parameters if key != "self"]
-        for key in arguments:
-            if key in BATCH_FORM and key in allowed:
-                raise RecipeError(
-                    f"algorithms.{name}.{key} cannot be set in a recipe, whose batches are always (images, labels) and "
-                    f"whose outputs are logits: leave it out"
-                )
-            if key not in allowed:
-                raise RecipeError(f"unknown key algorithms.{name}.{key}: allowed are {', '.join(allowed)}")
+        if name in {"mixup", "cutmix"} and not _is_positive(arguments.get("alpha", 1)):
+            raise RecipeError(f"algorithms.{name}.alpha is {arguments['alpha']!r}, but must be a number above 0")
         try:
             if name == "label_smoothing" and "prior" in arguments:
                 prior = _named_prior(arguments["prior"], label_counts)
@@ -86,17 +78,8 @@ def build_algorithms(
     return built
 
 
-def _implementation(name: Any) -> type[Algorithm]:
-    """Our label smoothing, or Composer's own to compare it with, which stays where the recipe puts it."""
-    smoothers: dict[Any, type[Algorithm]] = {
-        "composer_ls": LabelSmoothing,
-        "composer": composer.algorithms.LabelSmoothing,
-    }
-    if name not in smoothers:
-        raise RecipeError(
-            f"algorithms.label_smoothing.implementation is {name!r}, but must be {' or '.join(smoothers)}"
-        )
-    return smoothers[name]
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
 def _named_prior(prior: Any, label_counts: Callable[[], Tensor] | None) -> Any:

@@ -1,0 +1,117 @@
+"""Which algorithms a recipe can name, and their arguments, known without importing Composer, which takes seconds."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from composer_ls.errors import RecipeError
+
+__all__ = ["algorithm_names", "arguments_of", "check_algorithms"]
+
+OURS = {
+    "distillation": ("training/teacher.py", "DistillationFromRun"),
+    "label_smoothing": ("../algorithm.py", "LabelSmoothing"),
+}
+"""The files of our own, from the folder of the lab, and their classes."""
+
+BATCH_FORM = frozenset({"input_key", "target_key", "output_key"})
+"""Where things are in a batch or an output, which is up to the caller of a library and fixed in a recipe."""
+
+IMPLEMENTATIONS = ("composer_ls", "composer")
+"""Of ``label_smoothing``: ours, or Composer's own to compare it with."""
+
+
+def check_algorithms(mapping: Mapping[str, Any]) -> None:
+    """Raise a RecipeError if an algorithm does not exist or does not take an argument; what is allowed is named.
+
+    Example:
+        >>> from composer_ls.lab.recipe.algorithm_arguments import check_algorithms
+        >>> check_algorithms({"mixup": {"alpha": 0.2}, "label_smoothing": None})
+
+    """
+    known = algorithm_names()
+    for name, arguments in mapping.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise RecipeError(f"unknown key algorithms.{name}: {hint}allowed are {', '.join(known)}")
+        if arguments is not None:
+            _check_arguments(name, arguments)
+
+
+def _check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
+    given, composers_own = list(arguments), False
+    if name == "label_smoothing" and "implementation" in arguments:
+        implementation = arguments["implementation"]
+        if implementation not in IMPLEMENTATIONS:
+            raise RecipeError(
+                f"algorithms.label_smoothing.implementation is {implementation!r}, but must be "
+                f"{' or '.join(IMPLEMENTATIONS)}"
+            )
+        composers_own = implementation == "composer"
+        given.remove("implementation")
+    allowed = arguments_of(name, composers_own=composers_own)
+    for key in given:
+        if key in BATCH_FORM and key in allowed:
+            raise RecipeError(
+                f"algorithms.{name}.{key} cannot be set in a recipe, whose batches are always (images, labels) and "
+                f"whose outputs are logits: leave it out"
+            )
+        if key not in allowed:
+            settable = [argument for argument in allowed if argument not in BATCH_FORM]
+            near = difflib.get_close_matches(key, settable, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise RecipeError(
+                f"unknown key algorithms.{name}.{key}: {hint}allowed are {', '.join(settable) or 'none'}"
+            )
+
+
+@functools.cache
+def algorithm_names() -> tuple[str, ...]:
+    """The names of Composer's algorithms, which are those of their folders, and of our own, sorted."""
+    folder = _composers_folder()
+    names = {place.name for place in folder.iterdir() if (place / f"{place.name}.py").is_file()}
+    return tuple(sorted(names | set(OURS)))
+
+
+@functools.cache
+def arguments_of(name: str, *, composers_own: bool = False) -> tuple[str, ...]:
+    """The arguments of an algorithm, read from its source.
+
+    Args:
+        name: One of :func:`algorithm_names`.
+        composers_own: Take Composer's algorithm where ours has the same name.
+
+    """
+    if name in OURS and not composers_own:
+        place, cls = OURS[name]
+        source = _class_in(Path(__file__).resolve().parents[1] / place, cls)
+    else:
+        source = _class_in(_composers_folder() / name / f"{name}.py")
+    assert source is not None, f"{name} is no algorithm"
+    for statement in source.body:
+        if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
+            return tuple(one.arg for one in (*statement.args.args[1:], *statement.args.kwonlyargs))
+    return ()
+
+
+def _composers_folder() -> Path:
+    found = importlib.util.find_spec("composer")  # which does not import it
+    assert found is not None and found.submodule_search_locations, "Composer is one of our requirements"
+    return Path(found.submodule_search_locations[0]) / "algorithms"
+
+
+def _class_in(file: Path, name: str | None = None) -> ast.ClassDef | None:
+    """A class by its name, or else the one that derives from ``Algorithm``."""
+    classes = [one for one in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(one, ast.ClassDef)]
+    for one in classes:
+        bases = [base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "") for base in one.bases]
+        if one.name == name or (name is None and "Algorithm" in bases):
+            return one
+    return None

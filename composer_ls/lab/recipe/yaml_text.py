@@ -1,0 +1,104 @@
+"""YAML as recipes use it: the numbers of YAML 1.2, and no key twice."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from composer_ls.errors import RecipeError
+
+__all__ = ["dump_yaml", "parse_yaml"]
+
+# Each kind of plain value, what it looks like and the characters that it starts with, as in YAML 1.2's core schema. A date and 1:30
+# stay text, and 010 is ten. Octal numbers are written 0o10. Words for true and false are those of YAML 1.1 without yes, no, on, off.
+KINDS = (
+    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("tag:yaml.org,2002:int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "tag:yaml.org,2002:float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    ("tag:yaml.org,2002:merge", r"<<", "<"),
+    ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", "~nN"),
+)
+
+
+RESOLVERS: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+for _tag, _pattern, _starts in KINDS:
+    for _start in [*_starts, ""] if _tag.endswith("null") else _starts:
+        RESOLVERS.setdefault(_start, []).append((_tag, re.compile(f"(?:{_pattern})$")))
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers = RESOLVERS
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """A mapping, unless a key stands in it twice."""
+        first: dict[Any, Any] = {}
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":
+                key = self.construct_object(key_node)
+                if key in first:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key} stands twice, first in line {first[key] + 1}", key_node.start_mark
+                    )
+                first[key] = key_node.start_mark.line
+        return super().construct_mapping(node, deep)
+
+
+def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+    text = loader.construct_scalar(node)
+    base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+    return int(text[2:] if base != 10 else text, base)
+
+
+def _number(loader: _Loader, node: yaml.ScalarNode) -> float:
+    return float(loader.construct_scalar(node).lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+_Loader.add_constructor("tag:yaml.org,2002:float", _number)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Text is quoted if either version would take it for something else."""
+
+    yaml_implicit_resolvers = {
+        start: [*yaml.SafeDumper.yaml_implicit_resolvers.get(start, []), *RESOLVERS.get(start, [])]
+        for start in {*yaml.SafeDumper.yaml_implicit_resolvers, *RESOLVERS}
+    }
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """What YAML says, of plain values only: mappings, lists, text, numbers, true, false and null.
+
+    Args:
+        text: The YAML.
+        where: Where it stands, for messages: a file or an override.
+
+    Raises:
+        RecipeError: It is not valid, or a mapping has a key twice; the message gives the line and the column.
+
+    Example:
+        >>> from composer_ls.lab.recipe.yaml_text import parse_yaml
+        >>> parse_yaml("[010, 1e-1, 2024-01-01, 1:30, no]", "here")
+        [10, 0.1, '2024-01-01', '1:30', 'no']
+
+    References:
+        https://yaml.org/spec/1.2.2/#103-core-schema
+
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise RecipeError(f"{where}{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+
+
+def dump_yaml(content: Any) -> str:
+    """YAML that :func:`parse_yaml` reads back as the same, and readers of YAML 1.1 too, in the order of the keys."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
