@@ -16,8 +16,9 @@ from typing import Any
 from composer_ls.errors import InputError, RecipeError
 from composer_ls.lab.compare.measured_runs import LeftOut, find_runs
 from composer_ls.lab.compare.settings import SMOOTHING, names_of_settings
-from composer_ls.lab.recipe.reading import load_recipe, parse_yaml
+from composer_ls.lab.recipe.reading import load_recipe
 from composer_ls.lab.recipe.recipe import Recipe, differing_keys
+from composer_ls.lab.recipe.yaml_text import parse_yaml
 from composer_ls.lab.run_folder.folder import RunFolder
 
 __all__ = ["Axis", "Plan", "PlannedRun", "make_plan", "parse_axis", "parse_smoothing"]

@@ -6,13 +6,13 @@ import ast
 import difflib
 import functools
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from composer_ls.errors import RecipeError
 
-__all__ = ["algorithm_names", "arguments_of", "check_algorithms"]
+__all__ = ["algorithm_mistakes", "algorithm_names", "arguments_of", "check_algorithms"]
 
 OURS = {
     "distillation": ("training/teacher.py", "DistillationFromRun"),
@@ -35,41 +35,50 @@ def check_algorithms(mapping: Mapping[str, Any]) -> None:
         >>> check_algorithms({"mixup": {"alpha": 0.2}, "label_smoothing": None})
 
     """
+    for _, message in algorithm_mistakes(mapping):
+        raise RecipeError(message)
+
+
+def algorithm_mistakes(mapping: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The mistakes in the ``algorithms`` of a recipe: the keys that lead there, and a message."""
     known = algorithm_names()
     for name, arguments in mapping.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise RecipeError(f"unknown key algorithms.{name}: {hint}allowed are {', '.join(known)}")
-        if arguments is not None:
-            _check_arguments(name, arguments)
+            message = f"unknown key algorithms.{name}: {_near(name, known)}allowed are {', '.join(known)}"
+            yield ("algorithms", name), message
+        elif arguments is not None:
+            for key, message in _wrong_arguments(name, arguments):
+                yield ("algorithms", name, key), message
 
 
-def _check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
-    given, composers_own = list(arguments), False
-    if name == "label_smoothing" and "implementation" in arguments:
-        implementation = arguments["implementation"]
-        if implementation not in IMPLEMENTATIONS:
-            raise RecipeError(
-                f"algorithms.label_smoothing.implementation is {implementation!r}, but must be "
-                f"{' or '.join(IMPLEMENTATIONS)}"
-            )
-        composers_own = implementation == "composer"
-        given.remove("implementation")
+def _wrong_arguments(name: str, arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    composers_own = name == "label_smoothing" and arguments.get("implementation") == "composer"
     allowed = arguments_of(name, composers_own=composers_own)
-    for key in given:
-        if key in BATCH_FORM and key in allowed:
-            raise RecipeError(
-                f"algorithms.{name}.{key} cannot be set in a recipe, whose batches are always (images, labels) and "
-                f"whose outputs are logits: leave it out"
+    settable = [argument for argument in allowed if argument not in BATCH_FORM]
+    for key, value in arguments.items():
+        path = f"algorithms.{name}.{key}"
+        if name == "label_smoothing" and key == "implementation":
+            if value not in IMPLEMENTATIONS:
+                yield key, f"{path} is {value!r}, but must be {' or '.join(IMPLEMENTATIONS)}"
+        elif key in BATCH_FORM and key in allowed:
+            yield (
+                key,
+                f"{path} cannot be set in a recipe, whose batches are always (images, labels) and whose outputs are "
+                f"logits: leave it out",
             )
-        if key not in allowed:
-            settable = [argument for argument in allowed if argument not in BATCH_FORM]
-            near = difflib.get_close_matches(key, settable, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise RecipeError(
-                f"unknown key algorithms.{name}.{key}: {hint}allowed are {', '.join(settable) or 'none'}"
-            )
+        elif key not in settable:
+            yield key, f"unknown key {path}: {_near(key, settable)}allowed are {', '.join(settable) or 'none'}"
+        elif name in {"mixup", "cutmix"} and key == "alpha" and not _is_positive(value):
+            yield key, f"{path} is {value!r}, but must be a number above 0"
+
+
+def _near(key: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(key), known, n=1)
+    return f"did you mean {near[0]}? " if near else ""
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
 @functools.cache
@@ -103,7 +112,8 @@ def arguments_of(name: str, *, composers_own: bool = False) -> tuple[str, ...]:
 
 def _composers_folder() -> Path:
     found = importlib.util.find_spec("composer")  # which does not import it
-    assert found is not None and found.submodule_search_locations, "Composer is one of our requirements"
+    assert found is not None, "Composer is one of our requirements"
+    assert found.submodule_search_locations
     return Path(found.submodule_search_locations[0]) / "algorithms"
 
 

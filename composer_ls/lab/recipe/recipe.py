@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import yaml
 from pydantic import Field, create_model, model_validator
 
 from composer_ls.lab.recipe.sections import (
@@ -22,8 +21,10 @@ from composer_ls.lab.recipe.sections import (
     Optimizer,
     Schedule,
     Section,
+    Seed,
     WholeDuration,
 )
+from composer_ls.lab.recipe.yaml_text import dump_yaml
 
 __all__ = ["Recipe", "TaskSchema", "differing_keys", "recipe_schema", "use_tasks"]
 
@@ -59,7 +60,7 @@ class Recipe(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     description: str = Field("", description="one line on what it is")
     needs: str = Field("", description="one line on what it needs")
-    seed: Integer = Field(17, ge=0)
+    seed: Seed = 17
     duration: WholeDuration
     precision: Literal["auto", "fp32", "amp_bf16", "amp_fp16"] = Field(
         "fp32", description="auto: amp_bf16 on a GPU that has it, else fp32"
@@ -106,7 +107,7 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML, with every default written out."""
-        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.model_dump())
 
     def identity(self) -> dict[str, Any]:
         """What decides the run: every key that is not at its default. Two recipes with equal ones are the same run.

@@ -17,6 +17,7 @@ __all__ = [
     "Optimizer",
     "Schedule",
     "Section",
+    "Seed",
     "Truth",
     "WholeDuration",
     "number_in_words",
@@ -24,7 +25,7 @@ __all__ = [
 
 
 def number_in_words(value: Any) -> Any:
-    """YAML 1.1 reads ``1e-3`` as a string; take it as the number that it looks like. ``true`` looks like none."""
+    """Text that is a number, as it is in quotes, is taken for that number. ``true`` is none."""
     if isinstance(value, bool):
         raise ValueError("input should be a number")
     if isinstance(value, str):
@@ -35,16 +36,25 @@ def number_in_words(value: Any) -> Any:
     return value
 
 
+def _truth_in_words(value: Any) -> Any:
+    """YAML 1.1's other words for true and false."""
+    words = {"yes": True, "on": True, "no": False, "off": False}
+    return words.get(value.lower(), value) if isinstance(value, str) else value
+
+
 Number = Annotated[float, BeforeValidator(number_in_words), Field(allow_inf_nan=False)]
 Integer = Annotated[int, Strict()]
-Truth = Annotated[bool, Strict()]
+Seed = Annotated[Integer, Field(ge=0, lt=2**32)]  # what NumPy's generators take
+Truth = Annotated[bool, Strict(), BeforeValidator(_truth_in_words)]
 
 
-def _length(value: Any) -> Any:
+def _length(value: Any, fraction: bool = True) -> Any:
     if not (isinstance(value, str) and re.fullmatch(r"[0-9]+(ep|ba|sp)|[0-9]+(\.[0-9]+)?dur", value)):
+        number = isinstance(value, int) and not isinstance(value, bool)
+        example = f"{value}ep" if number and value > 0 else "10ep"
         raise ValueError(
-            "a duration is a whole number with ep, ba or sp behind it, such as 10ep or 500ba, "
-            "or a fraction of the run, such as 0.5dur"
+            f"a duration is a whole number with ep, ba or sp (epochs, steps, examples) behind it, such as {example}"
+            f"{', or a fraction of the run, such as 0.5dur' if fraction else ''}"
         )
     if value.endswith("dur") and float(value.removesuffix("dur")) > 1:
         raise ValueError("a fraction of the run is at most 1dur")
@@ -65,7 +75,12 @@ def _not_of_itself(value: str) -> str:
 
 Warmup = Annotated[str, BeforeValidator(_length)]
 Duration = Annotated[Warmup, AfterValidator(_more_than_none)]
-WholeDuration = Annotated[Duration, AfterValidator(_not_of_itself)]
+WholeDuration = Annotated[
+    str,
+    BeforeValidator(lambda value: _length(value, fraction=False)),
+    AfterValidator(_more_than_none),
+    AfterValidator(_not_of_itself),
+]
 
 
 class Section(BaseModel):

@@ -42,9 +42,9 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":
                 key = self.construct_object(key_node)
                 if key in first:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key} stands twice, first in line {first[key] + 1}", key_node.start_mark
-                    )
+                    line = f", first in line {first[key] + 1}" if first[key] != key_node.start_mark.line else ""
+                    problem = f"the key {key} stands twice{line}"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
                 first[key] = key_node.start_mark.line
         return super().construct_mapping(node, deep)
 

@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from composer_ls.errors import RecipeError, RunFolderError
-from composer_ls.lab.recipe.reading import parse_yaml, place_of
+from composer_ls.lab.recipe.mistakes import place_of
 from composer_ls.lab.recipe.recipe import Recipe, differing_keys, recipe_schema
+from composer_ls.lab.recipe.yaml_text import parse_yaml
 from composer_ls.lab.run_folder.files import told_if_unwritable, write_tensors, write_text
 
 __all__ = ["RunFolder", "read_recipe"]

@@ -65,8 +65,6 @@ def build_algorithms(
         if name == "label_smoothing" and "implementation" in arguments:
             cls = SMOOTHERS[arguments["implementation"]]
             arguments = {key: value for key, value in arguments.items() if key != "implementation"}
-        if name in {"mixup", "cutmix"} and not _is_positive(arguments.get("alpha", 1)):
-            raise RecipeError(f"algorithms.{name}.alpha is {arguments['alpha']!r}, but must be a number above 0")
         try:
             if name == "label_smoothing" and "prior" in arguments:
                 prior = _named_prior(arguments["prior"], label_counts)
@@ -76,10 +74,6 @@ def build_algorithms(
         except (TypeError, ValueError, AssertionError) as error:
             raise RecipeError(f"algorithms.{name}: {error}") from error
     return built
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
 def _named_prior(prior: Any, label_counts: Callable[[], Tensor] | None) -> Any:

@@ -158,7 +158,7 @@ def test_an_override_of_what_is_varied_is_refused(tmp_path):
 
 
 def test_a_key_that_the_recipe_does_not_have_is_refused(tmp_path):
-    with pytest.raises(RecipeError, match="unknown key data.batchsize: did you mean batch_size"):
+    with pytest.raises(RecipeError, match="unknown key data.batchsize: did you mean data.batch_size"):
         plan(tmp_path, vary=["data.batchsize=[1, 2]"])
 
 

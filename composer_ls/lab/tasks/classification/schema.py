@@ -13,6 +13,7 @@ from composer_ls.lab.recipe.sections import (
     ModelSection,
     Number,
     Section,
+    Seed,
     Truth,
     WholeDuration,
     number_in_words,
@@ -43,7 +44,7 @@ class LabelNoise(Section):
     pairs: dict[Integer, Integer] | None = Field(
         None, description="from classes to those that they are mistaken for; null: any class for any other"
     )
-    seed: Integer = Field(0, ge=0, description="of the choice, whatever the run's seed")
+    seed: Seed = Field(0, description="of the choice, whatever the run's seed")
 
 
 class ClassificationData(DataSection):
@@ -66,7 +67,7 @@ class ClassificationData(DataSection):
         ge=1,
         description="how many of the other training images to train on, equally many of each class; null: all",
     )
-    split_seed: Integer = Field(0, ge=0, description="of these two choices, whatever the run's seed")
+    split_seed: Seed = Field(0, description="of these two choices, whatever the run's seed")
     label_noise: LabelNoise | None = Field(None, description="change some training labels at random")
     in_memory: Literal["auto", True, False] = Field(
         "auto", description="decode all images once and make batches on the device; auto: if they take at most 2 GiB"

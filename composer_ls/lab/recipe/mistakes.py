@@ -1,0 +1,197 @@
+"""What is wrong with a recipe, in words: the key, who set it, what is allowed and what was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from composer_ls.lab.recipe.algorithm_arguments import algorithm_names, arguments_of
+from composer_ls.lab.recipe.recipe import recipe_schema
+
+__all__ = ["Override", "explain", "place_of", "told"]
+
+ALIASES = {
+    "amp": "precision",
+    "arch": "model.name",
+    "bs": "data.batch_size",
+    "data_dir": "data.root",
+    "dataset": "data.name",
+    "label_smoothing": "algorithms.label_smoothing.smoothing",
+    "lr": "optimizer.learning_rate",
+    "ls": "algorithms.label_smoothing.smoothing",
+    "max_duration": "duration",
+    "network": "model.name",
+    "num_workers": "data.workers",
+    "smoothing": "algorithms.label_smoothing.smoothing",
+    "wd": "optimizer.weight_decay",
+}
+"""Where keys are that people try, besides keys that stand in another section."""
+
+LENGTHS = {"epoch": "ep", "step": "ba", "batch": "ba", "batche": "ba", "iteration": "ba"}
+"""Words for the length of a run, without a plural's s and a word such as ``max_`` before them, and the unit that they mean."""
+
+
+@dataclass(frozen=True)
+class Override:
+    """A change to a recipe, as it was given."""
+
+    text: str
+    keys: tuple[str, ...]
+    value: Any
+
+    def concerns(self, keys: Sequence[str]) -> bool:
+        """Whether it has set the value of these keys, a part of it, or what that is a part of."""
+        return all(own == other for own, other in zip(self.keys, keys, strict=False))
+
+
+def explain(error: ValidationError, where: str, overrides: Sequence[Override]) -> str:
+    """All mistakes, after the override that made them, or else the file that they are in."""
+    by_place: dict[str, list[str]] = {}
+    for problem in error.errors():
+        keys, section = place_of(problem["loc"])
+        guilty = _guilty(keys, overrides)
+        place = f"{where} with {_texts(overrides)}" if not keys and overrides else _place(guilty, where)
+        by_place.setdefault(place, []).append(_message(problem, keys, section, guilty))
+    return "; ".join(f"{place}: {'; '.join(messages)}" for place, messages in by_place.items())
+
+
+def told(keys: Sequence[str], message: str, where: str, overrides: Sequence[Override]) -> str:
+    """A message on some keys, after the override that set them, or else the file."""
+    return f"{_place(_guilty(keys, overrides), where)}: {message}"
+
+
+def _place(guilty: Override | None, where: str) -> str:
+    return f"the override {guilty.text!r}" if guilty else where
+
+
+def _texts(overrides: Sequence[Override]) -> str:
+    return " ".join(override.text for override in overrides)
+
+
+def _guilty(keys: Sequence[str], overrides: Sequence[Override]) -> Override | None:
+    """The last override that set these keys; a mistake of the whole is nobody's."""
+    return next((one for one in reversed(overrides) if keys and one.concerns(keys)), None)
+
+
+def _message(
+    problem: Mapping[str, Any], keys: Sequence[str], section: type[BaseModel], override: Override | None
+) -> str:
+    path, kind, given = ".".join(keys), problem["type"], problem["input"]
+    if kind == "extra_forbidden":
+        return _unknown(keys, section, given, override)
+    if kind == "missing":
+        return f"the key {path} is missing"
+    if kind == "union_tag_not_found":
+        return f"the key {path}.name is missing"
+    if kind == "union_tag_invalid":
+        expected = " or ".join(problem["ctx"]["expected_tags"].rsplit(", ", 1))
+        return f"{path}.name is {given['name']!r}: input should be {expected}"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = f"{message[:1].lower()}{message[1:]}"
+    if not path:
+        return message
+    if given is None:
+        empty = override is not None and override.text.endswith("=")
+        return f"{path} is {'given no value' if empty else 'null, which means no value'}: {message}"
+    if len(keys) == 2 and keys[0] == "algorithms":
+        message = f"its arguments should be a mapping: {_arguments_in_words(keys[1], given)}"
+    elif kind.startswith("model_") and isinstance(given, str):
+        message = f"it is a section of the recipe: did you mean {path}.name={given}?"
+    elif kind == "string_type" and isinstance(given, (bool, int, float)):
+        words = "true or false" if isinstance(given, bool) else "a number"
+        text = override.text.partition("=")[2] if override and len(override.keys) == len(keys) else given
+        quoted = f"""{path}='"{text}"'""" if override else f'{keys[-1]}: "{text}"'
+        message = f"YAML takes it for {words}; if it is text, put it in quotes: {quoted}"
+    return f"{path} is {given!r}: {message}"
+
+
+FIRST_ARGUMENTS = {"cutmix": "alpha", "label_smoothing": "smoothing", "mixup": "alpha"}
+"""What a bare number is meant for."""
+
+
+def _arguments_in_words(name: str, given: Any) -> str:
+    if given is False:
+        return f"algorithms.{name}=null switches it off"
+    if given is True or name not in algorithm_names() or not arguments_of(name):
+        return f"algorithms.{name}={{}} takes its defaults"
+    if name in FIRST_ARGUMENTS and isinstance(given, (int, float)):
+        return f"did you mean algorithms.{name}.{FIRST_ARGUMENTS[name]}={given}?"
+    return f"use algorithms.{name}.ARGUMENT=VALUE, with the arguments {', '.join(arguments_of(name))}"
+
+
+def _unknown(keys: Sequence[str], section: type[BaseModel], given: Any, override: Override | None) -> str:
+    """An unknown key, and what was probably meant: where it is from an override, as one."""
+    allowed = list(section.model_fields)
+    tail = ""  # what follows the key in the override
+    if override:
+        rest = "".join(f".{key}" for key in override.keys[len(keys) :])
+        tail = rest + "=" + override.text.partition("=")[2]
+    key, elsewhere = keys[-1], dict(_keys_of(recipe_schema()))
+    alike = difflib.get_close_matches(key, allowed, n=1, cutoff=0.75)
+    anywhere = difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.8)
+    near = alike or difflib.get_close_matches(key, allowed, n=1)
+    meant = None
+    if (length := _length(key, given)) is not None:
+        meant = f"duration={length}"
+    elif key in algorithm_names() and isinstance(given, dict):
+        meant = f"algorithms.{key}{tail}"
+    elif key in ALIASES:
+        meant = f"{ALIASES[key]}{tail}"
+    elif key in FIRST_ARGUMENTS:
+        meant = f"algorithms.{key}.{FIRST_ARGUMENTS[key]}{tail}"
+    elif anywhere and not (alike and key not in elsewhere) and elsewhere[anywhere[0]] != ".".join(keys):
+        meant = f"{elsewhere[anywhere[0]]}{tail}"
+    elif near:
+        meant = f"{'.'.join([*keys[:-1], near[0]])}{tail}"
+    hint = f"did you mean {meant}? " if meant else ""
+    return f"unknown key {'.'.join(keys)}: {hint}allowed are {', '.join(allowed)}"
+
+
+def _length(key: str, given: Any) -> str | None:
+    unit = LENGTHS.get(key.rpartition("_")[2].removesuffix("s"))
+    return f"{given}{unit}" if unit and isinstance(given, int) and not isinstance(given, bool) else None
+
+
+def _keys_of(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The keys of all sections, each with its path; of keys of one name the outermost comes last, and so counts."""
+    for name, field in section.model_fields.items():
+        for inner in _sections(field.annotation):
+            yield from _keys_of(inner, f"{prefix}{name}.")
+    for name in section.model_fields:
+        if name != "name" or not prefix:
+            yield name, f"{prefix}{name}"
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    return [one for one in (annotation, *typing.get_args(annotation)) if _is_section(one)]
+
+
+def place_of(loc: Sequence[str | int]) -> tuple[list[str], type[BaseModel]]:
+    """The keys that lead to a mistake, and the section that it is in, or that section around it that has a schema.
+
+    Where a section is one of several, pydantic puts the ``name`` that has told which between the keys.
+    """
+    section: type[BaseModel] = recipe_schema()
+    keys, rest = [], [str(part) for part in loc]
+    while rest:
+        keys.append(rest.pop(0))
+        field = section.model_fields.get(keys[-1])
+        if field is None:
+            break
+        choices = _sections(field.annotation)
+        if field.discriminator and rest:
+            name = rest.pop(0)
+            choices = [one for one in choices if name in typing.get_args(one.model_fields["name"].annotation)]
+        if not choices or not rest:
+            break
+        section = choices[0]
+    return keys + rest, section
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
