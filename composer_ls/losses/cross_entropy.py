@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from composer_ls.kernels import RowTargets, choose, composite
-from composer_ls.losses.fused import row_losses, total_loss
-from composer_ls.losses.row_targets import inverse, row_targets
+from composer_ls.losses.in_one_piece import losses_of
+from composer_ls.losses.row_targets import inverse
 from composer_ls.smoothing import smooth_labels
 from composer_ls.targets import SoftTargets
 from composer_ls.targets.compiling import in_graph, know_in_graph
 from composer_ls.targets.dispatch import implements
-from composer_ls.targets.fields import class_dim, transformed, wide_dtype
+from composer_ls.targets.fields import class_dim, transformed
 
 __all__ = ["CrossEntropyLoss", "cross_entropy"]
 
@@ -211,68 +209,14 @@ def _soft_cross_entropy(
     if weight is not None and weight.shape != (target.num_classes,):
         raise ValueError(f"weight has shape {tuple(weight.shape)}, but must be ({target.num_classes},)")
     with torch._C.DisableTorchFunctionSubclass():  # __torch_function__ per field would cost more than a small kernel
-        loss = _losses(logits, target, weight, ignore_index, reduction)
+        loss = losses_of(logits, target, weight, ignore_index, reduction)
         if reduction == "none":
             dim = class_dim(logits)
             loss = loss.reshape(logits.shape[:dim] + logits.shape[dim + 1 :])
         return loss if loss.dtype == logits.dtype or _under_autocast(loss) else loss.to(logits.dtype)
 
 
-def _losses(logits: Tensor, target: SoftTargets, weight: Tensor | None, ignore_index: int, reduction: str) -> Tensor:
-    """The loss in the compute dtype. With ``reduction="none"`` it has one element per row, in some shape."""
-    read = not _needs_formula(logits, target, weight)
-    rows, factor, divisor = row_targets(target, weight, ignore_index, wide_dtype(logits.dtype), read)
-    x, rows, factor = _as_rows(logits, rows, factor)
-    kernel = choose(x, rows.classes.shape[1]) if read else composite.loss_rows
-    scale = inverse(divisor) if reduction == "mean" else 1.0
-    if kernel is composite.loss_rows:
-        losses = composite.differentiable_rows(x, rows)
-    elif not (torch.is_grad_enabled() and x.requires_grad):
-        losses = kernel(x.detach(), rows, None, None)
-    elif reduction == "none":
-        losses = row_losses(x, rows, kernel)
-    else:
-        return total_loss(x, rows, factor, scale, kernel)
-    if factor is not None:
-        losses = losses * factor
-    return losses if reduction == "none" else losses.sum() * scale
-
-
 def _under_autocast(loss: Tensor) -> bool:
     device = loss.device.type
     available = loss.dtype == torch.float32 and torch.amp.is_autocast_available(device)  # type: ignore[attr-defined]
     return available and torch.is_autocast_enabled(device)
-
-
-def _needs_formula(logits: Tensor, target: SoftTargets, weight: Tensor | None) -> bool:
-    """Whether more than the first derivative by the logits is needed, or values cannot be read."""
-    fields = (target.weights, target.smoothing, target.prior, weight)
-    if torch.is_grad_enabled() and any(field is not None and field.requires_grad for field in fields):
-        return True
-    return transformed(logits, target.classes, *fields)
-
-
-def _as_rows(logits: Tensor, rows: RowTargets, factor: Tensor | None) -> tuple[Tensor, RowTargets, Tensor | None]:
-    """The logits as ``(N, K)`` or ``(N, K, S)``, as a view where possible, and the other tensors to match."""
-    if logits.ndim == 2:
-        return logits, rows, factor
-    if logits.ndim == 1:
-        return (
-            logits.unsqueeze(0),
-            rows.map(lambda field: field.unsqueeze(0)),
-            _mapped(factor, lambda f: f.unsqueeze(0)),
-        )
-    classes_last = logits.movedim(1, -1)
-    flatten: Callable[[Tensor], Tensor] = lambda field: field.flatten(2)  # noqa: E731
-    if classes_last.is_contiguous():
-        flatten = lambda field: field.movedim(1, -1).flatten(0, -2)  # noqa: E731
-
-    def flattened(field: Tensor) -> Tensor:
-        same_everywhere = field.shape[0] == field.shape[2:].numel() == 1
-        return flatten(field if same_everywhere else field.expand(len(logits), -1, *logits.shape[2:]))
-
-    return flatten(logits), rows.map(flattened), _mapped(factor, flattened)
-
-
-def _mapped(value: Tensor | None, change: Callable[[Tensor], Tensor]) -> Tensor | None:
-    return None if value is None else change(value)

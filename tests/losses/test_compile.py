@@ -1,12 +1,17 @@
 """torch.compile takes labels -> smooth -> mix -> loss as one graph, equal to eager, and compiles it once."""
 
+import gc
+
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+import composer_ls.losses.in_one_piece
 from composer_ls import CrossEntropyLoss, cross_entropy, linear_cross_entropy, smooth_labels
 
 K = 5
@@ -45,6 +50,18 @@ def mixed(target, lam, components):
 def value_and_gradient(function, x, *arguments):
     loss = function(x, *arguments)
     return loss.detach(), torch.autograd.grad(loss.sum(), x)[0]
+
+
+def aot_graphs(function, *arguments):
+    """The code of the graphs that a backend is given, forward and backward."""
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(graph.code)
+        return make_boxed_func(graph.forward)
+
+    torch.compile(function, fullgraph=True, backend=aot_autograd(fw_compiler=keep))(*arguments)
+    return graphs
 
 
 @pytest.mark.parametrize("components", [1, 2, 3])
@@ -170,6 +187,55 @@ def test_a_whole_training_step_compiles_and_gives_the_same_weights():
 
     compiled = trained(lambda function: torch.compile(function, fullgraph=True, backend="aot_eager"))
     assert_close(compiled, trained(lambda function: function))
+
+
+@pytest.fixture
+def in_one_piece(monkeypatch):
+    """What happens to many logits happens to few."""
+    monkeypatch.setattr(composer_ls.losses.in_one_piece, "LARGE", 1)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("layout", ["rows", "maps", "channels last", "transposed"])
+@pytest.mark.parametrize(("prior", "weighted"), [("uniform", False), ("row", True), ("row per class", False)])
+def test_large_logits_take_the_eager_kernel_inside_the_graph(in_one_piece, reduction, layout, prior, weighted):
+    class_weight = torch.rand(K, dtype=torch.float64) if weighted else None
+
+    def chain(x, labels, lam):
+        x = {"channels last": lambda: x.movedim(-1, 1), "transposed": lambda: x.t()}.get(layout, lambda: x)()
+        target = mixed(smooth_labels(x, labels, 0.1, prior=PRIORS[prior]), lam, 2)
+        return cross_entropy(x, target, class_weight, reduction=reduction)
+
+    shape = {"rows": (6, K), "maps": (6, K, 2, 3), "channels last": (6, 2, 3, K), "transposed": (K, 6)}[layout]
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    spatial = (2, 3) if len(shape) == 4 else ()
+    for ignored in (False, True):
+        labels = torch.randint(K, (6, *spatial))
+        if ignored:
+            labels[1] = -100
+        compiled = torch.compile(chain, fullgraph=True, backend="aot_eager")
+        graphs = aot_graphs(chain, x, labels, 0.3)
+        assert any("soft_cross_entropy" in graph for graph in graphs)
+        loss, expected = compiled(x, labels, 0.3), chain(x, labels, 0.3)
+        assert_close(loss, expected)
+        upstream = torch.rand_like(loss) + 0.5
+        for _ in range(2):  # the gradient of the forward pass, and one that is made again
+            ours = torch.autograd.grad(loss, x, upstream, retain_graph=True)[0]
+            assert_close(ours, torch.autograd.grad(expected, x, upstream, retain_graph=True)[0])
+
+
+def test_a_compiled_loss_that_is_dropped_frees_its_gradient(in_one_piece):
+    x, labels = batch()
+    tickets = composer_ls.losses.in_one_piece._TICKETS
+    compiled = torch.compile(lambda x, y: cross_entropy(x, smooth_labels(x, y, 0.1)), backend="aot_eager")
+    loss = compiled(x, labels)
+    assert len(tickets) == 1
+    del loss
+    gc.collect()
+    assert not tickets
+    with torch.no_grad():
+        assert_close(compiled(x, labels), F.cross_entropy(x, labels, label_smoothing=0.1))
+    assert not tickets
 
 
 @pytest.mark.slow
