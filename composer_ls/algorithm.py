@@ -1,4 +1,4 @@
-"""LabelSmoothing: the method as a Composer Algorithm, thin over `smooth_labels` and `composer_ls.composition`."""
+"""LabelSmoothing, a Composer Algorithm: a thin layer over `smooth_labels` and `composer_ls.composition`."""
 
 from __future__ import annotations
 
@@ -40,44 +40,46 @@ log = logging.getLogger(__name__)
 
 
 class LabelSmoothing(Algorithm):
-    """Move a part of each training target's mass to a prior, whatever else changes the targets.
+    """Label smoothing for training targets, correct alongside other algorithms that change the targets.
 
-    A drop-in for :class:`composer.algorithms.LabelSmoothing` with the same first arguments. Targets are smoothed just
-    before the loss and put back right after it; evaluation is never touched. Beside MixUp and CutMix both labels of
-    every pair are smoothed, in both of their modes and wherever this stands in the list of algorithms.
+    A drop-in replacement for :class:`composer.algorithms.LabelSmoothing` with the same first arguments. Targets are
+    smoothed just before the loss and restored right after it; evaluation is never changed. With MixUp and CutMix, both
+    labels of every pair are smoothed, in both of their modes and at any position in the list of algorithms.
 
-    The model is asked on the first microbatch how it makes its loss. If the loss reads the labels in a way that
-    distributions do not allow (a mask, a shift, a loss made in ``forward()``), the labels stay as they are, and every cross
-    entropy that the model takes of them is answered with the smoothed one. No key is needed then.
+    On the first microbatch the model is run once without side effects, to see which PyTorch loss functions it calls and
+    with which labels. If the loss uses the labels in a way that distributions do not support (a mask, a shift, a loss
+    computed in ``forward()``), the labels stay as they are, and each cross entropy that the model computes from them is
+    replaced by the smoothed one. No ``target_key`` is needed then.
 
     Args:
         smoothing: α in [0, 1], the mass that moves to the prior.
-        target_key: Where the targets are in the batch: an index, a name, a path such as ``("outer", "inner")``, a getter,
-            or a (getter, setter) pair. In a batch with names, ``labels`` or ``targets`` is found without it.
+        target_key: Where the targets are in the batch: an index, a key, a path such as ``("outer", "inner")``, a
+            getter, or a (getter, setter) pair. In a mapping, ``labels`` or ``targets`` is found without it.
         prior: Where the mass goes: ``None`` for the uniform ``1/K``, a row ``(K,)`` such as
             :func:`~composer_ls.smoothing.unigram_prior` makes, or one row per class ``(K, K)``.
-        ignore_index: A label that gets no mass and no gradient; ``None`` if there is none.
+        ignore_index: A label that gets no mass and no gradient; ``None`` to ignore no label.
         spread: ``"all"``, or ``"others"`` to share α among the K - 1 incorrect classes only.
         on_conflict: What to do if something else smooths the targets too: ``"raise"`` or ``"warn"``.
         output_key: Where the logits are in the model's output, as an index, a key, an attribute's name or a getter.
-            ``None``: the output is the logits, or the loss takes them from it by itself.
-        kind: ``"multiclass"``, or ``"binary"`` where every logit has a label of its own (multi-label targets) and the loss
-            is binary cross entropy: there the mass moves to 1/2.
+            ``None`` if the output is the logits, or if the loss extracts them itself.
+        kind: ``"multiclass"``, or ``"binary"`` if every logit has its own label (multi-label targets) and the loss is
+            binary cross entropy; the mass then moves to 1/2.
 
     Raises:
         TypeError: ``smoothing`` is not a number. During training: the output or the targets are not a tensor.
         ValueError: An argument is wrong. During training: there are no targets at ``target_key``, they do not fit the
             logits, the logits have one class, or a mixer has another target key.
-        TargetError: On the first microbatch: the loss is not for this ``kind``, or takes no distributions and no cross
-            entropy of the labels, as that of a regression.
+        TargetError: On the first microbatch: the loss does not fit this ``kind``, or it neither accepts distributions
+            nor computes a cross entropy of the labels (a regression, for example).
         DoubleSmoothingError: When training starts, if the loss, another algorithm or the dataloader smooths too.
 
     Note:
-        Under cross entropy without class weights and ignored labels, both modes of MixUp and CutMix give the same loss and
-        gradient. With them, PyTorch's mean divides each of the two interpolated losses by the weight of its own labels.
+        Under cross entropy without class weights or ignored labels, both modes of MixUp and CutMix give the same loss
+        and gradient. With either, PyTorch's mean divides each of the two interpolated losses by the weight of its own
+        labels.
 
-        The mean is over the labels that count of one microbatch, and Composer weighs microbatches by their examples, or by
-        their tokens with ``accumulate_train_batch_on_tokens=True``, just as without smoothing.
+        As without smoothing, the mean is over the counted labels of one microbatch, and Composer weights microbatches
+        by their number of examples, or of tokens with ``accumulate_train_batch_on_tokens=True``.
 
     Example:
         >>> from composer.algorithms import MixUp
@@ -119,7 +121,7 @@ class LabelSmoothing(Algorithm):
         self._replaced_loss: tuple[Any, Any] | None = None
 
     def __repr__(self) -> str:
-        """The call that makes it, which Composer stores in checkpoints."""
+        """The constructor call, which Composer stores in checkpoints."""
         prior = None if self.prior is None else f"<{tuple(self.prior.shape)}>"
         return (
             f"LabelSmoothing(smoothing={self.smoothing!r}, target_key={self.target_key!r}, prior={prior}, "
@@ -128,11 +130,11 @@ class LabelSmoothing(Algorithm):
         )
 
     def match(self, event: Event, state: State) -> bool:
-        """Whether ``event`` is one of those in :meth:`apply`'s table."""
+        """Whether ``event`` is in the table of steps."""
         return event in self._STEPS
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Take the step that belongs to ``event``."""
+        """Run the step for ``event``."""
         self._STEPS[event](self, state, logger)
 
     def _settle(self, state: State, logger: Logger) -> None:
@@ -147,7 +149,7 @@ class LabelSmoothing(Algorithm):
         self._refuse([*conflicts_with_algorithms(state.algorithms, self), *conflicts_in_model(model)])
 
     def _start(self, state: State, logger: Logger) -> None:
-        self._finish(state, logger)  # a training that did not come to its end
+        self._finish(state, logger)  # in case an earlier training was interrupted
         state.algorithms = place(state.algorithms, self)
         self._refuse(conflicts_in_data(state.dataloader))
         model = unwrapped(state)
@@ -156,10 +158,10 @@ class LabelSmoothing(Algorithm):
             model._loss_fn = cross_entropy  # the same loss, without the dense target
         self.way, self._asked, self._validated = TargetsInBatch(self), False, False
         if self is next(algorithm for algorithm in state.algorithms if is_smoother(algorithm, "composer_ls")):
-            self._announce(state, logger)  # for all of them
+            self._announce(state, logger)  # once, for all of them
 
     def _before_forward(self, state: State, logger: Logger) -> None:
-        self.way.put_back(state)  # of a step that did not come to its end
+        self.way.put_back(state)  # in case an earlier step was interrupted
         if not self._asked:
             self.way = choose(self, state)
             self._asked = True
@@ -205,14 +207,14 @@ class LabelSmoothing(Algorithm):
             self.object_to(DoubleSmoothingError(conflicts[0].message(self)))
 
     def object_to(self, error: ValueError) -> None:
-        """Raise an error, or warn of it, as ``on_conflict`` says. Without smoothing there is nothing to object to."""
+        """Raise the error or issue it as a warning, depending on ``on_conflict``. Does nothing if smoothing is 0."""
         if self.smoothing and self.on_conflict == "raise":
             raise error
         if self.smoothing:
             warnings.warn(str(error), stacklevel=2)
 
     def smoothed(self, logits: Tensor, target: Any, ignore_index: int | None = None) -> Tensor:
-        """What `smooth_labels` makes of targets, of which the first are looked at closely."""
+        """The smoothed targets. The values of the first batch's targets are checked."""
         target = as_tensor(target, logits.device)
         if not isinstance(target, Tensor):
             raise TypeError(
@@ -232,16 +234,18 @@ class LabelSmoothing(Algorithm):
             ignore_index=NO_LABEL if ignored is None else ignored,
             spread=self.spread,
             kind=self.kind,
-            validate=None if self._validated else True,  # later on where looking costs no wait
+            validate=None if self._validated else True,  # None checks values on the CPU only
         )
 
 
 def _as_number(smoothing: Any) -> Any:
     if isinstance(smoothing, str):
-        raise TypeError(f"smoothing must be a number in [0, 1], but is {smoothing!r}, a text: write it without quotes")
+        raise TypeError(
+            f"smoothing must be a number in [0, 1], but is the string {smoothing!r}: write it without quotes"
+        )
     if isinstance(smoothing, Tensor) and smoothing.numel() != 1:
         raise TypeError(
-            f"smoothing must be a number, but is a tensor of shape {tuple(smoothing.shape)}: one smoothing for "
-            f"each example is what composer_ls.smooth_labels takes"
+            f"smoothing must be a number, but is a tensor of shape {tuple(smoothing.shape)}: for one smoothing per "
+            f"example, use composer_ls.smooth_labels"
         )
     return smoothing.item() if isinstance(smoothing, Tensor) else smoothing

@@ -255,9 +255,9 @@ def test_a_second_fit_after_a_failed_one_starts_from_the_plain_batch():
 def test_an_output_with_its_own_loss_is_refused():
     logits = torch.zeros(2, K)
     state = fake_state((None, torch.tensor([0, 1])), {"logits": logits, "loss": logits.sum()})
-    with pytest.raises(ValueError, match="holds a loss of its own.*keep the labels out of forward"):
+    with pytest.raises(ValueError, match="contains a loss that was computed.*keep the labels out of forward"):
         LabelSmoothing(0.1, output_key="logits").apply(Event.BEFORE_LOSS, state, Mock())
-    with pytest.warns(UserWarning, match="holds a loss of its own"):
+    with pytest.warns(UserWarning, match="contains a loss that was computed"):
         LabelSmoothing(0.1, output_key="logits", on_conflict="warn").apply(Event.BEFORE_LOSS, state, Mock())
 
 
@@ -281,7 +281,7 @@ def test_repr_is_the_call():
     [
         ({"smoothing": 7}, ValueError, r"smoothing must be in \[0, 1\], but is 7"),
         ({"smoothing": float("nan")}, ValueError, "but is nan"),
-        ({"smoothing": "0.1"}, TypeError, "must be a number .* but is '0.1', a text: write it without quotes"),
+        ({"smoothing": "0.1"}, TypeError, "must be a number .* but is the string '0.1': write it without quotes"),
         (
             {"ignore_index": "-100"},
             TypeError,
@@ -305,8 +305,8 @@ def test_wrong_arguments_are_refused(arguments, error, message):
     ("outputs", "target", "error", "message"),
     [
         ({"logits": torch.zeros(2, K)}, torch.tensor([0, 1]), TypeError, "output is dict, .* give it output_key"),
-        (torch.zeros(2, 1), torch.tensor([0, 0]), ValueError, "one logit an example, .* use a head with two logits"),
-        (torch.zeros(4), torch.rand(4), ValueError, "one logit an example, .* use a head with two logits"),
+        (torch.zeros(2, 1), torch.tensor([0, 0]), ValueError, "one logit per example, .* use a head with two logits"),
+        (torch.zeros(4), torch.rand(4), ValueError, "one logit per example, .* use a head with two logits"),
         (torch.zeros(2, 7, K), torch.zeros(2, 7).long(), ValueError, r"give logits.movedim\(-1, 1\)"),
         (torch.zeros(2, K), ["cat", "dog"], TypeError, "target_key=1 are list, but must be one tensor"),
         (torch.zeros(2, K), [0, K], ValueError, rf"target\[1\] is {K}, but the logits have {K} classes"),
@@ -446,5 +446,7 @@ def test_classes_with_a_binary_cross_entropy_are_smoothed_as_classes():
 
 @pytest.mark.parametrize("loss_fn", [F.cross_entropy, soft_cross_entropy, nn.CrossEntropyLoss(), cross_entropy])
 def test_the_kind_for_several_labels_is_refused_beside_a_loss_over_classes(loss_fn):
-    with pytest.raises(TargetError, match=r"kind='binary' is for a label of its own .*\(kind='multiclass'\)"):
+    with pytest.raises(
+        TargetError, match=r"kind='binary' is for targets with a separate label .*\(kind='multiclass'\)"
+    ):
         fit([LabelSmoothing(0.1, kind="binary")], model=classifier(loss_fn))

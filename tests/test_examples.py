@@ -53,7 +53,7 @@ def test_the_causal_language_model_compares_smoothing_0_and_01(tmp_path, capsys,
         (tmp_path / f"{part}.en.gz").write_bytes(gzip.compress(text.encode()))
     run("huggingface_causal_lm.py", "--data", tmp_path, "--quick", monkeypatch=monkeypatch)
     printed = capsys.readouterr().out
-    assert "cross_entropy, fused, with labels shifted by one, kept from GPT2LMHeadModel" in printed
+    assert "cross_entropy, fused, with labels shifted by one, which are not passed to GPT2LMHeadModel" in printed
     rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| 0")]
     assert [row[0] for row in rows] == ["| 0", "| 0.1"]
     assert all(1 < float(row[1]) < 4000 and 0 <= float(row[2].rstrip(" |")) <= 1 for row in rows)

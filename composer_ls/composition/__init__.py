@@ -1,7 +1,7 @@
-"""How smoothing composes with whatever else changes targets: who that is, in which order all run, what would clash.
+"""How smoothing composes with everything else that changes targets: the order of execution, and conflicts.
 
-Composition is one table. Mixers are known through one small adapter each, in a registry that users may add to
-(:func:`register_mixer`); :func:`describe` tells what will happen in words.
+Each algorithm that mixes targets is described by a small adapter in a registry, to which users can add their own
+(:func:`register_mixer`). :func:`describe` says in words what happens to the targets.
 """
 
 from composer_ls.composition.conflicts import DoubleSmoothingError

@@ -1,4 +1,7 @@
-"""Models whose loss reads labels in its own way: the cross entropies that it asks for are answered with smoothed ones."""
+"""For losses that use the labels in their own way: each cross entropy they compute is replaced by a smoothed one.
+
+The calls are intercepted as described in `composer_ls.composition.asking`, here in every training step.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,15 @@ from composer_ls.losses import cross_entropy
 __all__ = ["Answering", "answered", "is_answerable", "is_of", "key_paths"]
 
 Smooth = Callable[..., Tensor]
-"""``LabelSmoothing.smoothed``: of logits, targets and the label to ignore."""
+"""The signature of ``LabelSmoothing.smoothed``: logits, targets and the label to ignore."""
 
 
 class Answering:
-    """Smooths what a loss asks PyTorch for, in place of the targets in the batch.
+    """Smooths the targets of intercepted loss calls instead of the targets in the batch.
 
-    While the model's ``loss()`` runs (and its ``forward()`` if the loss is made there), every cross entropy of the
-    batch's labels is answered as if it had been given smoothed targets. All else is the model's own: which logits and
-    labels it takes, what it leaves out, how it sums and divides, and what it adds.
+    While the model's ``loss()`` runs (and its ``forward()`` if the loss is computed there), every cross entropy of the
+    batch's labels is computed with smoothed targets. Everything else stays the model's own: which logits and labels it
+    uses, what it ignores, how it sums and divides, and what it adds.
     """
 
     def __init__(self, smoother: Any, model: nn.Module, calls: list[Call], in_forward: bool, in_loss: bool) -> None:
@@ -36,26 +39,26 @@ class Answering:
         self._replaced: list[_Method] = []
 
     def before_forward(self, state: State) -> None:
-        """Listen to the forward pass, if the loss is made there."""
+        """Start intercepting loss calls in the forward pass, if the loss is computed there."""
         self.put_back(state)
         if "forward" in self.methods:
             self._listen_to("forward")
 
     def after_forward(self, state: State) -> None:
-        """Listen no more."""
+        """Stop intercepting."""
         self.put_back(state)
 
     def before_loss(self, state: State) -> None:
-        """Listen to the loss."""
+        """Start intercepting loss calls in ``loss()``."""
         self.put_back(state)
         if "loss" in self.methods:
             self._listen_to("loss")
 
     def after_loss(self, state: State) -> None:
-        """Go on listening: a mixer may ask for a second loss before the backward pass."""
+        """Keep intercepting: a mixer may compute a second loss before the backward pass."""
 
     def put_back(self, state: State) -> None:
-        """Leave the model's methods as they were."""
+        """Restore the model's methods."""
         for method in self._replaced:
             method.put_back()
         self._replaced = []
@@ -64,7 +67,9 @@ class Answering:
         """What happens to the labels and the loss, in words."""
         names, labels = " and ".join(self.names), " and ".join(self.labels)
         methods = " and ".join(f"{method}()" for method in self.methods)
-        return f"{names} of {labels} smoothed where {type(self.model).__name__}.{methods} takes it, all else kept"
+        return (
+            f"{names} of {labels} smoothed where {type(self.model).__name__}.{methods} computes it, all else unchanged"
+        )
 
     def _listen_to(self, name: str) -> None:
         self._replaced.append(_Method(self.model, name, self._listening))
@@ -80,19 +85,19 @@ class Answering:
 
 
 def answered(call: Call, smooth: Smooth, also_ignored: int | None) -> Tensor:
-    """The loss that was asked for, of smoothed targets, with every option of the call."""
+    """The loss of a call with smoothed targets, and with every option of the call."""
     target, options = call.target, dict(call.options)
     if call.function in BINARY:
         return call.function(call.input, smooth(call.input, target), **options)
     ignored = call.ignore_index
     if not target.is_floating_point() and also_ignored not in (None, ignored):
         target = torch.where(target == also_ignored, ignored, target)
-    # Log-probabilities are logits whose logsumexp is 0, so that nll_loss is the cross entropy of its input.
+    # Log-probabilities are logits whose logsumexp is 0, so nll_loss is the cross entropy of its input.
     return cross_entropy(call.input, smooth(call.input, target, ignore_index=ignored), **options)
 
 
 def is_answerable(call: Call, kind: str, paths: list[Path] | None) -> bool:
-    """Whether a loss takes the labels that are to be smoothed, and takes them as this kind of smoothing means them."""
+    """Whether a call uses the labels that are to be smoothed, in a loss that fits this kind of smoothing."""
     if not call.is_of_labels or not is_of(call, paths):
         return False
     if kind == "binary":
@@ -101,12 +106,12 @@ def is_answerable(call: Call, kind: str, paths: list[Path] | None) -> bool:
 
 
 def is_of(call: Call, paths: list[Path] | None) -> bool:
-    """Whether a loss takes what the batch holds at one of these places."""
+    """Whether a call's target comes from one of these paths in the batch; with None, from any."""
     return paths is None or any(origin[: len(path)] == path for origin in call.origins for path in paths)
 
 
 def key_paths(batch: Any, key: Any) -> list[Path] | None:
-    """Where ``target_key`` leads in a batch; ``None``, for anywhere, if that cannot be said or none was given."""
+    """The paths to which ``target_key`` leads in a batch; None, meaning any path, if it leads nowhere."""
     is_pair = isinstance(key, (list, tuple)) and all(map(callable, key))
     try:
         return [path_of(batch, key[0] if is_pair else key)]
@@ -115,11 +120,11 @@ def key_paths(batch: Any, key: Any) -> list[Path] | None:
 
 
 class _Method:
-    """A method of a model that runs while its losses are listened to, until it is put back or fails."""
+    """A replacement for a model's method that intercepts loss calls, until it is put back or raises."""
 
     def __init__(self, model: nn.Module, name: str, listening: Callable[..., Listening]) -> None:
         self.model, self.name, self.active = model, name, True
-        self.before = vars(model).get(name)  # another smoother's, or torch.compile's
+        self.before = vars(model).get(name)  # set by another smoother, or by torch.compile
         method = getattr(model, name)
 
         @functools.wraps(method)
@@ -141,7 +146,7 @@ class _Method:
     def put_back(self) -> None:
         self.active = False
         if vars(self.model).get(self.name) is not self.method:
-            return  # another took its place since, and puts back what it finds
+            return  # another smoother has replaced it since, and will restore what it found
         before = self.before
         while before is not None and not getattr(getattr(before, "belongs_to", None), "active", True):
             before = before.belongs_to.before

@@ -1,4 +1,9 @@
-"""Asking a model what its loss is: calling it once without a trace, and listening to PyTorch's loss functions."""
+"""Asking a model what its loss is.
+
+To ask a model means to run it once on the first microbatch, without gradient or side effects, while calls to PyTorch's
+loss functions are intercepted. The recorded calls show which logits and labels the loss uses and with what options. The
+other files of this folder use the same words: a model is asked, its calls are heard, and they are answered with a loss.
+"""
 
 from __future__ import annotations
 
@@ -26,29 +31,30 @@ from composer_ls.composition.batches import Path, leaves
 __all__ = ["BINARY", "CLASSES", "Call", "Listening", "is_out_of_memory", "modules_called", "on_trial", "total"]
 
 CLASSES = (F.cross_entropy, F.nll_loss)
-"""Losses over classes that exclude each other."""
+"""Losses over mutually exclusive classes."""
 BINARY = (F.binary_cross_entropy_with_logits, F.binary_cross_entropy)
-"""Losses with a label of its own for every logit."""
+"""Losses with a separate label for every logit."""
 MOVES = {
     *("__getitem__", "bfloat16", "cat", "clone", "concat", "contiguous", "cpu", "cuda", "detach", "double", "expand"),
     *("flatten", "float", "half", "index_select", "masked_select", "movedim", "permute", "repeat", "reshape", "roll"),
     *("squeeze", "stack", "t", "take", "to", "transpose", "type", "type_as", "unflatten", "unsqueeze", "view", "pad"),
 }
-"""Functions whose result still is the same labels, also if they are floating-point numbers."""
+"""Functions that only move or convert labels. Their result still counts as labels, even if it is floating-point."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """A loss that a model asked PyTorch for.
+    """A model's call of one of PyTorch's loss functions.
 
     Attributes:
-        function: One of PyTorch's.
+        function: The PyTorch function.
         input: Logits, or log-probabilities for ``nll_loss`` and probabilities for ``binary_cross_entropy``.
         target: Labels or rows.
-        options: The other arguments that were given.
-        origins: The places in the batch that the target was made of.
-        place: File and line of the user's code that called, or nothing if a library did.
-        is_checkpointed: Whether the backward pass will ask for it again, when nobody listens.
+        options: The other arguments of the call.
+        origins: The paths in the batch from which the target was computed.
+        place: File and line of the call in the user's code, or an empty string if a library made it.
+        is_checkpointed: Whether the backward pass will repeat the call (activation checkpointing), when calls are no
+            longer intercepted.
 
     """
 
@@ -67,29 +73,29 @@ class Call:
 
     @property
     def ignore_index(self) -> int:
-        """The label that the call ignores."""
+        """The ``ignore_index`` of the call."""
         return int(self.options.get("ignore_index", -100))
 
     @property
     def label_smoothing(self) -> float:
-        """What the call itself smooths."""
+        """The ``label_smoothing`` of the call."""
         return float(self.options.get("label_smoothing", 0.0))
 
     @property
     def is_of_labels(self) -> bool:
-        """Whether its target is made of the batch alone, as labels or as a row of classes for each."""
+        """Whether the target comes from the batch and consists of labels, or of one row over classes per label."""
         has_rows = self.target.shape == self.input.shape
         return bool(self.origins) and (has_rows or not self.target.is_floating_point())
 
 
 @dataclass
 class _Origins:
-    """Which objects come from which places in a batch."""
+    """Tracks which objects were computed from which paths of a batch."""
 
     known: dict[int, tuple[Any, frozenset[Path]]] = field(default_factory=dict)
 
     def note(self, thing: Any, paths: frozenset[Path]) -> None:
-        self.known[id(thing)] = (thing, paths)  # holding it keeps its id its own
+        self.known[id(thing)] = (thing, paths)  # the reference keeps the id from being reused
 
     def of(self, things: Any) -> frozenset[Path]:
         found: frozenset[Path] = frozenset()
@@ -102,13 +108,13 @@ class _Origins:
 
 
 class Listening(TorchFunctionMode):
-    """Hears the losses that are asked for while it is entered, and answers them.
+    """Intercepts calls of PyTorch's loss functions while it is entered, records them, and computes their results.
 
-    Labels are followed from the batch to the loss, whatever is done to them in between.
+    Labels are tracked from the batch to the loss, through the operations in between.
 
     Args:
-        batch: Whose labels to follow.
-        answer: Gives the loss. It may call PyTorch's own, which is not heard again.
+        batch: The batch whose labels to track.
+        answer: Computes the loss for a call. It may call PyTorch's own function, which is not intercepted again.
 
     """
 
@@ -122,7 +128,7 @@ class Listening(TorchFunctionMode):
                 self._origins.note(leaf, frozenset([path]))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Answer a loss, do all else."""
+        """Pass loss calls to ``answer``; run every other function and track the labels through it."""
         kwargs = kwargs or {}
         if func in CLASSES or func in BINARY or func is F.mse_loss:
             options = signature(func).bind(*args, **kwargs).arguments
@@ -141,7 +147,7 @@ class Listening(TorchFunctionMode):
 
 @contextlib.contextmanager
 def modules_called(on_call: Callable[[nn.Module], Any]) -> Iterator[None]:
-    """Tells which modules are called."""
+    """Calls ``on_call`` with every module whose ``forward()`` is called."""
     handle = register_module_forward_pre_hook(lambda module, _: on_call(module) and None)
     try:
         yield
@@ -151,9 +157,9 @@ def modules_called(on_call: Callable[[nn.Module], Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def on_trial(model: nn.Module) -> Iterator[None]:
-    """Leaves no trace of what is called in it: random numbers, buffers, metrics and other fields are put back.
+    """Undoes the side effects of the code inside it: restores random states, buffers, metrics and other attributes.
 
-    Nothing has a gradient, and nothing is compiled.
+    Inside, gradients and compilation are off.
     """
     held = _Held(model)
     state, numpy_state = random.getstate(), np.random.get_state()
@@ -169,7 +175,7 @@ def on_trial(model: nn.Module) -> Iterator[None]:
 
 
 def total(loss: Any) -> Tensor | None:
-    """The number that Composer makes of what a model's ``loss()`` returns."""
+    """The number to which Composer reduces the result of a model's ``loss()``; None if it does not consist of tensors."""
     if isinstance(loss, dict):
         loss = loss["total"] if "total" in loss else tuple(loss.values())
     losses = loss if isinstance(loss, (list, tuple)) else [loss]
@@ -179,12 +185,12 @@ def total(loss: Any) -> Tensor | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the Trainer may try again with a smaller microbatch."""
+    """Whether an error means out of memory, after which the Trainer may retry with a smaller microbatch."""
     return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in str(error).lower()
 
 
 class _Held:
-    """The fields of all modules of a model but for its weights, as they were."""
+    """A snapshot of the attributes of all modules of a model, without their weights."""
 
     def __init__(self, model: nn.Module) -> None:
         self.modules = [(module, self._fields(module)) for module in _modules(model)]
@@ -192,9 +198,7 @@ class _Held:
     @staticmethod
     def _fields(module: nn.Module) -> dict[str, tuple[Any, Any]]:
         fields = {f"_buffers.{name}": (value, _kept(value)) for name, value in module._buffers.items()}
-        if (
-            type(module).__module__.partition(".")[0] != "torch"
-        ):  # whose modules have buffers only, or look after themselves
+        if type(module).__module__.partition(".")[0] != "torch":  # torch's own modules change nothing but buffers
             fields |= {
                 name: (value, _kept(value)) for name, value in vars(module).items() if name not in _OF_ALL_MODULES
             }
@@ -218,7 +222,7 @@ _OF_ALL_MODULES = frozenset(vars(nn.Module()))
 
 
 def _modules(model: nn.Module) -> Iterator[nn.Module]:
-    """All modules of a model, with those that it holds in lists and dicts, such as metrics."""
+    """All modules of a model, including those in plain lists and dicts, such as metrics."""
     seen: set[int] = set()
     queue: list[Any] = [model]
     while queue:
@@ -247,7 +251,7 @@ def _kept(value: Any, depth: int = 0) -> Any:
 
 def _put_back(value: Any, kept: Any) -> None:
     if isinstance(value, Tensor) and kept is not None:
-        if not torch.equal(value, kept):  # native batch normalisation does not count as a change in place
+        if not torch.equal(value, kept):  # compared by value: native batch norm updates buffers without a version bump
             value.detach().copy_(kept)
     elif kept is not None:
         for _, item, item_kept in kept:
@@ -268,9 +272,9 @@ _CHECKPOINT = torch.utils.checkpoint.__file__
 
 
 def _place() -> tuple[str, bool]:
-    """File and line of the innermost code that is no library's, and whether it runs in an activation checkpoint.
+    """File and line of the innermost frame outside libraries, and whether the call is inside an activation checkpoint.
 
-    The search ends where the model was called.
+    The search stops at the frame in this package that called the model.
     """
     frame, place, is_checkpointed = sys._getframe(2), "", False
     while frame is not None and not frame.f_code.co_filename.startswith(_LIBRARIES[-1] + "composition"):

@@ -1,4 +1,4 @@
-"""Finding the targets in a batch, and putting others in their place without changing what anybody else holds."""
+"""Finding the targets in a batch, and replacing them without changing objects that others hold."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from composer_ls.errors import InputError
 __all__ = ["NO_LABEL", "Path", "TargetKeyError", "as_tensor", "cloned", "get", "leaves", "path_of", "with_target"]
 
 Path = tuple[Any, ...]
-"""How to reach something in nested containers: a key, an index or the name of an attribute for each level."""
+"""A path in nested containers: a key, an index or an attribute's name for each level."""
 
 NO_LABEL = -(2**63)
-"""What stands for an ``ignore_index`` of ``None``: no label is ignored."""
+"""The integer used for ``ignore_index=None``: no label has this value."""
 DEFAULT_KEY = 1
 NAMES = ("labels", "label", "targets", "target", "y")
-"""Where a batch with names has its targets, if it has exactly one of these and no key was given."""
+"""Keys under which targets are found without a ``target_key``, if the batch has exactly one of them."""
 
 
 class TargetKeyError(InputError):
-    """The batch has no targets where it was said to have them."""
+    """The batch has no targets at the given ``target_key``."""
 
 
 def get(batch: Any, key: Any) -> Any:
     """What the batch holds at ``key``: an index, a name, a path of them, a getter, or a (getter, setter) pair.
 
     Raises:
-        TargetKeyError: There is nothing; the message lists what there is.
+        TargetKeyError: There is nothing at ``key``; the message lists the keys that exist.
 
     """
     if _is_pair(key):
@@ -48,11 +48,11 @@ def get(batch: Any, key: Any) -> Any:
 def path_of(batch: Any, key: Any) -> Path:
     """The path in ``batch`` that ``key`` stands for.
 
-    A name with dots, and a list or tuple of names and indices, lead through several levels. A getter stands for the
-    place of the object that it returns.
+    A name with dots, or a list or tuple of names and indices, leads through several levels. A getter stands for the
+    path to the object that it returns.
 
     Raises:
-        TargetKeyError: There is nothing, or a getter that computes what it returns.
+        TargetKeyError: There is nothing at ``key``, or a getter returns an object that is not in the batch.
 
     """
     if callable(key):
@@ -61,9 +61,9 @@ def path_of(batch: Any, key: Any) -> Path:
             if leaf is found:
                 return path
         raise TargetKeyError(
-            "target_key is a getter that returns something which the batch does not hold itself, so LabelSmoothing cannot "
-            "put the smoothed targets in its place: give a pair, target_key=(getter, setter), where setter(batch, value) "
-            "returns the batch with the value in it"
+            "target_key is a getter that returns something which the batch does not hold itself, so LabelSmoothing "
+            "cannot replace it with the smoothed targets: give a pair, target_key=(getter, setter), where "
+            "setter(batch, value) returns the batch with the value in it"
         )
     path = tuple(key) if isinstance(key, (list, tuple)) else (key,)
     if _has(batch, path):
@@ -77,14 +77,14 @@ def path_of(batch: Any, key: Any) -> Path:
 
 
 def with_target(batch: Any, key: Any, value: Any) -> Any:
-    """The batch with another value at ``key``. The containers on the way are copies, all else is shared."""
+    """The batch with another value at ``key``. Containers along the path are copied, everything else is shared."""
     if _is_pair(key):
         return key[1](_copied(batch), value)
     return _with_item(batch, path_of(batch, key), value)
 
 
 def as_tensor(target: Any, device: torch.device) -> Any:
-    """Targets in a list or a NumPy array as a tensor; what is something else is returned as it is."""
+    """A list or a NumPy array of targets as a tensor; anything else is returned as it is."""
     is_array = type(target).__module__ == "numpy" and hasattr(target, "dtype")
     if not is_array and not (isinstance(target, (list, tuple)) and _is_leaf(target)):
         return target
@@ -95,7 +95,7 @@ def as_tensor(target: Any, device: torch.device) -> Any:
 
 
 def leaves(batch: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """What nested containers hold, each with its path: tensors, arrays, lists of numbers, and anything else."""
+    """The values in nested containers, each with its path: tensors, arrays, lists of numbers, and anything else."""
     if len(path) > 8 or _is_leaf(batch):
         yield path, batch
     else:
@@ -104,7 +104,7 @@ def leaves(batch: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 
 def cloned(batch: Any) -> Any:
-    """A copy of nested containers whose tensors are copies too."""
+    """A copy of nested containers and of the tensors in them."""
     return _copied(batch, lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
 
 
@@ -119,7 +119,7 @@ def _is_leaf(value: Any) -> bool:
 
 
 def _has_fields(value: Any) -> bool:
-    """Whether something is a plain object that holds its parts as attributes, as a dataclass does."""
+    """Whether a value is a plain object with its parts in attributes, such as a dataclass."""
     is_known = isinstance(value, (Tensor, torch.nn.Module, type)) or callable(value)
     return not is_known and type(value).__module__ != "numpy" and bool(getattr(value, "__dict__", None))
 
@@ -177,7 +177,7 @@ def _has(batch: Any, path: Path) -> bool:
     try:
         for key in path:
             if isinstance(batch, Tensor):
-                return False  # an index into a tensor is no place in a batch
+                return False  # a path does not lead into a tensor
             batch = _item(batch, key)
     except (KeyError, IndexError, TypeError, AttributeError):
         return False
@@ -194,8 +194,8 @@ def _not_found(batch: Any, key: Any) -> str:
         has, example = f"is {_article(type(batch).__name__)}", "labels"
     return (
         f"the batch has no targets at target_key={key!r}: it {has}. Say where they are, as in "
-        f"LabelSmoothing(target_key={example!r}); target_key=('outer', 'inner') leads into nested containers, and a "
-        f"(getter, setter) pair anywhere"
+        f"LabelSmoothing(target_key={example!r}); use target_key=('outer', 'inner') for nested containers, or a "
+        f"(getter, setter) pair for anything else"
     )
 
 

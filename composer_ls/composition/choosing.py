@@ -1,4 +1,7 @@
-"""Which way smoothed targets reach a model's loss: decided on the first microbatch, by asking the model."""
+"""Decides how smoothed targets reach a model's loss, on the first microbatch, by asking the model.
+
+`composer_ls.composition.asking` explains what asking means.
+"""
 
 from __future__ import annotations
 
@@ -36,43 +39,44 @@ __all__ = ["BINARY_FOR_CLASSES", "OWN_LOSS", "Way", "choose"]
 Way = TargetsInBatch | Answering | own_loss.ReplacedLoss
 
 BINARY_FOR_CLASSES = (
-    "kind='binary' is for a label of its own for every logit, but the loss is cross entropy over classes that exclude each "
-    "other: give LabelSmoothing(kind='multiclass'), or a loss such as torch.nn.functional.binary_cross_entropy_with_logits"
+    "kind='binary' is for targets with a separate label for every logit, but the loss is cross entropy over mutually "
+    "exclusive classes: give LabelSmoothing(kind='multiclass'), or use a loss such as "
+    "torch.nn.functional.binary_cross_entropy_with_logits"
 )
 CLASSES_FOR_BINARY = (
-    "the loss is a binary cross entropy and the targets are rows with a label for every logit, but kind='multiclass' is for "
-    "classes that exclude each other and would move the mass of each row to all K of them: give "
-    "LabelSmoothing(kind='binary'); on_conflict='warn' goes on, for rows that are mixed classes"
+    "the loss is a binary cross entropy and the targets are rows with a label for every logit, but kind='multiclass' "
+    "is for mutually exclusive classes and would move the mass of each row to all K of them: give "
+    "LabelSmoothing(kind='binary'); use on_conflict='warn' to continue, if the rows are mixed classes"
 )
 REGRESSION = (
     "the loss is a squared error of numbers in the batch: there are no classes to share mass with. Take LabelSmoothing out "
     "of algorithms"
 )
 OWN_LOSS = (
-    "the model's output holds a loss of its own, made from labels that are not smoothed, which LabelSmoothing "
+    "the model's output contains a loss that was computed from labels that are not smoothed, which LabelSmoothing "
     "cannot reach: keep the labels out of forward() and let the model's loss() return "
-    "composer_ls.cross_entropy(outputs['logits'], batch['labels']); on_conflict='warn' goes on, for a loss() "
-    "that does not use it"
+    "composer_ls.cross_entropy(outputs['logits'], batch['labels']); use on_conflict='warn' to continue, if loss() "
+    "does not use it"
 )
 WAY_OUT = (
-    "LabelSmoothing replaces the labels by distributions over the classes, (N, K), so the loss must take those, as "
-    "torch.nn.functional.cross_entropy and composer_ls.cross_entropy do. Give the labels to one of these once, and let the "
-    "rest of the loss work on its result"
+    "LabelSmoothing replaces the labels by distributions over the classes, (N, K), so the loss must accept those, as "
+    "torch.nn.functional.cross_entropy and composer_ls.cross_entropy do. Pass the labels to one of these once, and let "
+    "the rest of the loss work on its result"
 )
 
 log = logging.getLogger(__name__)
 
 
 def choose(smoother: Any, state: State) -> Way:
-    """Ask the model what its loss is, and decide how the smoothed targets get there.
+    """Ask the model what its loss is, and decide how smoothed targets reach it.
 
-    The model is called on the microbatch as Composer calls it, without gradient and without a trace. If its
-    loss is the same number for labels and for the distributions that stand for them, the targets in the batch are
-    replaced. If not, the cross entropies that it takes of the labels are answered with smoothed ones. A Hugging Face
-    model that makes its loss in ``forward()`` does without its labels, and gets the smoothed loss.
+    The model is called on the microbatch as Composer calls it, without gradient or side effects. If its loss is the
+    same number for the labels and for their one-hot distributions, the targets in the batch are replaced. If not, each
+    cross entropy that it computes from the labels is replaced by the smoothed one. A Hugging Face model that computes
+    its loss in ``forward()`` is called without labels, and the smoothed loss is added to its output.
 
     Raises:
-        TargetError: The loss is none for this kind of smoothing, or reads the labels in a way that cannot be smoothed.
+        TargetError: The loss does not fit this kind of smoothing, or uses the labels in a way that cannot be smoothed.
         DoubleSmoothingError: The loss was called with ``label_smoothing`` above 0.
 
     """
@@ -81,7 +85,7 @@ def choose(smoother: Any, state: State) -> Way:
 
 
 class _Asked:
-    """One conversation with a model."""
+    """Asks one model and decides from what was heard."""
 
     def __init__(self, smoother: Any, model: Any, state: State) -> None:
         self.smoother, self.model, self.state = smoother, model, state
@@ -131,7 +135,7 @@ class _Asked:
         return own_loss.ReplacedLoss(self.smoother, self.model, head)
 
     def _made_in_loss(self, hard: Tensor | None, calls: list[Call], answerable: list[Call]) -> Way:
-        if hard is None:  # the loss takes no labels, or is wrong: the step will tell
+        if hard is None:  # loss() failed or returned no tensor: the training step will show the error
             return TargetsInBatch(self.smoother)
         try:
             logits = logits_of(self.outputs, self.smoother.output_key, self.smoother.kind)
@@ -143,11 +147,11 @@ class _Asked:
                 return self._answering(answerable, in_loss=True)
             if calls and {call.function for call in calls} == {F.mse_loss}:
                 raise TargetError(REGRESSION) from error
-            raise  # what to tell LabelSmoothing, so that it can put smoothed targets into the batch
+            raise  # the message says which argument lets LabelSmoothing find the targets or the logits
         try:
             with on_trial(self.model):
                 soft = total(self.model.loss(self.outputs, batch))
-            problem = "" if _same(hard, soft) else f"it is {soft:.4g} for distributions and {hard:.4g} for their labels"
+            problem = "" if _same(hard, soft) else f"it is {soft:.4g} for distributions but {hard:.4g} for their labels"
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -163,19 +167,19 @@ class _Asked:
     def _answering(self, calls: list[Call], in_forward: bool = False, in_loss: bool = False) -> Answering:
         key = self.smoother.target_key
         if self.paths is None and key != DEFAULT_KEY and isinstance(key, (str, int)):
-            path_of(self.batch, key)  # says that it leads nowhere
+            path_of(self.batch, key)  # raises the error for a key that leads nowhere
         for call in calls:
             if call.is_checkpointed:
                 raise TargetError(
                     f"{type(self.model).__name__} takes its {call.name} inside torch.utils.checkpoint"
-                    f"{f' ({call.place})' if call.place else ''}, which takes it once more in the backward pass, where "
-                    f"LabelSmoothing cannot smooth it: take it outside of the checkpoint, or give it label_smoothing= there "
-                    f"and take LabelSmoothing out of algorithms"
+                    f"{f' ({call.place})' if call.place else ''}, which computes it again in the backward pass, where "
+                    f"LabelSmoothing cannot smooth it: move it out of the checkpoint, or give it label_smoothing= "
+                    f"there and take LabelSmoothing out of algorithms"
                 )
         return Answering(self.smoother, self.model, calls, in_forward, in_loss)
 
     def _hard_loss(self) -> tuple[Tensor | None, list[Call]]:
-        """The loss of the labels as they are, and what was asked for in it."""
+        """The loss of the unsmoothed labels, and the loss calls made while computing it."""
         listening = Listening(self.batch, self._exact)
         called: list[nn.Module] = []
         hard = None
@@ -193,7 +197,7 @@ class _Asked:
         return hard, listening.calls
 
     def _exact(self, call: Call) -> Tensor:
-        """The loss that was asked for, after a look at its labels, which a GPU would not survive if they were wrong."""
+        """The loss of a call, after checking its labels: on a GPU a wrong label would end the process."""
         if not is_answerable(call, "multiclass", None) or call.function in BINARY or call.target.is_floating_point():
             return call.function(call.input, call.target, **call.options)
         try:
@@ -205,12 +209,12 @@ class _Asked:
     def _unsmoothed(
         self, logits: Tensor, target: Tensor, ignore_index: int | None = None, kind: str = "multiclass"
     ) -> Tensor:
-        """The distributions that stand for labels."""
+        """Labels as distributions, with a smoothing of 0."""
         ignored = NO_LABEL if ignore_index is None else ignore_index
         return smooth_labels(logits, target, 0.0, ignore_index=ignored, kind=kind, validate=True)
 
     def _uses_scalars(self, hard: Tensor) -> bool:
-        """Whether ``loss()`` hands on a number that ``forward()`` made."""
+        """Whether the result of ``loss()`` depends on a 0-dim number in the output of ``forward()``."""
         scalars = [
             leaf
             for _, leaf in leaves(self.outputs)
@@ -252,7 +256,7 @@ class _Asked:
             self._refuse(TargetError(CLASSES_FOR_BINARY))
 
     def _is_of_rows(self, call: Call) -> bool:
-        """Whether a target came as it is from the batch, rather than as labels that the loss made rows of."""
+        """Whether a call's target comes from rows in the batch, rather than from labels that the loss expanded."""
         origins = [leaf for path, leaf in leaves(self.batch) if path in call.origins and isinstance(leaf, Tensor)]
         return any(leaf.shape == call.input.shape for leaf in origins)
 
@@ -267,7 +271,7 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
 
 
 def _is_normalised(call: Call) -> bool:
-    """Whether what ``nll_loss`` was given are log-probabilities."""
+    """Whether the input is log-probabilities, if the call is of ``nll_loss``."""
     if call.function is not F.nll_loss:
         return True
     sums = call.input.float().logsumexp(1 if call.input.ndim > 1 else 0)

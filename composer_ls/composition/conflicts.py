@@ -1,4 +1,4 @@
-"""What would smooth the targets a second time, as far as it is certain before the model is asked."""
+"""Finds what would smooth the targets a second time, as far as it can be known without running the model."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class DoubleSmoothingError(InputError):
 
 @dataclass(frozen=True)
 class Conflict:
-    """Something beside LabelSmoothing that smooths.
+    """Something other than LabelSmoothing that smooths.
 
     Attributes:
-        place: Where it is and what it is, in words.
-        remedy: What to change there so that it does not.
+        place: What it is and where, in words.
+        remedy: The change that turns it off.
 
     """
 
@@ -53,11 +53,11 @@ class Conflict:
     remedy: str
 
     def message(self, smoother: Algorithm) -> str:
-        """Both places, and the two ways out."""
+        """An error message that names both places and the ways to resolve the conflict."""
         return (
             f"the targets would be smoothed twice: by LabelSmoothing(smoothing={getattr(smoother, 'smoothing', '?')}) in "
             f"algorithms, and by {self.place}. Keep one: {self.remedy}, or take LabelSmoothing out of algorithms; "
-            f"LabelSmoothing(..., on_conflict='warn') goes on with both"
+            f"LabelSmoothing(..., on_conflict='warn') continues with both"
         )
 
 
@@ -74,10 +74,10 @@ def conflicts_with_algorithms(algorithms: Sequence[Algorithm], smoother: Any) ->
 
 
 def conflicts_in_model(model: Any) -> list[Conflict]:
-    """What smooths in the loss function that a model holds as ``_loss_fn``, as a ``ComposerClassifier`` does.
+    """What smooths in a model's ``_loss_fn``, the attribute in which a ``ComposerClassifier`` keeps its loss function.
 
-    Known by their class are cross entropies and a ``functools.partial`` with ``label_smoothing``, and timm's smoothing
-    losses. All other losses are asked on the first microbatch.
+    Recognised are cross entropies and a ``functools.partial`` with ``label_smoothing``, and timm's smoothing losses.
+    Other losses are examined on the first microbatch (see `composer_ls.composition.choosing`).
     """
     found: list[Conflict] = []
     thing, path = loss_function_of(model), "model._loss_fn"
@@ -88,16 +88,16 @@ def conflicts_in_model(model: Any) -> list[Conflict]:
 
 
 def conflicts_in_data(dataloader: Any) -> list[Conflict]:
-    """What smooths in a dataloader: its collate function and its data set's transforms, as far as they can be seen."""
+    """What smooths in a dataloader's collate function or its data set's transforms, as far as it can be seen."""
     loader = dataloader
     found: list[Conflict] = []
     seen: list[Any] = []
-    while loader is not None and not any(loader is other for other in seen):  # timm has a loader around a loader
+    while loader is not None and not any(loader is other for other in seen):  # timm wraps a loader in a loader
         seen.append(loader)
         held = fields_of(loader)
         roots = [("the dataloader's collate_fn", held.get("collate_fn"))]
         data_set = held.get("dataset")
-        while data_set is not None and not any(data_set is other for other in seen):  # a Subset holds another data set
+        while data_set is not None and not any(data_set is other for other in seen):  # a Subset wraps a data set
             seen.append(data_set)
             fields = fields_of(data_set)
             names = ("transform", "target_transform", "transforms", "collate_fn")
@@ -109,12 +109,12 @@ def conflicts_in_data(dataloader: Any) -> list[Conflict]:
 
 
 def loss_function_of(model: Any) -> Any:
-    """What a model holds as ``_loss_fn``, if anything."""
+    """A model's ``_loss_fn``, or None."""
     return fields_of(model).get("_loss_fn")
 
 
 def kind_of_loss(model: Any) -> str | None:
-    """Which kind of targets a model's ``_loss_fn`` takes, where its class tells: ``"multiclass"`` or ``"binary"``."""
+    """The kind of targets that a model's ``_loss_fn`` takes, ``"multiclass"`` or ``"binary"``; None if not known."""
     loss = loss_function_of(model)
     while isinstance(loss, functools.partial):
         loss = loss.func
@@ -128,10 +128,10 @@ def kind_of_loss(model: Any) -> str | None:
 
 
 def looks_smoothed(target: Any, num_classes: int, kind: str = "multiclass") -> str | None:
-    """Why a target that arrives at the loss looks smoothed already, if it does. Reads its values."""
+    """Why a target looks as if it was smoothed before, or None if it does not. Reads its values."""
     if kind == "binary":
         inside = isinstance(target, Tensor) and target.numel() > 0 and bool(((target > 0) & (target < 1)).all())
-        return "none of its labels is 0 or 1, as smoothing makes them" if inside else None
+        return "none of its labels is 0 or 1, as in smoothed targets" if inside else None
     if isinstance(target, SoftTargets):
         already = bool((target.smoothing != 0).any())
         return f"it arrives as {target!r}" if already else None
@@ -139,12 +139,12 @@ def looks_smoothed(target: Any, num_classes: int, kind: str = "multiclass") -> s
     if not dense or num_classes < 3 or target.shape[1] != num_classes:
         return None
     if bool((target.amin(1) > 0).all()):
-        return "its rows are dense and even their smallest entries are positive, as smoothing makes them"
+        return "its rows are dense and even their smallest entries are positive, as in smoothed targets"
     return None
 
 
 def smoothing_of(path: str, thing: Any) -> Iterator[Conflict]:
-    """What something smooths that is known by its class."""
+    """The conflict that an object causes, if its class is known to smooth."""
     if isinstance(thing, functools.partial):
         amount = thing.keywords.get("label_smoothing")
         if _is_positive(amount):
@@ -155,7 +155,7 @@ def smoothing_of(path: str, thing: Any) -> Iterator[Conflict]:
             )
         return
     name, held = type(thing).__name__, fields_of(thing)
-    is_loss = re.search("labelsmooth|crossentropy", name.lower())  # timm's losses call it smoothing
+    is_loss = re.search("labelsmooth|crossentropy", name.lower())  # timm's losses call the attribute smoothing
     for attribute in ("label_smoothing", "smoothing") if is_loss else ("label_smoothing",):
         if _is_positive(amount := held.get(attribute)):
             yield Conflict(f"{path}, which is {name}({attribute}={amount})", f"set {attribute}=0.0 in that {name}")
@@ -163,11 +163,11 @@ def smoothing_of(path: str, thing: Any) -> Iterator[Conflict]:
 
 
 def warn_if_smoothed(target: Any, logits: Tensor, kind: str) -> None:
-    """Warn of a target that looks smoothed before it is. Reads its values."""
+    """Warn if a target looks smoothed before LabelSmoothing has smoothed it. Reads its values."""
     reason = looks_smoothed(target, logits.shape[1] if logits.ndim > 1 else logits.shape[0], kind)
     if reason:
         warnings.warn(
-            f"the first batch's target looks smoothed before LabelSmoothing smooths it: {reason}. If a transform of "
+            f"the first batch's target looks smoothed before LabelSmoothing smooths it: {reason}. If a transform in "
             f"the dataloader smooths (timm's Mixup does by default), set its label_smoothing=0.0, or take "
             f"LabelSmoothing out of algorithms",
             stacklevel=3,

@@ -1,4 +1,4 @@
-"""Who mixes targets: one small adapter for each such algorithm, in a registry that users may add to."""
+"""A registry of the algorithms that mix targets, with one small adapter each. Users can add their own."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Mixer:
-    """What smoothing must know of an algorithm that mixes the targets of two examples.
+    """What smoothing needs to know about an algorithm that mixes the targets of two examples.
 
     Attributes:
-        algorithm: Its class; subclasses count too.
-        second_labels: The attribute in which it keeps the labels of each example's partner, shaped like the targets,
-            from ``BEFORE_FORWARD`` until it mixes them in.
-        interpolate_loss: The attribute that says that it mixes two losses at ``BEFORE_BACKWARD``, rather than two
+        algorithm: Its class, including subclasses.
+        second_labels: The attribute that holds the labels of each example's partner, shaped like the targets, from
+            ``BEFORE_FORWARD`` until they are mixed in.
+        interpolate_loss: The attribute that is true if it mixes two losses at ``BEFORE_BACKWARD``, rather than two
             targets at ``BEFORE_LOSS``. ``None`` if it never does.
-        target_key: The attribute with the key of the targets in the batch.
+        target_key: The attribute that holds the key of the targets in the batch.
 
     """
 
@@ -45,10 +45,10 @@ class Mixer:
         return self.interpolate_loss is not None and bool(getattr(algorithm, self.interpolate_loss))
 
     def second_labels_of(self, algorithm: Algorithm) -> Any:
-        """The partner's labels that this instance holds now.
+        """The partners' labels that this instance holds now.
 
         Raises:
-            ValueError: It does not keep them where the adapter says.
+            ValueError: The attribute that the adapter names does not exist.
 
         """
         return _promised(self, algorithm, self.second_labels, "second_labels")
@@ -58,7 +58,7 @@ _REGISTRY: dict[type[Algorithm], Mixer] = {}
 
 
 def register_mixer(mixer: Mixer) -> None:
-    """Make smoothing know one more algorithm that mixes targets, so that it smooths both labels of every pair.
+    """Register an algorithm that mixes targets, so that both labels of every pair are smoothed.
 
     A second registration of the same class replaces the first.
 
@@ -67,7 +67,7 @@ def register_mixer(mixer: Mixer) -> None:
         >>> from composer.core import Algorithm, Event
         >>> from composer_ls.composition import Mixer, register_mixer
         >>> class FlipMix(Algorithm):
-        ...     '''Half of each image and of its label from the example at the mirrored place of the batch.'''
+        ...     '''Mixes each example half and half with the example at the mirrored position in the batch.'''
         ...
         ...     def __init__(self, target_key=1):
         ...         self.target_key, self.partners = target_key, None
@@ -80,7 +80,7 @@ def register_mixer(mixer: Mixer) -> None:
         ...             images = state.batch_get_item(0)
         ...             self.partners = state.batch_get_item(self.target_key).flip(0)
         ...             state.batch_set_item(0, 0.5 * images + 0.5 * images.flip(0))
-        ...         else:  # here the targets and the partners are smoothed already, as if they were dense rows
+        ...         else:  # targets and partners are already smoothed here, and behave like dense rows
         ...             target = state.batch_get_item(self.target_key)
         ...             state.batch_set_item(self.target_key, 0.5 * target + 0.5 * self.partners)
         >>> register_mixer(Mixer(FlipMix, second_labels="partners"))
@@ -94,7 +94,7 @@ register_mixer(Mixer(CutMix, second_labels="_permuted_target", interpolate_loss=
 
 
 def mixer_of(algorithm: Algorithm) -> Mixer | None:
-    """The adapter of an algorithm, or ``None`` if it is not known to mix."""
+    """The adapter of an algorithm, or ``None`` if it is not a registered mixer."""
     return next((_REGISTRY[cls] for cls in type(algorithm).__mro__ if cls in _REGISTRY), None)
 
 
@@ -113,10 +113,10 @@ def is_smoother(algorithm: Algorithm, package: str | None = None) -> bool:
 
 
 def check_mixers(algorithms: Sequence[Algorithm], target_key: Any) -> None:
-    """Check that every mixer has what its adapter promises and mixes the targets that are smoothed.
+    """Check that every mixer has the attributes its adapter names, and mixes the same targets that are smoothed.
 
     Raises:
-        ValueError: It lacks a promised attribute, or its targets have another key.
+        ValueError: A mixer lacks such an attribute, or its targets have another key.
 
     """
     for algorithm, mixer in mixers_among(algorithms):
@@ -127,12 +127,12 @@ def check_mixers(algorithms: Sequence[Algorithm], target_key: Any) -> None:
             name = type(algorithm).__name__
             raise ValueError(
                 f"{name} mixes the targets at target_key={key!r}, but LabelSmoothing smooths those at "
-                f"target_key={target_key!r}, so that one of them would miss: give both the same target_key"
+                f"target_key={target_key!r}: give both the same target_key"
             )
 
 
 def refuse_mixers(algorithms: Sequence[Algorithm]) -> None:
-    """Refuse what mixes targets beside a model that makes its loss in ``forward()``, where no mixed target arrives.
+    """Refuse mixers with a model that computes its loss in ``forward()``, because mixed targets come too late for it.
 
     Raises:
         ValueError: There is a mixer.
@@ -160,11 +160,11 @@ _DATA_MIXERS = {
     "torchvision.transforms.v2": ("MixUp", "CutMix"),
     "timm.data.mixup": ("Mixup", "FastCollateMixup"),
 }
-"""Mixers of the dataloader by the module that they come from: their targets arrive as dense rows."""
+"""Mixers that run in the dataloader, by the module that defines them. Their targets arrive as dense rows."""
 
 
 def data_mixers(objects: Sequence[Any]) -> list[Any]:
-    """Those of some objects that mix targets in the dataloader. No package is imported to tell."""
+    """The objects that are mixers of a dataloader, recognised without importing torchvision or timm."""
     return [thing for thing in objects if _is_data_mixer(type(thing))]
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face models, which make their loss in ``forward()``: which logits and labels it uses, and its replacement."""
+"""For Hugging Face models, which compute their loss in ``forward()``: finds its logits and labels, and replaces it."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ __all__ = [
 ]
 
 LABELS = ("labels", "start_positions", "end_positions")
-"""Keys of a batch under which transformers' models expect their labels."""
+"""Keys of the batch under which models of transformers expect labels."""
 
 
 def makes_its_loss(model: Any) -> bool:
-    """Whether a model is Composer's wrapper of a Hugging Face model and its loss is the one that ``forward()`` made."""
+    """Whether a model is Composer's HuggingFaceModel and uses the loss that ``forward()`` computes."""
     return isinstance(model, HuggingFaceModel) and type(model).loss is HuggingFaceModel.loss
 
 
 class NotReplaceableError(TargetError):
-    """A loss is more, or something else, than a mean of cross entropies of outputs and labels."""
+    """A loss is not just the mean of cross entropies of outputs and labels."""
 
 
 @dataclass(frozen=True)
 class Term:
-    """One mean over labels in the loss of a model.
+    """One cross entropy in the loss of a model, a mean over labels.
 
     Attributes:
         labels: The key of the labels in the batch.
         logits: The key of the logits in the output, or their index if the output is a tuple.
-        order: How the loss reads the labels: ``"plain"``; ``"shifted"``, the logits at each place against the label at
-            the next; ``"clamped"`` to the number of classes, which is then the label to ignore.
+        order: How the loss uses the labels: ``"plain"``; ``"shifted"``, the logits at each position against the label
+            at the next; ``"clamped"`` to at most the number of classes, which is then the label to ignore.
         classes_last: Whether the logits are ``(N, *spatial, K)`` rather than ``(N, K, *spatial)``.
         binary: Whether the loss is binary cross entropy, with a label for every logit.
-        label_smoothing: What the model itself smooths.
+        label_smoothing: The ``label_smoothing`` of the model's own loss.
 
     """
 
@@ -69,9 +69,9 @@ class Term:
         return logits.movedim(-1, 1) if self.classes_last else logits
 
     def labels_of(self, batch: Any, logits: Tensor, ignore_index: int) -> tuple[Tensor, int]:
-        """The labels for these logits, in the shape that they take, and which of them is to be ignored.
+        """The labels in the shape that fits these logits, and the label to ignore.
 
-        For a shift the labels move, and not the logits, which are large.
+        For a shift the labels are moved rather than the logits, which are large.
         """
         labels = batch[self.labels]
         if self.order == "shifted":
@@ -86,13 +86,13 @@ class Term:
 
 @dataclass(frozen=True)
 class Head:
-    """What a model's loss is made of, and how to call the model so that it does not make that loss.
+    """The terms of a model's loss, and how to call the model so that it does not compute that loss.
 
     Attributes:
-        name: Of the model's class.
-        terms: The loss is their mean.
-        withheld: The keys that the model does without in ``forward()``.
-        shifts_decoder: Whether the inputs of its decoder, which it would make from the labels, must be made for it.
+        name: The name of the model's class.
+        terms: The cross entropies whose mean is the loss.
+        withheld: The keys that are not passed to ``forward()``.
+        shifts_decoder: Whether the decoder's inputs, which the model would derive from the labels, must be passed.
         num_classes: K of the first term.
 
     """
@@ -104,7 +104,7 @@ class Head:
     num_classes: int
 
     def inputs(self, model: HuggingFaceModel, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """A copy of the batch without the labels and with what ``forward()`` would have made from them."""
+        """A copy of the batch without the labels, plus the inputs that ``forward()`` would derive from them."""
         inputs = {key: value for key, value in batch.items() if key not in self.withheld}
         if self.shifts_decoder:
             inputs["decoder_input_ids"] = model.model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
@@ -112,16 +112,16 @@ class Head:
 
     def describe(self) -> str:
         """What happens to the labels and the loss, in words."""
-        words = {"plain": "{}", "shifted": "{} shifted by one", "clamped": "{}, of which those outside are ignored"}
+        words = {"plain": "{}", "shifted": "{} shifted by one", "clamped": "{} (positions outside the text ignored)"}
         read = " and ".join(words[term.order].format(term.labels) for term in self.terms)
         loss = "binary_cross_entropy_with_logits" if self.terms[0].binary else "cross_entropy, fused,"
         if self.withheld:
-            return f"{loss} with {read}, kept from {self.name}, which makes no loss of its own"
-        return f"{loss} with {read} in place of the one that {self.name} makes too"
+            return f"{loss} with {read}, which are not passed to {self.name}, in place of its own loss"
+        return f"{loss} with {read} in place of the loss that {self.name} also computes"
 
 
 class ReplacedLoss:
-    """Keeps the labels from the forward pass, and puts the smoothed loss where ``loss()`` looks for the model's own."""
+    """Calls the model without its labels, and puts the smoothed loss where ``loss()`` looks for the model's own."""
 
     def __init__(self, smoother: Any, model: HuggingFaceModel, head: Head) -> None:
         self.smoother, self.model, self.head = smoother, model, head
@@ -133,14 +133,14 @@ class ReplacedLoss:
         return self.head.num_classes
 
     def before_forward(self, state: State) -> None:
-        """Take the labels from a model that would make its loss of them."""
-        self.put_back(state)  # of a step that did not come to its end
+        """Remove the labels from the batch, so that the model computes no loss."""
+        self.put_back(state)  # in case an earlier step was interrupted
         inputs = self.head.inputs(self.model, state.batch)
         self._held = (state.batch, inputs)
         state.batch = inputs
 
     def after_forward(self, state: State) -> None:
-        """Give the labels back."""
+        """Restore the labels."""
         self.put_back(state)
 
     def before_loss(self, state: State) -> None:
@@ -150,10 +150,10 @@ class ReplacedLoss:
         state.outputs = with_loss(state.outputs, torch.stack(losses).mean())
 
     def after_loss(self, state: State) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def put_back(self, state: State) -> None:
-        """Give back what is still withheld."""
+        """Restore the batch if it still lacks the labels."""
         if self._held is not None:
             batch, inputs = self._held
             if state.batch is inputs:
@@ -176,29 +176,30 @@ class ReplacedLoss:
 
 def before_asking(model: HuggingFaceModel) -> str:
     """What will happen to the labels and the loss, as far as it is known before the first batch."""
-    return f"of {type(model.model).__name__} replaced, after its first batch has told what it is"
+    return f"of {type(model.model).__name__} to be replaced, once the first batch has shown what it is"
 
 
 def understand(
     model: HuggingFaceModel, batch: Mapping[str, Any], outputs: Any, calls: Sequence[Call], kind: str, ignore_index: int
 ) -> Head:
-    """What the loss that a model made in ``forward()`` is made of.
+    """The terms of the loss that a model computed in ``forward()``.
 
-    What was heard is compared with the batch and the output: the logits, the order of the labels, and that the model
-    adds and scales nothing. One more call shows whether the logits are the same without the labels.
+    The recorded loss calls are compared with the batch and the output to find the logits and the order of the labels,
+    and to check that the model adds and scales nothing. One more forward pass shows whether the logits are the same
+    without the labels.
 
     Args:
-        model: In training mode.
+        model: The model, in training mode.
         batch: A microbatch.
-        outputs: Of its forward pass, with the loss that it made of the answers of `numbered`.
-        calls: What was heard in it.
-        kind: Of smoothing, ``"multiclass"`` or ``"binary"``.
-        ignore_index: The label that is to be ignored.
+        outputs: The output of its forward pass, in which `numbered` gave the results of the loss calls.
+        calls: The loss calls of that pass.
+        kind: The kind of smoothing, ``"multiclass"`` or ``"binary"``.
+        ignore_index: The label to ignore.
 
     Raises:
-        TargetError: The loss is not a mean of cross entropies of outputs and labels, or not of this kind; the message
+        TargetError: The loss contains no cross entropy of outputs and labels, or does not fit this kind; the message
             says what it is instead.
-        NotReplaceableError: It is something with a cross entropy in it.
+        NotReplaceableError: The loss contains a cross entropy, but is not just the mean of such terms.
 
     """
     head, rows = _head(model, batch, outputs, calls, kind, ignore_index)
@@ -208,7 +209,10 @@ def understand(
 
 
 def numbered(calls: Sequence[Call]) -> Tensor:
-    """An answer to the last of some losses without computing it: 1 for the first, 3 for the second, and so on."""
+    """A stand-in result for the last of some loss calls: 1 for the first call, 3 for the second, and so on.
+
+    The loss that the model makes of them shows how it combines its terms.
+    """
     call = calls[-1]
     rows = call.input.shape[:1] + call.input.shape[2:] if call.function in CLASSES else call.input.shape
     shape = rows if call.options.get("reduction") == "none" else ()
@@ -216,7 +220,7 @@ def numbered(calls: Sequence[Call]) -> Tensor:
 
 
 def with_loss(outputs: Any, loss: Tensor) -> Any:
-    """The outputs with this loss where `HuggingFaceModel.loss` looks for it."""
+    """The outputs with ``loss`` where `HuggingFaceModel.loss` looks for it."""
     if isinstance(outputs, tuple):
         return (loss, *(value for _, value in _entries(outputs)))
     outputs["loss"] = loss
@@ -224,7 +228,7 @@ def with_loss(outputs: Any, loss: Tensor) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Holding what was heard against the batch and the output.
+# Comparing the recorded calls with the batch and the output.
 
 
 def _answer(position: int) -> float:
@@ -234,13 +238,13 @@ def _answer(position: int) -> float:
 def _head(
     model: HuggingFaceModel, batch: Mapping[str, Any], outputs: Any, calls: Sequence[Call], kind: str, ignore_index: int
 ) -> tuple[Head, Tensor]:
-    """What the model's loss is made of, if it could do without its labels, and some rows of its logits."""
+    """The terms of the model's loss, assuming that it can run without labels, and some rows of its logits."""
     name = type(model.model).__name__
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs[0]
     if not isinstance(loss, Tensor) or loss.ndim:
         raise TargetError(
-            f"{name} made no loss of a batch with the keys {', '.join(map(str, batch))}: give it its labels, under "
-            f"'labels' or, for answers in a text, 'start_positions' and 'end_positions'"
+            f"{name} returned no loss for a batch with the keys {', '.join(map(str, batch))}: give it labels, under "
+            f"'labels' or, for question answering, 'start_positions' and 'end_positions'"
         )
     _require_kind(name, calls, kind)
     terms: list[Term] = []
@@ -248,9 +252,9 @@ def _head(
         terms.append(_term(model, call, batch, outputs, terms, ignore_index))
     expected = sum(map(_answer, range(len(terms)))) / max(1, len(terms))
     if not terms:
-        raise TargetError(_not_replaceable(name, "is something else than cross entropy of its logits and labels"))
+        raise TargetError(_not_replaceable(name, "is not a cross entropy of its logits and labels"))
     if abs(loss.item() - expected) > 1e-6:
-        raise NotReplaceableError(_not_replaceable(name, "is something besides the mean cross entropy"))
+        raise NotReplaceableError(_not_replaceable(name, "is not just the mean cross entropy"))
     logits = terms[0].logits_of(outputs)
     given = {"decoder_input_ids", "decoder_inputs_embeds"} & set(batch)
     shifts_decoder = hasattr(model.model, "prepare_decoder_input_ids_from_labels") and not given
@@ -270,13 +274,13 @@ def _can_do_without(model: HuggingFaceModel, batch: Mapping[str, Any], head: Hea
 
 
 def _some_rows(logits: Tensor) -> Tensor:
-    """The classes at about a hundred places, far fewer numbers than all logits."""
+    """The logits at about a hundred positions, to compare without keeping all logits."""
     rows = logits.movedim(1, -1).flatten(0, -2)
     return rows[:: max(1, len(rows) // 100)].float()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Understanding what was said.
+# Turning recorded calls into terms.
 
 
 def _require_kind(name: str, calls: Sequence[Call], kind: str) -> None:
@@ -285,24 +289,24 @@ def _require_kind(name: str, calls: Sequence[Call], kind: str) -> None:
         raise TargetError(
             f"{name} is a regression head (num_labels=1 or problem_type='regression'), whose loss is the squared error "
             f"of a number: there are no classes to share mass with. Take LabelSmoothing out of algorithms, or, if the "
-            f"labels are classes, give the model's configuration num_labels and problem_type='single_label_classification'"
+            f"labels are classes, set num_labels and problem_type='single_label_classification' in the model's config"
         )
     if kind != "binary" and F.binary_cross_entropy_with_logits in functions:
         raise TargetError(
             f"{name} has a binary cross entropy for every label (problem_type='multi_label_classification'), but "
-            f"kind='multiclass' is for classes that exclude each other: give LabelSmoothing(kind='binary')"
+            f"kind='multiclass' is for mutually exclusive classes: give LabelSmoothing(kind='binary')"
         )
     if kind == "binary" and F.cross_entropy in functions:
         raise TargetError(
-            f"{name} has a cross entropy over classes that exclude each other, but kind='binary' is for a label of its "
-            f"own for every logit: give LabelSmoothing(kind='multiclass')"
+            f"{name} has a cross entropy over mutually exclusive classes, but kind='binary' is for targets with a "
+            f"separate label for every logit: give LabelSmoothing(kind='multiclass')"
         )
 
 
 def _not_replaceable(name: str, what: str) -> str:
     return (
-        f"the loss that {name} makes in forward() {what}, so that LabelSmoothing cannot replace it by the smoothed one. "
-        f"Write a subclass of HuggingFaceModel whose loss() returns composer_ls.cross_entropy(logits, labels) and "
+        f"the loss that {name} computes in forward() {what}, so LabelSmoothing cannot replace it by the smoothed one. "
+        f"Write a subclass of HuggingFaceModel whose loss() returns composer_ls.cross_entropy(logits, labels) plus "
         f"whatever else belongs to it, and give LabelSmoothing target_key='labels' and output_key='logits'"
     )
 
@@ -324,7 +328,7 @@ def _term(
     outputs_left = {key: logits for key, logits in _tensors(outputs) if key not in {term.logits for term in others}}
     key = next((key for key, logits in outputs_left.items() if _is_same(call.input, logits)), None)
     if key is None:
-        raise NotReplaceableError(_not_replaceable(name, "is of logits that are not in its output"))
+        raise NotReplaceableError(_not_replaceable(name, "uses logits that are not in its output"))
     ignored = call.options.get("ignore_index", -100)
     clamped = call.function is F.cross_entropy and ignored == call.input.shape[-1]
     if call.function is F.cross_entropy and not clamped and ignored != ignore_index:
@@ -334,13 +338,13 @@ def _term(
     found = {key: orders for key in LABELS if (orders := _orders(call.target, batch.get(key), ignored, clamped))}
     labels = next((key for key in found if key not in taken), None)
     if labels is None:
-        what = "is not of the labels in the batch, neither as they are nor shifted by one"
+        what = "does not use the labels in the batch, neither as they are nor shifted by one"
         raise NotReplaceableError(_not_replaceable(name, what))
     orders = found[labels]
     return Term(
         labels,
         key,
-        # Both are possible only where every label is ignored.
+        # Both orders fit only if every label is ignored.
         order=orders[0] if len(orders) == 1 else "shifted" if model.shift_labels else "plain",
         classes_last=call.input.shape != outputs_left[key].shape,
         binary=call.function is F.binary_cross_entropy_with_logits,
@@ -349,7 +353,7 @@ def _term(
 
 
 def _is_same(input: Tensor, output: Tensor) -> bool:
-    """Whether a loss was given these logits, as they are or as rows of classes: judged by the first of them."""
+    """Whether a loss was given these logits, as they are or flattened to rows. Only the first example is compared."""
     if input.shape == output.shape:
         a, b = input[0], output[0]
     elif input.ndim == 2 and output.ndim > 2 and output.shape[-1] == input.shape[1]:
@@ -360,12 +364,12 @@ def _is_same(input: Tensor, output: Tensor) -> bool:
 
 
 def _orders(target: Tensor, labels: Any, ignored: int, clamped: bool) -> list[str]:
-    """In which orders these labels are the target that a loss was given."""
+    """The orders in which these labels equal the target that a loss was given."""
     if not isinstance(labels, Tensor):
         return []
     versions = [("clamped", labels.clamp(0, ignored))] if clamped else [("plain", labels)]
     if labels.ndim > 1 and not clamped:
-        # With the last logits left out, or with nothing for them to predict.
+        # The last logits are left out, or are kept with an ignored label.
         versions += [("shifted", labels[..., 1:]), ("shifted", _shifted(labels, ignored))]
     return [order for order, version in versions if torch.equal(target.flatten(), version.flatten().to(target))]
 
@@ -375,7 +379,7 @@ def _shifted(labels: Tensor, ignore_index: int) -> Tensor:
 
 
 def _entries(outputs: Any) -> Iterator[tuple[str | int, Any]]:
-    """What a model put out besides its loss, with the keys, or with indices that do not count the loss."""
+    """A model's outputs except the loss, each with its key, or with an index that does not count the loss."""
     if isinstance(outputs, Mapping):
         yield from ((key, value) for key, value in outputs.items() if key != "loss")
     else:

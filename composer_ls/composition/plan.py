@@ -1,4 +1,4 @@
-"""The plan: where smoothing runs among the other algorithms, and what will happen in words."""
+"""Where smoothing runs among the other algorithms, and a description in words of what happens to the targets."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["describe", "place", "unwrapped"]
 
 
 def place(algorithms: Sequence[Algorithm], smoother: Algorithm) -> list[Algorithm]:
-    """``algorithms`` with ``smoother`` where it belongs, whatever its place was; the others keep their order.
+    """``algorithms`` with ``smoother`` moved to its proper position; the others keep their order.
 
-    It belongs after every algorithm unknown to us, which may rewrite targets, and before the first mixer that follows,
-    so that the mixer's own arithmetic works on smoothed targets that need no dense tensor. A mixer that must run
-    earlier mixes hard rows, which are smoothed afterwards: the result is the same.
+    Smoothing runs after every algorithm that is not known to us, because it may rewrite targets, and before the first
+    mixer after that, so that the mixer's own arithmetic works on compact SoftTargets. A mixer that runs earlier mixes
+    hard rows, which are smoothed afterwards; the result is the same.
     """
     others = [algorithm for algorithm in algorithms if algorithm is not smoother]
     position = max((i for i, algorithm in enumerate(others, 1) if _is_unknown(algorithm)), default=0)
@@ -34,7 +34,7 @@ def place(algorithms: Sequence[Algorithm], smoother: Algorithm) -> list[Algorith
 
 
 def _is_unknown(algorithm: Algorithm) -> bool:
-    """Whether an algorithm may rewrite targets: it is no mixer, nor one of Composer's or ours, which leave targets alone."""
+    """Whether an algorithm may rewrite targets: neither a registered mixer nor from Composer or this package."""
     known = mixer_of(algorithm) is not None or is_smoother(algorithm)
     return not known and type(algorithm).__module__.partition(".")[0] not in {"composer", "composer_ls"}
 
@@ -43,8 +43,8 @@ def describe(trainer_or_state: Any) -> str:
     r"""What happens to the targets between the dataloader and the loss, in one sentence.
 
     Args:
-        trainer_or_state: A Composer ``Trainer`` or ``State``. The dataloader's part is known once training has started,
-            or when the Trainer was given it.
+        trainer_or_state: A Composer ``Trainer`` or ``State``. The dataloader is described if the Trainer was given it,
+            or once training has started.
 
     Example:
         >>> import torch
@@ -142,6 +142,6 @@ def _loss_part(model: Any, compact: bool, smooths: bool) -> str:
 
 
 def unwrapped(state: State) -> Any:
-    """The model itself, without what distributes it."""
+    """The model without its DistributedDataParallel wrapper."""
     model = state.model
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

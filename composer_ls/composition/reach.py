@@ -1,4 +1,4 @@
-"""What a callable holds, found by looking only: nothing of it is run, and no property is asked."""
+"""Finds the objects that a callable holds by inspection only: no code is run and no property is read."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 __all__ = ["fields_of", "reachable"]
 
 LIBRARIES = {"torch", "torchvision", "torchmetrics", "composer", "composer_ls", "numpy", "PIL"}
-"""Packages whose functions are not looked into: they smooth only if a caller says so."""
+"""Packages whose functions are not inspected: they smooth only if the caller asks for it."""
 MOST_OBJECTS = 2_000
 MOST_ITEMS = 32
-"""How many entries of a container are looked at: lists of transforms are short, lists of samples are not."""
+"""How many entries of a container are inspected. Lists of transforms are short; longer lists hold samples."""
 
 
 def fields_of(thing: Any) -> dict[str, Any]:
-    """The attributes that an object itself holds, and a module's children."""
+    """An object's instance attributes, and a module's children."""
     try:
         fields = dict(object.__getattribute__(thing, "__dict__"))
     except (AttributeError, TypeError, ValueError):
@@ -29,12 +29,12 @@ def fields_of(thing: Any) -> dict[str, Any]:
 
 
 def reachable(root: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Objects that ``root`` holds, each once and with a path to it; ``root`` comes first.
+    """The objects reachable from ``root``, each once, with a path to it. ``root`` itself comes first.
 
-    Followed are ``functools.partial``, functions (closures, defaults and the globals that they name), the objects of
-    bound methods, attributes, modules' children, and short lists, tuples and dicts.
+    The search follows ``functools.partial``, functions (closures, defaults and the globals that they name), the objects
+    of bound methods, attributes, modules' children, and short lists, tuples and dicts.
     """
-    seen: dict[Any, Any] = {}  # keeps what it has seen alive, so that no identity is used twice
+    seen: dict[Any, Any] = {}  # keeps the objects alive, so that no id is reused
     queue = [(path, root)]
     while queue and len(seen) < MOST_OBJECTS:
         path, thing = queue.pop(0)
@@ -59,7 +59,7 @@ def _held_by(path: str, thing: Any) -> list[tuple[str, Any]]:
 
 
 def _named_by(path: str, function: Any) -> list[tuple[str, Any]]:
-    """What a function closes over, has as defaults, or names among its module's globals."""
+    """A function's closure variables, defaults, and the module globals that it names."""
     if not isinstance(function, types.FunctionType) or (function.__module__ or "").partition(".")[0] in LIBRARIES:
         return []
     named = {name: function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__}
@@ -71,7 +71,7 @@ def _named_by(path: str, function: Any) -> list[tuple[str, Any]]:
 
 
 def _names(code: types.CodeType) -> list[str]:
-    """The names that a function's code uses, with those of the functions inside it."""
+    """The names used in a function's code, including the functions nested in it."""
     inner = [name for constant in code.co_consts if isinstance(constant, types.CodeType) for name in _names(constant)]
     return [*code.co_names, *inner]
 
@@ -82,5 +82,5 @@ def _items(path: str, container: Any) -> list[tuple[str, Any]]:
 
 
 def _leads_on(value: Any) -> bool:
-    """Whether something that changes targets may be behind a value: what can be called, or holds such things."""
+    """Whether a value can lead to something that changes targets: a callable, a container, or a dataloader."""
     return callable(value) or isinstance(value, (list, tuple, dict)) or "collate_fn" in fields_of(value)

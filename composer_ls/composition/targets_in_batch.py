@@ -1,4 +1,4 @@
-"""The usual way: the targets in the batch are smoothed before the loss, and put back after it."""
+"""The usual way: targets in the batch are smoothed before the loss and restored after it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["TargetsInBatch", "holds_loss", "logits_of"]
 
 @dataclass(frozen=True)
 class _SecondLabels:
-    """What a mixer held, and what it holds while its labels are smoothed."""
+    """The second labels of a mixer, and the smoothed ones that replace them for the time being."""
 
     algorithm: Algorithm
     mixer: Mixer
@@ -32,7 +32,7 @@ class _SecondLabels:
 
 
 class TargetsInBatch:
-    """Holds the labels while smoothed targets are in their place, in the batch and in every mixer."""
+    """Replaces the labels by smoothed targets, in the batch and in every mixer, and restores them afterwards."""
 
     def __init__(self, smoother: Any) -> None:
         self.smoother = smoother
@@ -40,14 +40,14 @@ class TargetsInBatch:
         self._second_labels: list[_SecondLabels] = []
 
     def before_forward(self, state: State) -> None:
-        """Nothing: the labels stay in the batch."""
+        """Do nothing: the labels stay in the batch."""
 
     def after_forward(self, state: State) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def before_loss(self, state: State) -> None:
-        """Put smoothed targets in the place of the labels."""
-        self.put_back(state)  # of a step that did not come to its end
+        """Replace the labels by smoothed targets."""
+        self.put_back(state)  # in case an earlier step was interrupted
         smoother = self.smoother
         logits = logits_of(state.outputs, smoother.output_key, smoother.kind)
         target = get(state.batch, smoother.target_key)
@@ -67,7 +67,7 @@ class TargetsInBatch:
         self._target = (target, smoothed)
 
     def after_loss(self, state: State) -> None:
-        """Put the labels back. A mixer that interpolates losses still has to use its second labels."""
+        """Restore the labels, except the second labels of mixers that interpolate losses and still need them."""
         if self._target is not None:
             state.batch = with_target(state.batch, self.smoother.target_key, self._target[0])
             self._target = None
@@ -77,10 +77,10 @@ class TargetsInBatch:
         self._second_labels = [second for second in self._second_labels if second.mixer.interpolates(second.algorithm)]
 
     def put_back(self, state: State) -> None:
-        """Put back what is still smoothed; what others have replaced since is theirs."""
+        """Restore what is still smoothed. What others have replaced since stays as it is."""
         if self._target is not None:
             target, smoothed = self._target
-            with contextlib.suppress(Exception):  # another batch, perhaps of another form
+            with contextlib.suppress(Exception):  # this may be another batch, perhaps of another form
                 if get(state.batch, self.smoother.target_key) is smoothed:
                     state.batch = with_target(state.batch, self.smoother.target_key, target)
             self._target = None
@@ -89,7 +89,7 @@ class TargetsInBatch:
         self._second_labels = []
 
     def describe(self) -> None:
-        """Nothing that the plan does not say already."""
+        """Nothing to add to the plan."""
 
 
 def logits_of(outputs: Any, output_key: Any, kind: str) -> Tensor:
@@ -109,7 +109,7 @@ def logits_of(outputs: Any, output_key: Any, kind: str) -> Tensor:
         )
     if kind == "multiclass" and (found.ndim < 2 or found.shape[1] == 1):
         raise ValueError(
-            f"the model gives one logit an example, of shape {tuple(found.shape)}, so that there is no other "
+            f"the model gives one logit per example, of shape {tuple(found.shape)}, so there is no other "
             f"class to move mass to: use a head with two logits and cross entropy, or, for a binary loss on one "
             f"logit, give LabelSmoothing(kind='binary')"
         )
@@ -117,6 +117,6 @@ def logits_of(outputs: Any, output_key: Any, kind: str) -> Tensor:
 
 
 def holds_loss(outputs: Any) -> bool:
-    """Whether a model's output has a loss beside what the loss is made of."""
+    """Whether a model's output contains a loss."""
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
     return isinstance(loss, Tensor)

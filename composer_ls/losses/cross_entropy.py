@@ -37,9 +37,9 @@ def cross_entropy(
 
     ``reduction="mean"`` divides by the number of rows that are not ignored, whatever their mass, so SoftTargets and
     their dense tensor have the same mean, here and in PyTorch. Ignored rows are rows of SoftTargets without weight and
-    dense rows of zeros; PyTorch's own function counts the latter. With class weights, a row of SoftTargets counts as the
-    weight of its labels, as in PyTorch for labels, and a dense row counts as 1, as in PyTorch for probabilities. If
-    everything is ignored, the loss is 0 with zero gradient, where PyTorch gives NaN for labels.
+    dense rows of zeros; PyTorch's own function counts the latter. With class weights, a row of SoftTargets counts as
+    the weight of its labels, as in PyTorch for labels, and a dense row counts as 1, as in PyTorch for probabilities.
+    If everything is ignored, the loss is 0 with zero gradient, where PyTorch gives NaN for labels.
 
     Second derivatives, forward mode and :mod:`torch.func` are supported, as are gradients for ``weight`` and for the
     weights, smoothing and prior of SoftTargets. All of these need temporary tensors as large as the logits.

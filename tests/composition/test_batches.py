@@ -57,7 +57,7 @@ def test_targets_are_found_and_replaced_and_the_batch_that_others_hold_is_never_
         ({"x": X, "labels": Y, "y": Y}, 1, r"as in LabelSmoothing\(target_key='labels'\)"),
         ({"a": {"b": Y}}, "a.c", r"target_key='a.c': it is a dict with the keys 'a'"),
         (Fields(X, Y), "target", r"it is a Fields"),
-        ((X, Y), ("labels", 0), r"leads into nested containers"),
+        ((X, Y), ("labels", 0), r"for nested containers"),
         ({"y": Y}, lambda batch: batch["y"] + 1, r"a getter that returns something which the batch does not hold"),
     ],
 )

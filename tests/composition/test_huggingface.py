@@ -56,20 +56,36 @@ def resnet():
 
 TASKS = {
     "causal LM": (hf.GPT2LMHeadModel, gpt2, "shifted by one"),
-    "causal LM whose labels are not shifted": (hf.BartForCausalLM, bart, "with labels, kept"),
-    "masked LM": (hf.BertForMaskedLM, bert, "with labels, kept"),
-    "sequence to sequence": (hf.T5ForConditionalGeneration, t5, "with labels, kept"),
-    "sequence to sequence with a shift of its own": (hf.BartForConditionalGeneration, bart, "with labels, kept"),
+    "causal LM whose labels are not shifted": (hf.BartForCausalLM, bart, "with labels, which are not passed"),
+    "masked LM": (hf.BertForMaskedLM, bert, "with labels, which are not passed"),
+    "sequence to sequence": (hf.T5ForConditionalGeneration, t5, "with labels, which are not passed"),
+    "sequence to sequence with a shift of its own": (
+        hf.BartForConditionalGeneration,
+        bart,
+        "with labels, which are not passed",
+    ),
     "sequence to sequence that hides its shift": (
         hf.M2M100ForConditionalGeneration,
         lambda: bart(hf.M2M100Config),
-        "in place of the one that M2M100ForConditionalGeneration makes too",
+        "in place of the loss that M2M100ForConditionalGeneration also computes",
     ),
-    "sequence classification": (hf.BertForSequenceClassification, lambda: bert(num_labels=5), "with labels, kept"),
-    "sequence classification by a decoder": (hf.BartForSequenceClassification, lambda: bart(num_labels=5), "kept"),
-    "token classification": (hf.BertForTokenClassification, lambda: bert(num_labels=5), "with labels, kept"),
-    "question answering": (hf.BertForQuestionAnswering, bert, "start_positions, of which those outside are ignored"),
-    "image classification": (hf.ResNetForImageClassification, resnet, "with labels, kept"),
+    "sequence classification": (
+        hf.BertForSequenceClassification,
+        lambda: bert(num_labels=5),
+        "with labels, which are not passed",
+    ),
+    "sequence classification by a decoder": (
+        hf.BartForSequenceClassification,
+        lambda: bart(num_labels=5),
+        "not passed to",
+    ),
+    "token classification": (
+        hf.BertForTokenClassification,
+        lambda: bert(num_labels=5),
+        "with labels, which are not passed",
+    ),
+    "question answering": (hf.BertForQuestionAnswering, bert, "start_positions (positions outside the text ignored)"),
+    "image classification": (hf.ResNetForImageClassification, resnet, "with labels, which are not passed"),
 }
 TOKENS = [name for name in TASKS if "LM" in name or "sequence to" in name or name == "token classification"]
 
@@ -387,9 +403,7 @@ class IgnoringZero(Focal):
 
 
 def test_a_loss_without_a_cross_entropy_is_refused_with_the_reason():
-    with pytest.raises(
-        TargetError, match="is something else than cross entropy .* Write a subclass of HuggingFaceModel"
-    ):
+    with pytest.raises(TargetError, match="is not a cross entropy .* Write a subclass of HuggingFaceModel"):
         train("sequence classification", [LabelSmoothing(0.1)], of_class(Focal))
 
 
@@ -456,7 +470,7 @@ def test_the_loss_that_balances_experts_is_kept_beside_the_smoothed_one(monkeypa
     [
         (1, torch.tensor(0.5), {}, "BertForSequenceClassification is a regression head .* the squared error"),
         (5, torch.ones(5), {}, r"problem_type='multi_label_classification'\), .* give LabelSmoothing\(kind='binary'\)"),
-        (5, torch.tensor(1), {"kind": "binary"}, r"classes that exclude each other, .*\(kind='multiclass'\)"),
+        (5, torch.tensor(1), {"kind": "binary"}, r"mutually exclusive classes, .*\(kind='multiclass'\)"),
     ],
 )
 def test_a_head_of_another_kind_is_refused_with_the_reason(num_labels, labels, options, message):
@@ -468,7 +482,7 @@ def test_a_head_of_another_kind_is_refused_with_the_reason(num_labels, labels, o
 
 def test_a_batch_without_labels_is_refused():
     data = [{"input_ids": example["input_ids"]} for example in examples("causal LM")]
-    with pytest.raises(TargetError, match="made no loss of a batch with the keys input_ids: give it its labels"):
+    with pytest.raises(TargetError, match="returned no loss for a batch with the keys input_ids: give it labels"):
         train("causal LM", [LabelSmoothing(0.1)], data=data)
 
 
@@ -549,7 +563,7 @@ def test_the_plan_says_how_the_loss_is_replaced_before_and_after_the_first_batch
     with caplog.at_level(logging.INFO, logger="composer_ls"):
         train(task, [smoother], model, callbacks=[Watch()])
     name = type(model.model).__name__
-    beginning = f"smoothing 0.1, uniform over all classes; loss of {name} replaced"
+    beginning = f"smoothing 0.1, uniform over all classes; loss of {name} to be replaced"
     assert plans[0].startswith(beginning)
     assert TASKS[task][2] in plans[1]
     assert plans[1] == plans[2]
