@@ -69,17 +69,23 @@ def train(
     result = None if overwrite else folder.result()
     was_finished = result is not None
     if result is None:
+        from composer_ls.lab.training.stopping import StoppedInTraining
         from composer_ls.lab.training.train import train as run  # imports Composer, which takes seconds
 
         bar = sys.stderr.isatty()
-        result = run(
-            resolved,
-            folder,
-            overwrite=overwrite,
-            progress=bar,
-            each_line=None if bar else _print_line,
-            debug=bool(context.obj),
-        )
+        try:
+            result = run(
+                resolved,
+                folder,
+                overwrite=overwrite,
+                progress=bar,
+                each_line=None if bar else _print_line,
+                debug=bool(context.obj),
+            )
+        except StoppedInTraining as stopped:
+            again = shlex.join(["composer-ls", *(word for word in sys.argv[1:] if word != "--overwrite")])
+            print(f"\ncomposer-ls: {stopped}. It is saved; to go on from there:\n  {again}", file=sys.stderr)
+            raise SystemExit(130) from None
     if os.environ.get("RANK", "0") != "0":
         return
     console = Console()
@@ -87,6 +93,9 @@ def train(
     if was_finished:
         note = f"This run was finished at {result['finished']} and was not run again; --overwrite does that."
         console.print(note, soft_wrap=True)
+    if result.get("diverged"):
+        print("composer-ls: the run diverged, so no comparison will count it", file=sys.stderr)
+        raise SystemExit(1)
     for purpose, command in next_commands(recipe, overrides or [], resolved.smoothing, folder):
         console.print(Text(f"\n{purpose}:\n  {command}"), soft_wrap=True)
 
@@ -131,6 +140,8 @@ def _print_line(line: Mapping[str, float]) -> None:
 
 def _show_result(console: Console, result: Mapping[str, Any], report: TaskReport, folder: RunFolder) -> None:
     """Print the numbers of a run, what to be careful about, and how its confidence fits its accuracy."""
+    from composer_ls.lab.compare.setup import setup_in_words
+
     metrics = {metric.key: metric for metric in report.in_result}
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim")
@@ -141,7 +152,12 @@ def _show_result(console: Console, result: Mapping[str, Any], report: TaskReport
     table.add_row("seconds of training", f"{result['train_seconds']:.1f}")
     console.print(Text(result["name"], style="bold"))
     console.print(fitted(table, console))
-    words = [result["plan"], f"Run folder: {folder.path}", *result.get("warnings", ())]
+    words = [
+        setup_in_words(folder.recipe, result),
+        result["plan"],
+        f"Run folder: {folder.path}",
+        *result.get("warnings", ()),
+    ]
     for text in filter(None, [_calibration(report, folder), *words]):
         console.print(Text(text), soft_wrap=True)
 

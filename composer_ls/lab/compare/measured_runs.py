@@ -198,7 +198,7 @@ def _lines(file: Path) -> list[dict[str, float]]:
         for text in file.read_text(encoding="utf-8").splitlines():
             line = json.loads(text)
             if isinstance(line, dict) and "batch" in line:
-                lines.append(line)
+                lines.append({key: value for key, value in line.items() if value is not None})
     except (OSError, ValueError):
         pass
     return lines

@@ -28,6 +28,9 @@ __all__ = [
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+MOST_LEFT_OUT = 0.1
+"""The largest part of the training examples that an epoch leaves out for want of a full batch."""
+
 
 class Batches(Protocol):
     """What the data section of a recipe says of batches; ``workers`` too, where images may not be in memory."""
@@ -75,7 +78,8 @@ def labels_of(split: Dataset[Any]) -> torch.Tensor:
 def training_loader(splits: Splits, batches: Batches, seed: int) -> DataLoader[Any]:
     """Shuffled batches of this process's share; the order follows from the seed and the epoch alone.
 
-    So do the crops and mirrorings of images in memory.
+    So do the crops and mirrorings of images in memory. A last batch that is not full is left out, unless that would cost more
+    than a tenth of the examples.
     """
     world = dist.get_world_size()
     if batches.batch_size % world:
@@ -90,7 +94,10 @@ def training_loader(splits: Splits, batches: Batches, seed: int) -> DataLoader[A
     train = splits.train
     if isinstance(train, InMemory) and batches.augmentation == "crop_flip":
         train = CropFlip(train, splits.image_shape[1] // 8, seed)
-    return _loader(train, batches, batches.batch_size // world, EpochSampler(train, seed), drop_last=True)
+    sampler, batch_size = EpochSampler(train, seed), batches.batch_size // world
+    rest = len(sampler) % batch_size
+    few = rest <= MOST_LEFT_OUT * len(sampler) or rest == 1  # batch normalisation needs two
+    return _loader(train, batches, batch_size, sampler, drop_last=few)
 
 
 def evaluation_loader(

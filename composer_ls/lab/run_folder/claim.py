@@ -21,7 +21,8 @@ def claimed(folder: Path) -> Iterator[None]:
     """Keep every other process from doing the run in this folder.
 
     The claim is a lock on its file ``.lock``, which says whose it is. The system drops the lock with the process, however that
-    ends, so no claim outlives who made it. Where the file system knows no locks, there is no claim.
+    ends, so no claim outlives who made it. Where the file system knows no locks, there is no claim. A folder that is made for
+    the claim and still empty at its end goes with it.
 
     Raises:
         RunFolderBusyError: Another process has it; the message says which.
@@ -37,6 +38,7 @@ def claimed(folder: Path) -> Iterator[None]:
 
     """
     path = folder / ".lock"
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     with told_if_unwritable(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = _locked(path)
@@ -45,6 +47,9 @@ def claimed(folder: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         os.close(file)
+        with contextlib.suppress(OSError):  # something is in it, and so in those around it
+            for place in made:
+                place.rmdir()
 
 
 def claimant(folder: Path) -> str | None:

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
 from composer_ls.errors import RunFolderError
 
-__all__ = ["replacing", "told_if_unwritable", "write_tensors", "write_text"]
+__all__ = ["finite", "replacing", "told_if_unwritable", "write_tensors", "write_text"]
+
+
+def finite(content: Any) -> Any:
+    """The same mappings, lists and values for JSON, with ``None`` in place of numbers that are not finite.
+
+    Example:
+        >>> from composer_ls.lab.run_folder.files import finite
+        >>> finite({"nll": float("nan"), "steps": [1, 2.5]})
+        {'nll': None, 'steps': [1, 2.5]}
+
+    """
+    if isinstance(content, Mapping):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write_text(path: Path, text: str) -> None:
@@ -29,11 +47,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its place at the end, whole and flushed, or disappears."""
+    """A temporary file beside ``path`` that takes its place at the end, whole and flushed, or disappears.
+
+    It gets the permissions of a new file, whatever the writer gave it: safetensors lets only the owner read.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
         with open(temporary, "rb+") as file:
+            os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:

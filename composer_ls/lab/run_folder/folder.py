@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from composer_ls.errors import RecipeError, RunFolderError
 from composer_ls.lab.recipe.mistakes import place_of
 from composer_ls.lab.recipe.recipe import Recipe, differing_keys, recipe_schema
 from composer_ls.lab.recipe.yaml_text import parse_yaml
-from composer_ls.lab.run_folder.files import told_if_unwritable, write_tensors, write_text
+from composer_ls.lab.run_folder.files import finite, told_if_unwritable, write_tensors, write_text
 
 __all__ = ["RunFolder", "read_recipe"]
 
@@ -28,7 +29,7 @@ class RunFolder:
     """The folder of one run.
 
     Args:
-        path: Where it is. ``None``: ``runs/<recipe>-<fingerprint>`` below the current folder.
+        path: Where it is; ``~`` is the home folder. ``None``: ``runs/<recipe>-<fingerprint>`` below the current folder.
         recipe: The run's recipe.
 
     Attributes:
@@ -45,7 +46,9 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path | None, recipe: Recipe) -> None:
-        self.path = Path(path) if path is not None else Path("runs") / f"{recipe.name}-{recipe.fingerprint()}"
+        self.path = (
+            Path(path).expanduser() if path is not None else Path("runs") / f"{recipe.name}-{recipe.fingerprint()}"
+        )
         self.recipe = recipe
         self.recipe_file = self.path / "recipe.yaml"
         self.result_file = self.path / "result.json"
@@ -71,8 +74,10 @@ class RunFolder:
         That is the run of another recipe, unless it is to be overwritten, and checkpoints that no run of ours left.
         """
         with told_if_unwritable(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
+            place = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
+            with tempfile.TemporaryFile(
+                dir=place
+            ):  # the folder is made by the run, so that none is left if it is refused
                 pass
         there = self._recipe_there()
         if not _is_resolved(there) and _holds_something(self.checkpoint_folder):
@@ -96,24 +101,35 @@ class RunFolder:
                 f"choose another with --out DIR, or add --overwrite to lose that run"
             )
 
-    def mend_checkpoints(self) -> None:
-        """Undo what being killed while saving leaves: the newest whole checkpoint becomes the latest, and the only one.
+    def mend_checkpoints(self) -> list[str]:
+        """Make the newest whole checkpoint the latest, and the only one, since Composer does not go on beside a later one.
 
-        Composer refuses to go on beside a later checkpoint than the one that it goes on from, even if it is half of one.
+        Others are what a run leaves that is killed while saving, or what a disk has damaged since.
+
+        Returns:
+            What was damaged and deleted, and what happens now, in sentences.
+
         """
         found = [
             (re.fullmatch(r"ep\d+-ba(\d+)-rank0\.pt", file.name), file) for file in self.checkpoint_folder.glob("*")
         ]
         newest_first = sorted(((int(name[1]), file) for name, file in found if name), reverse=True)
-        whole = next((file for _, file in newest_first if zipfile.is_zipfile(file)), None)
+        damaged = []
+        whole = None
         for _, file in newest_first:
-            if file != whole:
-                file.unlink()
+            if whole is None and _is_whole(file):
+                whole = file
+                continue
+            if whole is None:
+                damaged.append(file)
+            file.unlink()
         if newest_first:
             latest = self.checkpoint_folder / "latest-rank0.pt"
             latest.unlink(missing_ok=True)
             if whole is not None:
                 latest.symlink_to(whole.name)
+        now = f"goes on from {whole.name}" if whole else "starts afresh"
+        return [f"{file} was damaged or cut short, and is deleted: the run {now}" for file in damaged]
 
     def clear(self) -> None:
         """Delete what a run left here, and nothing else; its recipe stays until the next one takes its place."""
@@ -160,8 +176,11 @@ class RunFolder:
                 write_tensors(self.path / name, content)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Write ``result.json``, which makes the run finished, and drop the checkpoints that nobody asked to keep."""
-        write_text(self.result_file, json.dumps(result, indent=2, allow_nan=True) + "\n")
+        """Write ``result.json``, which makes the run finished, and drop the checkpoints that nobody asked to keep.
+
+        JSON has no NaN and no infinities: they become ``null``.
+        """
+        write_text(self.result_file, json.dumps(finite(result), indent=2, allow_nan=False) + "\n")
         if not self.recipe.checkpoints.keep:
             shutil.rmtree(self.checkpoint_folder, ignore_errors=True)
 
@@ -214,6 +233,15 @@ _ALWAYS_WRITTEN = frozenset(
 def _is_resolved(recipe: Mapping[str, Any] | None) -> bool:
     """Whether every default is written out, as a run of any version does and a person does not."""
     return recipe is not None and recipe.keys() >= _ALWAYS_WRITTEN
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a file of torch.save can be read and all its checksums are right."""
+    try:
+        with zipfile.ZipFile(checkpoint) as file:
+            return any(name.endswith("data.pkl") for name in file.namelist()) and file.testzip() is None
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError):
+        return False
 
 
 def _holds_something(folder: Path) -> bool:

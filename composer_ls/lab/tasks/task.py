@@ -30,6 +30,7 @@ class Measured:
         features: What ``features.safetensors`` holds; ``None``: there is no such file.
         facts: More entries of ``result.json``.
         files: More files of the run folder: text, or tensors for safetensors, by name.
+        warnings: What to be careful about, in sentences.
 
     """
 
@@ -39,6 +40,7 @@ class Measured:
     features: Mapping[str, Tensor] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str | Mapping[str, Tensor]] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
 
 
 class Task(ABC):

@@ -12,7 +12,7 @@ from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 from torch import Tensor
 
-from composer_ls.lab.run_folder.files import write_text
+from composer_ls.lab.run_folder.files import finite, write_text
 
 __all__ = ["MetricsFile"]
 
@@ -20,7 +20,7 @@ __all__ = ["MetricsFile"]
 class MetricsFile(LoggerDestination):
     """One JSON line an epoch: the mean training loss since the line before, and the latest of every other metric.
 
-    A run that ends within an epoch has a line for the part of it.
+    A run that ends within an epoch has a line for the part of it. A number that is not finite is ``null``.
 
     Args:
         path: The file. Lines from after the checkpoint that a run resumes from are cut off.
@@ -66,7 +66,7 @@ class MetricsFile(LoggerDestination):
             return
         line = self._line(state)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(finite(line)) + "\n")
         if self._each_line is not None:
             self._each_line(line)
 
@@ -80,7 +80,7 @@ class MetricsFile(LoggerDestination):
         lines, line = _whole_lines(self.path), self._line(state)
         if lines and (last := json.loads(lines[-1]))["batch"] == line["batch"]:
             lines, line = lines[:-1], last | line
-        write_text(self.path, "".join([*lines, json.dumps(line) + "\n"]))
+        write_text(self.path, "".join([*lines, json.dumps(finite(line)) + "\n"]))
 
     def _line(self, state: State) -> dict[str, float]:
         """What was logged since the line before, which is then forgotten."""

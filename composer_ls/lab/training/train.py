@@ -34,11 +34,14 @@ from composer_ls.errors import InputError, RecipeError
 from composer_ls.lab.recipe.recipe import Recipe
 from composer_ls.lab.recipe.sections import Optimizer, Schedule
 from composer_ls.lab.run_folder.claim import claimed
+from composer_ls.lab.run_folder.files import finite
 from composer_ls.lab.run_folder.folder import RunFolder
 from composer_ls.lab.tasks.registry import open_task
 from composer_ls.lab.training.algorithms import build_algorithms
+from composer_ls.lab.training.cautions import dropped_share, not_finite, training_cautions
 from composer_ls.lab.training.metrics_file import MetricsFile
 from composer_ls.lab.training.schedules import InverseSquareRootScheduler
+from composer_ls.lab.training.stopping import StopOnInterrupt
 from composer_ls.lab.training.teacher import check_teachers
 
 __all__ = ["train"]
@@ -71,11 +74,16 @@ def train(
         DataNotFoundError: The data is not there.
         RunFolderError: The folder cannot be written or holds another recipe's run.
         RunFolderBusyError: Another process is doing this run.
+        StoppedInTraining: By Ctrl-C; the folder holds a checkpoint of where it was.
 
     """
     claim = claimed(folder.path) if dist.get_global_rank() == 0 else contextlib.nullcontext()
     with claim, contextlib.nullcontext() if debug else _without_noise():
-        return _train(recipe, folder, overwrite, progress, each_line, debug)
+        try:
+            return _train(recipe, folder, overwrite, progress, each_line, debug)
+        finally:
+            with contextlib.suppress(OSError):  # there are checkpoints in it
+                folder.checkpoint_folder.rmdir()
 
 
 def _train(
@@ -97,7 +105,8 @@ def _train(
     if dist.get_global_rank() == 0:
         folder.check(overwrite=overwrite)
         if not overwrite:
-            folder.mend_checkpoints()
+            for warning in folder.mend_checkpoints():
+                print(warning, file=sys.stderr, flush=True)
     dist.barrier()
     if not overwrite and (finished := folder.result()) is not None:
         return finished
@@ -111,17 +120,18 @@ def _train(
     reproducibility.seed_all(recipe.seed)  # again: one seed gives the same weights, whatever data and algorithms drew
     model = task.model()
     metrics_file = MetricsFile(folder.metrics_file, each_line)
+    training_loader, stopper = task.training_loader(), StopOnInterrupt()
     try:
         trainer = Trainer(
             model=model,
-            train_dataloader=task.training_loader(),
+            train_dataloader=training_loader,
             eval_dataloader=Evaluator(label=task.watched, dataloader=task.evaluation_loader()),
             eval_interval=recipe.eval_interval,
             max_duration=recipe.duration,
             optimizers=_optimizer(recipe.optimizer, model),
             schedulers=_scheduler(recipe.schedule),
             algorithms=algorithms,
-            callbacks=[*task.callbacks(), metrics_file.line_an_epoch],
+            callbacks=[*task.callbacks(), metrics_file.line_an_epoch, stopper],
             loggers=metrics_file,
             precision=precision,
             compile_config={} if recipe.model.compile else None,
@@ -139,6 +149,7 @@ def _train(
         raise
     except (TypeError, ValueError) as error:
         raise RecipeError(f"Composer refuses the recipe {recipe.name}: {' '.join(str(error).split())}") from error
+    stopper.save = trainer.save_checkpoint_to_save_folder
     for destination in trainer.logger.destinations:
         if isinstance(destination, ProgressBarLogger) and not debug:
             destination.hparams_already_logged_to_console = True  # a dump of settings, between lines of asterisks
@@ -154,7 +165,8 @@ def _train(
             _fit(trainer, recipe)
             metrics_file.finish(trainer.state)
         measured = task.measure(trainer)
-        result = {
+        steps = int(trainer.state.timestamp.batch)
+        result: dict[str, Any] = {
             "name": recipe.name,
             "task": recipe.task,
             "smoothing": recipe.smoothing,
@@ -164,7 +176,10 @@ def _train(
             "seed": recipe.seed,
             **task.facts,
             "epochs": int(trainer.state.timestamp.epoch),
-            "steps": int(trainer.state.timestamp.batch),
+            "steps": steps,
+            "training": {"steps": steps, "dropped_share": dropped_share(training_loader)},
+            "diverged": bool(not_finite(measured.metrics)),
+            "warnings": [*training_cautions(steps, measured.metrics), *measured.warnings],
             "precision": precision.value,
             "train_seconds": trainer.state.timestamp.total_wct.total_seconds(),
             "started": started.isoformat(timespec="seconds"),
@@ -185,7 +200,7 @@ def _train(
         folder.write_files(measured.files)
         folder.write_result(result)
     dist.barrier()
-    return result
+    return dict(finite(result))
 
 
 @contextlib.contextmanager

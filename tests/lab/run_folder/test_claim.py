@@ -52,7 +52,7 @@ def test_a_claim_ends_with_a_process_that_is_killed(tmp_path, other):
 def test_a_claim_leaves_nothing_behind_even_on_an_error(tmp_path):
     with pytest.raises(KeyError), claimed(tmp_path / "run"):
         raise KeyError
-    assert list((tmp_path / "run").iterdir()) == []
+    assert not (tmp_path / "run").exists()
     assert claimant(tmp_path / "run") is None
 
 
@@ -60,3 +60,13 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="cannot be written .*--out DIR"), claimed(tmp_path / "file" / "run"):
         pass
+
+
+def test_a_folder_that_was_made_for_a_claim_and_stays_empty_goes_with_it(tmp_path):
+    with pytest.raises(ZeroDivisionError), claimed(tmp_path / "runs" / "new"):
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "own").mkdir()
+    with claimed(tmp_path / "own"), claimed(tmp_path / "runs" / "kept"):
+        (tmp_path / "runs" / "kept" / "result.json").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own", "runs"]

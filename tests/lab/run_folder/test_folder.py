@@ -1,8 +1,12 @@
 """The run folder's bookkeeping: which recipe it holds, and checkpoints after a kill."""
 
+import json
+import os
+import stat
 import zipfile
 
 import pytest
+import torch
 import yaml
 
 from composer_ls.errors import RunFolderError
@@ -59,7 +63,7 @@ def checkpoints(path, *, latest=None, whole=(), half=()):
     folder.mkdir(parents=True)
     for name in whole:
         with zipfile.ZipFile(folder / name, "w") as file:
-            file.writestr("archive", name)
+            file.writestr("archive/data.pkl", name)
     for name in half:
         (folder / name).write_bytes(b"PK\x03\x04 and no end")
     if latest:
@@ -89,3 +93,46 @@ def test_half_a_checkpoint_alone_means_to_begin_again(tmp_path):
 
 def test_what_is_no_checkpoint_of_a_run_stays(tmp_path):
     assert checkpoints(tmp_path, whole=["mine.pt"]) == (["mine.pt"], None)
+
+
+def test_a_checkpoint_with_4_kb_of_zeros_in_its_middle_is_not_gone_on_from_and_that_is_told(tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for name in (NINE, TEN):
+        torch.save({"weights": torch.rand(10_000)}, folder / name)
+    with open(folder / TEN, "r+b") as file:
+        file.seek(20_000)
+        file.write(bytes(4096))
+    (said,) = RunFolder(tmp_path, load_recipe("digits-mlp")).mend_checkpoints()
+    assert said.endswith(f"{TEN} was damaged or cut short, and is deleted: the run goes on from {NINE}")
+    assert sorted(file.name for file in folder.iterdir()) == [NINE, LATEST]
+
+
+def test_a_zip_file_without_the_pickle_in_it_is_no_checkpoint(tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / TEN, "w") as file:
+        file.writestr("archive/version", "3")
+    (said,) = RunFolder(tmp_path, load_recipe("digits-mlp")).mend_checkpoints()
+    assert said.endswith("the run starts afresh")
+    assert not list(folder.iterdir())
+
+
+def test_looking_at_a_run_folder_makes_none_and_a_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = RunFolder("~/runs/mine", load_recipe("digits-mlp"))
+    folder.check()
+    assert folder.path == tmp_path / "runs" / "mine"
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_have_the_permissions_that_the_umask_leaves_and_json_has_no_nan(tmp_path):
+    folder = RunFolder(tmp_path, load_recipe("digits-mlp"))
+    before = os.umask(0o027)
+    try:
+        folder.write_predictions({"logits": torch.zeros(2, 3)})
+        folder.write_result({"metrics": {"nll": float("nan"), "ece": [float("inf"), 0.5]}})
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o640}
+    assert json.loads(folder.result_file.read_text()) == {"metrics": {"nll": None, "ece": [None, 0.5]}}

@@ -401,7 +401,7 @@ def test_a_killed_run_goes_on_and_ends_where_an_undisturbed_one_does(tmp_path):
     recipe = load_recipe("digits-mlp", overrides)
     resumed = train(recipe, RunFolder(tmp_path / "killed", recipe), progress=False)
     undisturbed = train(recipe, RunFolder(tmp_path / "whole", recipe), progress=False)
-    assert resumed["steps"] == undisturbed["steps"] == 12 * 5
+    assert resumed["steps"] == undisturbed["steps"] == 12 * 6
     assert resumed["metrics"] == pytest.approx(undisturbed["metrics"], rel=1e-6)
     epochs = [json.loads(line)["epoch"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
     assert epochs == list(range(1, 13))

@@ -17,7 +17,7 @@ from composer_ls.lab.images.loaders import evaluation_loader, labels_of, trainin
 from composer_ls.lab.recipe.recipe import Recipe
 from composer_ls.lab.tasks.classification.data import load_splits
 from composer_ls.lab.tasks.classification.networks import build_model
-from composer_ls.lab.tasks.classification.report import REPORT
+from composer_ls.lab.tasks.classification.report import REPORT, no_better_than_nothing
 from composer_ls.lab.tasks.classification.schema import ClassificationData, ClassificationModel, Diagnostics
 from composer_ls.lab.tasks.classification.training_curve import TrainingCurve
 from composer_ls.lab.tasks.classification.watching import build_diagnostics, kept_features
@@ -105,12 +105,14 @@ class Classification(Task):
                 watcher.measure(trainer.state, trainer.logger)
             facts["diagnostics"] = {name.removeprefix("diagnostics/"): n for name, n in watcher.numbers.items()}
             features = kept_features(watcher, trainer.state)
+        metrics = REPORT.measure(predictions)
         return Measured(
-            metrics=REPORT.measure(predictions),
+            metrics=metrics,
             units=REPORT.units,
             predictions=predictions,
             features=features,
             facts=facts,
+            warnings=no_better_than_nothing(metrics, labels, self.facts["classes"]),
         )
 
     def _predictions(self, trainer: Trainer, part: Literal["test", "validation"]) -> tuple[Tensor, ...]:

@@ -1,0 +1,54 @@
+"""What to be careful about in a finished run, in sentences for its result, the terminal and the pages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from composer.core import DataSpec
+from torch.utils.data import DataLoader
+
+__all__ = ["dropped_share", "not_finite", "training_cautions"]
+
+FEW_STEPS = 100
+"""Under this many steps, a network trained from scratch has learnt little."""
+
+
+def dropped_share(loader: object) -> float:
+    """The part of the training examples that an epoch leaves out, since they do not fill the last batch, in [0, 1)."""
+    if isinstance(loader, DataSpec):
+        loader = loader.dataloader
+    if not isinstance(loader, DataLoader) or not loader.drop_last or not loader.batch_size:
+        return 0.0
+    return 1 - len(loader) * loader.batch_size / len(loader.sampler)  # type: ignore[arg-type]
+
+
+def not_finite(metrics: Mapping[str, float]) -> list[str]:
+    """The metrics that are no finite numbers, which shows that a run diverged."""
+    return [name for name, value in metrics.items() if not math.isfinite(value)]
+
+
+def training_cautions(steps: int, metrics: Mapping[str, float]) -> list[str]:
+    """What is wrong with a run of so many steps that ended with these metrics.
+
+    Example:
+        >>> from composer_ls.lab.training.cautions import training_cautions
+        >>> training_cautions(10, {"nll": 0.5})
+        ['It took only 10 steps, too few to learn much: use a longer duration or a smaller data.batch_size.']
+        >>> training_cautions(1000, {"accuracy": 0.1, "nll": float("nan")})
+        ['It diverged: its nll is not a finite number. Use a smaller optimizer.learning_rate, or precision=fp32 if it is another.']
+
+    """
+    found = []
+    if names := not_finite(metrics):
+        are = "is not a finite number" if len(names) == 1 else "are not finite numbers"
+        found.append(
+            f"It diverged: its {' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))} {are}. Use a smaller optimizer.learning_rate, or precision=fp32 if it "
+            f"is another."
+        )
+    if steps < FEW_STEPS:
+        found.append(
+            f"It took only {steps} step{'' if steps == 1 else 's'}, too few to learn much: use a longer duration or a "
+            f"smaller data.batch_size."
+        )
+    return found
