@@ -1,6 +1,6 @@
-"""What ``composer-ls`` runs: recipes, training, comparisons and pages. It uses the method, and nothing of the method uses it.
+"""The code behind the ``composer-ls`` command: recipes, training, comparisons and reports.
 
-Importing it tells recipes which tasks there are.
+The lab uses the method, and the method never uses the lab. Importing this package registers all tasks for recipes.
 """
 
 from composer_ls.lab.tasks import registry as _registry  # noqa: F401

@@ -1,1 +1,1 @@
-"""The loss against its peers: what a forward and backward pass costs in time and memory."""
+"""Benchmarks of the loss against other implementations: time and memory of a forward and backward pass."""

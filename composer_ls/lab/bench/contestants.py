@@ -1,4 +1,4 @@
-"""Who takes part: for each loss, a step from labels to the gradient of the logits."""
+"""The implementations to compare: for each, a step from labels to the gradient of the logits."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ __all__ = ["CASES", "GROUPS", "HARD", "SMOOTHED", "SMOOTHING", "Contestant", "Pr
 CASES = {
     "hard": "plain labels",
     "smoothed": "labels smoothed by 0.1",
-    "mixed": "0.7 of one and 0.3 of another smoothed label, as MixUp makes them",
+    "mixed": "0.7 of one smoothed label and 0.3 of another, as in MixUp",
 }
 SMOOTHING, MIXING = 0.1, 0.3
 GROUPS = ("composer_ls", "F.cross_entropy", "Composer", "torch.compile", "timm", "Liger-Kernel")
 HARD, SMOOTHED = "F.cross_entropy", "F.cross_entropy, smoothing"
-"""The two that ratios are taken of."""
+"""The two implementations relative to which ratios are reported."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What a loss is given.
+    """The inputs of a loss.
 
     Attributes:
         logits: ``(N, K, *spatial)``, a leaf that requires a gradient.
-        labels: ``(N, *spatial)``; -100 where ignored. The second label of a mix is that of the batch turned round.
+        labels: ``(N, *spatial)``; -100 where ignored. The second labels of a mix are these in reverse order.
 
     """
 
@@ -53,10 +53,10 @@ class Contestant:
     """One way to compute one case.
 
     Attributes:
-        name: What it is called in tables.
+        name: Its name in tables.
         case: One of :data:`CASES`.
-        loss: The forward pass, from labels on.
-        kernel: The kernel that `composer_ls` must use.
+        loss: The forward pass, starting from labels.
+        kernel: The kernel that `composer_ls` is made to use, if it takes part.
         consumes: Whether it overwrites the logits.
 
     """
@@ -71,7 +71,7 @@ class Contestant:
 def contestants(
     shape: tuple[int, ...], dtype: torch.dtype, device: str, ignored: float, peers: Sequence[str] = ()
 ) -> list[Contestant]:
-    """Everyone who is installed and can handle this; only some of :data:`GROUPS` if ``peers`` names them."""
+    """Every implementation that is installed and supports these inputs, or only those of the groups in ``peers``."""
     plain = len(shape) == 2 and not ignored
     groups: dict[str, Callable[[], Iterator[Contestant]]] = {
         GROUPS[0]: lambda: _ours(device),

@@ -1,4 +1,4 @@
-"""Time by interleaved repeats in one process, and memory in a process for each contestant."""
+"""Measures time by interleaved repeats in one process, and memory in a separate process per contestant."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class Settings:
 
     Attributes:
         shapes: ``(N, K, *spatial)`` of the logits.
-        dtype: Of the logits, a name such as ``"float32"``.
+        dtype: The dtype of the logits, a name such as ``"float32"``.
         device: ``"cpu"`` or ``"cuda"``.
-        cases: Some of :data:`~composer_ls.lab.bench.contestants.CASES`.
-        ignored: The fraction of labels that is ignored.
-        seconds: About how long to repeat each shape.
-        memory: Whether to measure memory too, which starts a process for each contestant.
-        peers: Only these of :data:`~composer_ls.lab.bench.contestants.GROUPS`, and PyTorch's own. Empty: all.
+        cases: A subset of :data:`~composer_ls.lab.bench.contestants.CASES`.
+        ignored: The fraction of labels that are ignored.
+        seconds: The approximate time for each shape, in seconds.
+        memory: Whether to measure memory too, which starts one process per contestant.
+        peers: The :data:`~composer_ls.lab.bench.contestants.GROUPS` to compare, besides PyTorch. Empty: all.
 
     """
 
@@ -54,21 +54,21 @@ class Settings:
 
 @dataclass(frozen=True)
 class Result:
-    """One contestant at one case and shape. Times are of a forward and backward pass, in seconds.
+    """The measurements of one contestant for one case and shape. Times are of a forward and backward pass, in seconds.
 
     Attributes:
-        shape: Of the logits.
+        shape: The shape of the logits.
         case: One of :data:`~composer_ls.lab.bench.contestants.CASES`.
         name: The contestant.
-        loss: The value, which tells whether it computed the same.
-        seconds: The median.
-        spread: The quartiles.
-        repeats: How many times there were.
-        gigabytes_per_second: Bytes of the logits, once read and once written, over the median.
-        floor: The time of copying a tensor of that size, over the median: 1 is as fast as memory.
-        over_hard: The median over that of ``F.cross_entropy`` with labels.
-        over_smoothed: The median over that of ``F.cross_entropy(label_smoothing=)``.
-        extra: Peak memory beyond the logits, over their size. ``None``: not measured.
+        loss: The value of the loss, which shows whether all contestants compute the same.
+        seconds: The median time.
+        spread: The quartiles of the time.
+        repeats: The number of measurements.
+        gigabytes_per_second: The logits' bytes, read once and written once, divided by the median time.
+        floor: The time to copy a tensor of the logits' size, divided by the median time; 1 is as fast as a copy.
+        over_hard: The median time divided by that of ``F.cross_entropy`` with labels.
+        over_smoothed: The median time divided by that of ``F.cross_entropy(label_smoothing=)``.
+        extra: Peak memory beyond the logits, divided by their size. ``None``: not measured.
 
     """
 
@@ -87,7 +87,7 @@ class Result:
 
 
 def measure(settings: Settings, progress: Callable[[str], None] = lambda text: None) -> list[Result]:
-    """All results, by shape, in the order of the cases."""
+    """The results of all contestants, shape by shape."""
     results: list[Result] = []
     for shape in settings.shapes:
         progress(f"{'x'.join(map(str, shape))}: time")
@@ -96,11 +96,11 @@ def measure(settings: Settings, progress: Callable[[str], None] = lambda text: N
 
 
 PROCESS_SECONDS = 8
-"""About what a process that measures memory takes: nearly all of it to import PyTorch."""
+"""The approximate time of a process that measures memory, most of which is importing PyTorch."""
 
 
 def how_long(settings: Settings) -> str:
-    """About how long :func:`measure` will take, in a sentence, and what makes it shorter."""
+    """A sentence that says about how long :func:`measure` will take, and which options make it shorter."""
     shapes, seconds = len(settings.shapes), settings.seconds * len(settings.shapes)
     words = f"{shapes} shape{'' if shapes == 1 else 's'} of about {settings.seconds:g} s each"
     shorter = "--seconds"
@@ -179,10 +179,10 @@ def _step(contestant: Contestant, problem: Problem) -> Callable[[], float]:
 def _interleaved(
     steps: dict[tuple[str, ...], Callable[[], Any]], kernels: dict[tuple[str, ...], str | None], settings: Settings
 ) -> dict[tuple[str, ...], list[float]]:
-    """Times of each, taken in turn, so that whatever else the machine does happens to all.
+    """Times of all steps, measured in turn, so that other load on the machine affects all of them alike.
 
-    A step that does not count goes before each that does: training repeats one loss and finds the memory as that left
-    it, not as another did.
+    Each measured step follows an unmeasured one of the same contestant: in training, too, a loss finds caches and
+    memory as it left them itself.
     """
     times: dict[tuple[str, ...], list[float]] = {key: [] for key in steps}
     clock = _cuda_seconds if settings.device == "cuda" else _seconds
@@ -233,7 +233,7 @@ def forced(kernel: str | None) -> Iterator[None]:
 
 
 def _memory(settings: Settings, shape: tuple[int, ...], contestant: Contestant) -> int | None:
-    """What one step allocates at its peak, in a process of its own."""
+    """The peak memory in bytes that one step allocates, measured in a separate process."""
     group = next(group for group in GROUPS if contestant.name.startswith(group))
     only = replace(settings, peers=(group,))
     question = {"settings": asdict(only), "shape": shape, "name": contestant.name, "case": contestant.case}
@@ -250,7 +250,7 @@ def _answer(question: dict[str, Any]) -> int:
     dtype = getattr(torch, settings.dtype)
     with forced(contestant.kernel):
         small = Problem.make((2, *shape[1:2], *(1 for _ in shape[2:])), dtype, settings.device, 0.0)
-        _step(contestant, small)()  # what is loaded and compiled once does not count
+        _step(contestant, small)()  # warm-up: loading and compiling do not count
         problem = Problem.make(shape, dtype, settings.device, settings.ignored)
         if settings.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -258,7 +258,7 @@ def _answer(question: dict[str, Any]) -> int:
             _step(contestant, problem)()
             return torch.cuda.max_memory_allocated() - before
         with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # reset the peak
         before = _resident("VmRSS")
         _step(contestant, problem)()
         return max(0, _resident("VmHWM") - before)
@@ -272,11 +272,11 @@ def _resident(field: str) -> int:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Where it was measured.
+# The machine.
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Hardware and versions, for the record."""
+    """The hardware and package versions, to store with results."""
     found: dict[str, Any] = {
         "processor": _processor(),
         "threads": torch.get_num_threads(),
@@ -300,7 +300,7 @@ def _processor() -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Answer one question about memory; see :func:`_memory`."""
+    """Measure the memory of one contestant and print it; see :func:`_memory`."""
     warnings.simplefilter("ignore")
     print(_answer(json.loads(arguments[0])))
 

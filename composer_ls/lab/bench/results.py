@@ -1,4 +1,4 @@
-"""Results for people: a table on the terminal, and a plot of time and memory over K."""
+"""Presents results: a table for the terminal, and a plot of time and memory over K."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from composer_ls.lab.bench.measure import Result
 
 __all__ = ["plot", "table"]
 
-# Okabe and Ito's colours, which people of every colour vision tell apart; markers tell the rest.
+# Okabe and Ito's colours, which are safe for colour blindness; markers distinguish the rest.
 _LOOKS = {
     "composer_ls, triton": ("#0072B2", "o"),
     "composer_ls, eager": ("#56B4E9", "s"),
@@ -28,7 +28,7 @@ _LOOKS = {
 
 
 def table(results: Sequence[Result], shape: tuple[int, ...]) -> Table:
-    """The results of one shape, in order of time within each case."""
+    """A table of the results for one shape, fastest first within each case."""
     made = Table(
         title=" x ".join(map(str, shape)), title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0)
     )
@@ -55,7 +55,7 @@ def table(results: Sequence[Result], shape: tuple[int, ...]) -> Table:
 
 
 def plot(results: Sequence[Result], path: Path, subtitle: str) -> None:
-    """Time over K on the left and memory on the right, a row for each case."""
+    """Save a plot of time (left) and memory (right) over K, with one row per case."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import StrMethodFormatter

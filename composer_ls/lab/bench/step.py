@@ -1,4 +1,4 @@
-"""What LabelSmoothing adds to a training step of ResNet-20 through Composer's Trainer, with CutMix in both."""
+"""Measures what LabelSmoothing adds to a training step of ResNet-20 with CutMix in Composer's Trainer."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["StepTimes", "measure_step"]
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Seconds a step, without and with LabelSmoothing.
+    """Seconds per step, without and with LabelSmoothing.
 
     Attributes:
         plain: The median without it.
         smoothed: The median with it.
-        ratio: The median of the ratios of neighbouring blocks of steps.
+        ratio: The median over pairs of neighbouring blocks of the ratio of their times.
         spread: The quartiles of these ratios.
-        blocks: How many pairs of blocks there were.
+        blocks: The number of pairs of blocks.
 
     """
 
@@ -41,13 +41,13 @@ class StepTimes:
 
 
 def measure_step(device: str = "cpu", batch_size: int = 128, seconds: float = 60.0, steps: int = 2) -> StepTimes:
-    """Two trainers with the same data and model take turns, ``steps`` steps each.
+    """Measure training steps with and without LabelSmoothing, in alternating blocks on the same data and model.
 
     Args:
         device: ``"cpu"`` or ``"cuda"``.
-        batch_size: 32x32 images a step.
-        seconds: About how long to repeat, at least five times.
-        steps: Steps of a block.
+        batch_size: The number of 32x32 images per step.
+        seconds: About how long to measure. At least five pairs of blocks are run.
+        steps: The number of steps per block.
 
     """
     trainers = [_trainer(smooths, device, batch_size, steps) for smooths in (False, True)]
@@ -55,7 +55,7 @@ def measure_step(device: str = "cpu", batch_size: int = 128, seconds: float = 60
     began = time.perf_counter()
     try:
         for trainer in trainers:
-            _block(trainer, steps)  # what is made once does not count
+            _block(trainer, steps)  # warm-up
         while len(times[0]) < 5 or time.perf_counter() - began < seconds:
             order = (0, 1) if len(times[0]) % 2 else (1, 0)
             for which in order:

@@ -1,1 +1,1 @@
-"""Images on their way to a network, for all tasks that have images."""
+"""Loading, decoding and augmenting images, shared by all tasks with images."""

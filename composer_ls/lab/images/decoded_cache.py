@@ -1,4 +1,4 @@
-"""Image files decoded once, all cores at work, and kept as bytes in the user's cache folder."""
+"""Decodes image files once, on all cores, and caches them as bytes in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -29,23 +29,22 @@ CHUNK = 256
 
 
 def cache_folder() -> Path:
-    """Where decoded images are kept: ``$COMPOSER_LS_CACHE``, else ``composer_ls`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    """The cache folder: ``$COMPOSER_LS_CACHE``, else ``composer_ls`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     if own := os.environ.get("COMPOSER_LS_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "composer_ls"
 
 
 def decoded(root: Path, files: Sequence[str], size: int) -> Tensor:
-    """The images as bytes, uint8 ``(len(files), size, size, 3)``, from the cache if it holds them.
+    """The images as bytes, uint8 ``(len(files), size, size, 3)``, from the cache if possible.
 
-    It holds them if the names, sizes and times of change of all files are as they were. It takes 12 kB an image of
-    32x32 pixels and has one file for a ``root`` and a size. A cache that cannot be written is done without, with a
-    warning.
+    The cache has one file per ``root`` and size. It is used if the names, sizes and modification times of all files are
+    unchanged. A 32x32 image takes 3 kB. If the cache cannot be written, a warning is issued and nothing is cached.
 
     Args:
-        root: The folder that the files are in.
+        root: The folder that contains the files.
         files: Their paths.
-        size: Height and width to bring them to, pixels.
+        size: The height and width to which images are resized, in pixels.
 
     Raises:
         DataNotFoundError: A file is not an image.
@@ -58,7 +57,7 @@ def decoded(root: Path, files: Sequence[str], size: int) -> Tensor:
     if images is not None:
         return images
     if len(files) > 10 * CHUNK:
-        print(f"Decoding {len(files):,} images of {root}, once.", file=sys.stderr, flush=True)
+        print(f"Decoding {len(files):,} images of {root} (only this once).", file=sys.stderr, flush=True)
     images = _decode_all(files, size)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -66,8 +65,8 @@ def decoded(root: Path, files: Sequence[str], size: int) -> Tensor:
             save_file({"images": images}, temporary, {"key": key})
     except (OSError, SafetensorError) as error:
         warnings.warn(
-            f"the decoded images of {root} cannot be kept in {place.parent} ({error}), so every run will decode them: "
-            f"set the environment variable COMPOSER_LS_CACHE to a folder that can be written",
+            f"the decoded images of {root} cannot be cached in {place.parent} ({error}), so every run will decode them; "
+            f"set the environment variable COMPOSER_LS_CACHE to a writable folder",
             stacklevel=2,
         )
     return images
@@ -85,7 +84,7 @@ def _read(place: Path, key: str) -> Tensor | None:
     try:
         with safe_open(place, framework="pt") as file:
             return file.get_tensor("images") if (file.metadata() or {}).get("key") == key else None
-    except (OSError, SafetensorError):  # absent, cut short, or something else
+    except (OSError, SafetensorError):  # missing, truncated or not a safetensors file
         return None
 
 
@@ -100,7 +99,7 @@ def _decode_all(files: Sequence[str], size: int) -> Tensor:
             place.copy_(torch.from_numpy(part))
     finally:
         if pool:
-            pool.shutdown(cancel_futures=True)  # so that Ctrl-C need not wait for the rest
+            pool.shutdown(cancel_futures=True)  # so that Ctrl-C does not wait for the rest
     return images
 
 

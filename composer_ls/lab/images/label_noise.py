@@ -1,4 +1,4 @@
-"""Wrong labels on purpose: some training labels changed at random, to see what smoothing does about them."""
+"""Changes some training labels at random, to study how smoothing copes with wrong labels."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ __all__ = ["noisy_labels", "relabel"]
 def noisy_labels(
     labels: Tensor, num_classes: int, rate: float, pairs: Mapping[int, int] | None = None, seed: int = 0
 ) -> Tensor:
-    """Labels of which some are wrong. Which ones follows from the seed alone, whatever the rate: more are a superset.
+    """A copy of the labels with some changed at random.
+
+    With the same seed, the labels changed at a higher rate include those changed at a lower one.
 
     Args:
         labels: int64 ``(N,)``.
         num_classes: K.
         rate: The probability that a label is changed, in [0, 1].
-        pairs: From classes to the class that their examples are mistaken for; the others' labels stay. ``None``: any
-            label may become any other one, each as often.
-        seed: Of the choice.
+        pairs: A mapping from a class to the class that replaces it; labels of other classes stay. ``None``: a label
+            changes to any other class with equal probability.
+        seed: The seed of the choice.
 
     Raises:
-        RecipeError: A pair of one class, or of a class that there is not.
+        RecipeError: A pair maps a class to itself, or names a class that does not exist.
 
     Example:
         >>> import torch
@@ -49,7 +51,7 @@ def noisy_labels(
     for source, target in pairs.items():
         if source == target or not (0 <= source < num_classes and 0 <= target < num_classes):
             raise RecipeError(
-                f"data.label_noise.pairs has {source}: {target}, but must lead from a class to another one, from 0 to "
+                f"data.label_noise.pairs has {source}: {target}, but must map a class to another one, both from 0 to "
                 f"{num_classes - 1}"
             )
         partner[source] = target
@@ -57,7 +59,7 @@ def noisy_labels(
 
 
 def relabel(split: Dataset[Any], labels: Tensor) -> None:
-    """Give the examples of a data set other labels, int64 ``(N,)``."""
+    """Replace the labels of a data set, int64 ``(N,)``, in place."""
     if isinstance(split, MemoryImages):
         split.labels = labels.to(split.labels.device)
         return

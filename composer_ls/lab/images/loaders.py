@@ -1,4 +1,4 @@
-"""Batches of images for training, and for evaluation in order, each process its share."""
+"""Data loaders for images: shuffled for training, in order for evaluation, split over processes."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ MOST_LEFT_OUT = 0.1
 
 
 class Batches(Protocol):
-    """What the data section of a recipe says of batches; ``workers`` too, where images may not be in memory."""
+    """The fields of a recipe's data section that loaders need. If images may be on disk, it also has ``workers``."""
 
     @property
     def batch_size(self) -> int:
-        """Examples in one optimizer step, over all processes."""
+        """The number of examples per optimizer step, over all processes."""
 
     @property
     def augmentation(self) -> str:
-        """``crop_flip`` is done here, to images in memory."""
+        """``"crop_flip"`` is applied by the loader to images in memory."""
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Training and test examples, each an image ``(C, H, W)`` and an integer label, or a map of them ``(H, W)``.
+    """Training and test examples, each an image ``(C, H, W)`` with an integer label or a label map ``(H, W)``.
 
-    ``validation`` is a part of the training examples that is held out, without augmentation, if there is one.
+    ``validation`` is a held-out part of the training examples, without augmentation, if there is one.
     """
 
     train: Dataset[Any]
@@ -62,34 +62,34 @@ class Splits:
 
 
 def unaugmented(train: Dataset[Any], test: Dataset[Any]) -> Dataset[Any]:
-    """Training images as the test images are shown: without augmentation."""
+    """The training images with the transform of the test images, without augmentation."""
     if isinstance(train, MemoryImages):
-        return train  # which are augmented by the loader
+        return train  # the loader augments these
     plain = copy.copy(train)
     plain.transform = test.transform  # type: ignore[attr-defined]
     return plain
 
 
 def labels_of(split: Dataset[Any]) -> torch.Tensor:
-    """The labels of a split, int64 ``(N,)``, without opening an image."""
+    """The labels of a split, int64 ``(N,)``, without opening any image."""
     return split.labels.cpu() if isinstance(split, MemoryImages) else torch.as_tensor(split.targets)  # type: ignore[attr-defined]
 
 
 def training_loader(splits: Splits, batches: Batches, seed: int) -> DataLoader[Any]:
-    """Shuffled batches of this process's share; the order follows from the seed and the epoch alone.
+    """Shuffled batches of this process's share of the training examples.
 
-    So do the crops and mirrorings of images in memory. A last batch that is not full is left out, unless that would cost more
-    than a tenth of the examples.
+    The order, and the crops and flips of images in memory, depend on the seed and the epoch only. An incomplete last batch
+    is dropped, unless that would lose more than a tenth of the examples.
     """
     world = dist.get_world_size()
     if batches.batch_size % world:
         raise RecipeError(
-            f"data.batch_size={batches.batch_size} cannot be shared among {world} processes: make it a multiple"
+            f"data.batch_size={batches.batch_size} cannot be split over {world} processes: make it a multiple of {world}"
         )
     examples = len(splits.train)  # type: ignore[arg-type]
     if batches.batch_size > examples:
         raise RecipeError(
-            f"data.batch_size={batches.batch_size} is more than the {examples} training examples: make it smaller"
+            f"data.batch_size={batches.batch_size} exceeds the {examples} training examples: make it smaller"
         )
     train = splits.train
     if isinstance(train, InMemory) and batches.augmentation == "crop_flip":
@@ -103,7 +103,7 @@ def training_loader(splits: Splits, batches: Batches, seed: int) -> DataLoader[A
 def evaluation_loader(
     splits: Splits, batches: Batches, part: Literal["test", "validation"] = "test"
 ) -> DataLoader[Any]:
-    """Every example of the part in order; process r of R takes examples r, r + R, r + 2R, ..."""
+    """Batches of all examples of a part, in order; process r of R gets examples r, r + R, r + 2R, ..."""
     world = dist.get_world_size()
     examples = splits.test if part == "test" else splits.validation
     assert examples is not None

@@ -1,4 +1,4 @@
-"""Images held in memory as bytes, and whole batches of them, cropped and flipped by tensor operations."""
+"""Images held in memory as bytes, from which whole batches are made, cropped and flipped by tensor operations."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Batch = tuple[Tensor, Tensor]
 
 
 class InMemory(Dataset[Batch], ABC):
-    """Images as bytes on one device, of which whole batches are made at once.
+    """A data set of images as bytes on one device, which returns whole batches.
 
     Args:
-        images: uint8 ``(N, H, W, C)``; channels after those that ``mean`` names go along and are no part of the pixels.
-        mean: Of each channel, where pixels run from 0 to 1.
-        std: Likewise.
-        white: The byte that counts as 1.
-        device: Where to hold them, and so where batches are made.
+        images: uint8 ``(N, H, W, C)``. Channels beyond those of ``mean`` are cropped along but are not pixels.
+        mean: The mean of each channel, for pixels in [0, 1].
+        std: The standard deviation of each channel, likewise.
+        white: The byte value that stands for 1.
+        device: The device of the images and the batches.
 
     """
 
@@ -56,32 +56,32 @@ class InMemory(Dataset[Batch], ABC):
         return self.finished(self.images[at], at)
 
     def positions(self, indices: Sequence[int]) -> Tensor:
-        """The indices on the device, which nobody waits for."""
+        """The indices as a tensor on the device, copied without synchronising."""
         if not self.images.is_cuda:
             return torch.tensor(indices)
         return torch.tensor(indices, pin_memory=True).to(self.images.device, non_blocking=True)
 
     def normalised(self, images: Tensor) -> Tensor:
-        """Floats ``(B, C, H, W)`` of bytes ``(B, H, W, C)``."""
+        """Bytes ``(B, H, W, C)`` as normalised float32 pixels ``(B, C, H, W)``."""
         pixels = images[..., : len(self._mean)].permute(0, 3, 1, 2)
         pixels = pixels.to(torch.float32, memory_format=torch.contiguous_format)
         return pixels.mul_(1 / self.white).sub_(self._mean).div_(self._std)
 
     @abstractmethod
     def finished(self, images: Tensor, at: Tensor) -> Batch:
-        """The batch of some bytes, cut and mirrored or not, which stand at these positions."""
+        """The batch made from some bytes, cropped and flipped or not, and from their positions in the data set."""
 
 
 class MemoryImages(InMemory):
-    """Images and a label each.
+    """Images with one label each.
 
     Args:
         images: uint8 ``(N, H, W, C)``.
         labels: int64 ``(N,)``.
-        mean: Of each channel, where pixels run from 0 to 1.
-        std: Likewise.
-        white: The byte that counts as 1.
-        device: Where to hold them, and so where batches are made.
+        mean: The mean of each channel, for pixels in [0, 1].
+        std: The standard deviation of each channel, likewise.
+        white: The byte value that stands for 1.
+        device: The device of the images and the batches.
 
     Example:
         >>> import torch
@@ -103,16 +103,16 @@ class MemoryImages(InMemory):
 
 
 class MemoryLabelMaps(InMemory):
-    """Images and a label for each of their pixels, which are cut and mirrored with them.
+    """Images with one label per pixel. The label maps are cropped and flipped with the images.
 
     Args:
         images: uint8 ``(N, H, W, C)``.
         maps: uint8 ``(N, H, W)``, classes.
-        void: The value in ``maps`` of pixels that have no class. In batches they have label -100, which losses ignore, and
-            so has what a crop brings in.
-        mean: Of each channel, where pixels run from 0 to 1.
-        std: Likewise.
-        device: Where to hold them, and so where batches are made.
+        void: The value in ``maps`` of pixels without a class. In batches these, and the padding of crops, have label
+            -100, which losses ignore.
+        mean: The mean of each channel, for pixels in [0, 1].
+        std: The standard deviation of each channel, likewise.
+        device: The device of the images and the batches.
 
     Example:
         >>> import torch
@@ -126,12 +126,13 @@ class MemoryLabelMaps(InMemory):
     """
 
     def __init__(self, images: Tensor, maps: Tensor, void: int, **options: Any) -> None:
-        # The map is one more channel, one up, so that it is cut with the pixels and what comes in, 0, is no class.
+        # The map becomes another channel, so that it is cropped with the pixels. Classes are raised by 1, because crops
+        # pad with 0, which must mean no class.
         raised = torch.where(maps == void, 0, maps + 1).unsqueeze(-1)
         super().__init__(torch.cat([images.to(torch.uint8), raised], -1), **options)
 
     def label_counts(self, num_classes: int) -> Tensor:
-        """How many pixels are of each class, ``(num_classes,)``."""
+        """The number of pixels of each class, ``(num_classes,)``."""
         raised = self.images[..., -1].flatten()
         return torch.bincount(raised, minlength=num_classes + 1)[1:].cpu()
 
@@ -142,15 +143,15 @@ class MemoryLabelMaps(InMemory):
 
 
 class CropFlip(Dataset[Batch]):
-    """Images in memory, each shifted and every second one mirrored, anew in every epoch.
+    """Images in memory with random shifts and horizontal flips, drawn anew in every epoch.
 
-    What happens to an image follows from the seed, the epoch and its index, and from nothing else: not from the
-    batch that it is in, nor from the number of processes, nor from any other use of random numbers.
+    The augmentation of an image depends only on the seed, the epoch and the image's index: not on the batch, the number
+    of processes, or any other use of random numbers.
 
     Args:
         images: The images.
-        padding: The largest shift, pixels; what comes in is black.
-        seed: Of the shifts and mirrorings.
+        padding: The largest shift in pixels. The border is filled with black.
+        seed: The seed of the shifts and flips.
 
     """
 
@@ -159,7 +160,7 @@ class CropFlip(Dataset[Batch]):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the shifts and mirrorings of an epoch."""
+        """Draw the shifts and flips of an epoch."""
         generator = np.random.default_rng([self.seed, epoch])
         device = self.images.images.device
         corners = generator.integers(0, 2 * self.padding + 1, (2, len(self)))
@@ -181,18 +182,18 @@ class CropFlip(Dataset[Batch]):
 
 
 def crop_flip(images: Tensor, tops: Tensor, lefts: Tensor, flips: Tensor, padding: int) -> Tensor:
-    """Pad each image with zeros, cut its own window of the old size out of it, and mirror that where told.
+    """Pad each image with zeros, crop a window of the original size from it, and flip it where ``flips`` is true.
 
     Args:
         images: ``(B, H, W, C)``, of any dtype.
         tops: The first row of each window, int64 ``(B,)`` in ``[0, 2 * padding]``.
-        lefts: The first column, likewise.
-        flips: Which images to mirror, bool ``(B,)``.
+        lefts: The first column of each window, likewise.
+        flips: Which images to flip horizontally, bool ``(B,)``.
         padding: Rows and columns of zeros on each side.
 
     Returns:
-        ``(B, H, W, C)``, what ``torchvision.transforms.RandomCrop(padding=padding)`` and then ``RandomHorizontalFlip``
-        make with the same choices.
+        ``(B, H, W, C)``, equal to ``torchvision.transforms.RandomCrop(padding=padding)`` followed by
+        ``RandomHorizontalFlip`` with the same random choices.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Parts of the training images: some to train on, some held out to choose by."""
+"""Splits the training images into a part to train on and a part held out for validation."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ __all__ = ["divide", "subset"]
 def divide(
     labels: Tensor, num_classes: int, validation: float | None = None, examples: int | None = None, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Which training examples are held out, and which are trained on: indices in ascending order.
+    """The indices of the held-out examples and of the examples to train on, each in ascending order.
 
-    The choice follows from the labels and the seed alone. With one seed, more are a superset, and the two parts do not
-    depend on each other as long as all examples are not used up.
+    The choice depends on the labels and the seed only. With the same seed, a larger part contains the smaller one, and
+    neither part depends on the size of the other, unless they use up all examples.
 
     Args:
         labels: int64 ``(N,)``.
         num_classes: K.
-        validation: How many to hold out (an int), or which fraction of them (a float): the same fraction of every class,
-            up to rounding. ``None``: none.
-        examples: How many of the others to train on: equally many of every class, up to one, or all that a class has.
-            ``None``: all of them.
-        seed: Of the choice.
+        validation: How many examples to hold out (an int) or which fraction (a float): the same fraction of every
+            class, up to rounding. ``None``: none.
+        examples: How many of the others to train on: the same number for every class, up to one, or all that a class
+            has. ``None``: all of them.
+        seed: The seed of the choice.
 
     Raises:
-        RecipeError: There are not so many, or too few for every class to have one.
+        RecipeError: There are fewer examples than that, or too few for every class to have one.
 
     Example:
         >>> import torch
@@ -51,13 +51,13 @@ def divide(
     left = size - wanted
     if validation is not None and (left < num_classes or int(held_out.min()) == 0 < int(counts.min())):
         raise RecipeError(
-            f"data.validation={validation} holds out {wanted:,} of {size:,} training images, but every one of the "
-            f"{num_classes} classes needs some to validate on and some to train on: use a number between"
+            f"data.validation={validation} holds out {wanted:,} of {size:,} training images, but each of the "
+            f"{num_classes} classes needs some to validate on and some to train on: use a number in between"
         )
     if examples is not None and not num_classes <= examples <= left:
         raise RecipeError(
-            f"data.examples is {examples:,}, but must be from {num_classes}, one of each class, to {left:,}, which is how "
-            f"many training images there are{' besides those that data.validation holds out' if wanted else ''}"
+            f"data.examples is {examples:,}, but must be from {num_classes}, one per class, to {left:,}, the number of "
+            f"training images there are{' besides those that data.validation holds out' if wanted else ''}"
         )
     kept = counts - held_out if examples is None else _even(counts - held_out, examples)
     generator = torch.Generator().manual_seed(seed)
@@ -72,7 +72,7 @@ def divide(
 
 
 def _proportional(counts: Tensor, total: int) -> Tensor:
-    """``total`` shared out by size, the remainders to those that lost most by rounding down."""
+    """``total`` split in proportion to ``counts``; remainders go to the shares that lost most by rounding down."""
     exact = counts.double() * total / max(int(counts.sum()), 1)
     shares = exact.floor().long()
     order = (shares - exact).argsort(stable=True)
@@ -81,7 +81,7 @@ def _proportional(counts: Tensor, total: int) -> Tensor:
 
 
 def _even(counts: Tensor, total: int) -> Tensor:
-    """``total`` shared out evenly, none getting more than it has."""
+    """``total`` split evenly, with no share above its entry in ``counts``."""
     shares = torch.zeros_like(counts)
     while left := total - int(shares.sum()):
         open_ = (shares < counts).nonzero().flatten()
@@ -92,7 +92,7 @@ def _even(counts: Tensor, total: int) -> Tensor:
 
 
 def subset(images: Dataset[Any], indices: Tensor) -> Dataset[Any]:
-    """Some examples of a data set, as a data set of the same kind; the rest is not kept in memory for it."""
+    """Some examples of a data set, as a data set of the same kind that does not keep the rest in memory."""
     part: Any = copy.copy(images)
     if isinstance(part, MemoryImages):
         at = indices.to(part.labels.device)

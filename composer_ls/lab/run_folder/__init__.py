@@ -1,1 +1,1 @@
-"""The folder that a run leaves: its files, written whole or not at all, and who is working in it."""
+"""The folder of a run: its files, which are written atomically, and a lock against concurrent runs."""

@@ -1,4 +1,4 @@
-"""Claiming a run folder, so that no two processes do the same run, on one machine or on several that share the folder."""
+"""Locks a run folder, so that no two processes do the same run, on one machine or on several that share the folder."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["claimant", "claimed"]
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Keep every other process from doing the run in this folder.
+    """Hold a lock on a run folder, so that no other process does its run.
 
-    The claim is a lock on its file ``.lock``, which says whose it is. The system drops the lock with the process, however that
-    ends, so no claim outlives who made it. Where the file system knows no locks, there is no claim. A folder that is made for
-    the claim and still empty at its end goes with it.
+    The lock is on the file ``.lock``, whose text names the owner. The operating system releases it when the process
+    ends, however that happens, so no lock outlives its owner. On a file system without locks, nothing is locked. A
+    folder that was created for the lock and is still empty at the end is deleted.
 
     Raises:
-        RunFolderBusyError: Another process has it; the message says which.
+        RunFolderBusyError: Another process holds the lock; the message says which.
         RunFolderError: The folder cannot be written.
 
     Example:
@@ -53,7 +53,7 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 def claimant(folder: Path) -> str | None:
-    """Which other process does the run in this folder, ``None`` if there is none. Not to be asked within :func:`claimed`."""
+    """The other process that is doing the run in this folder, or ``None``. Do not call it within :func:`claimed`."""
     path = folder / ".lock"
     try:
         file = os.open(path, os.O_RDWR)
@@ -71,10 +71,10 @@ def _locked(path: Path) -> int:
         if not _lock(file):
             os.close(file)
             raise RunFolderBusyError(
-                f"{path.parent} is in use: {_words(path)} is doing its run. Wait for it, or choose another with --out DIR"
+                f"{path.parent} is in use by {_words(path)}. Wait for it, or choose another folder with --out DIR"
             )
         with contextlib.suppress(FileNotFoundError):
-            if os.fstat(file).st_ino == path.stat().st_ino:  # else who had it has deleted it since
+            if os.fstat(file).st_ino == path.stat().st_ino:  # otherwise its last owner has deleted it meanwhile
                 os.ftruncate(file, 0)
                 os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
                 return file
@@ -82,7 +82,7 @@ def _locked(path: Path) -> int:
 
 
 def _lock(file: int) -> bool:
-    """Lock an open file for this process, unless another has it; one that cannot be locked counts as locked."""
+    """Try to lock an open file; False if another process has it. A file that cannot be locked counts as locked."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ def finite(content: Any) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a text file atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a file of safetensors whole or not at all."""
+    """Write a safetensors file atomically."""
     with replacing(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its place at the end, whole and flushed, or disappears.
+    """A temporary file next to ``path``, which replaces it at the end, or is deleted if an error is raised.
 
-    It gets the permissions of a new file, whatever the writer gave it: safetensors lets only the owner read.
+    It gets the permissions of a new file, whatever the writer set: safetensors makes files readable by the owner only.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -66,7 +66,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def told_if_unwritable(folder: Path) -> Iterator[None]:
-    """Turn what goes wrong in writing to a run folder into a RunFolderError."""
+    """Turn an OSError while writing to a run folder into a RunFolderError."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a run leaves on disk: one folder, each file of it written whole or not at all."""
+"""The files that a run writes, all in one folder and each written atomically."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ class RunFolder:
     """The folder of one run.
 
     Args:
-        path: Where it is; ``~`` is the home folder. ``None``: ``runs/<recipe>-<fingerprint>`` below the current folder.
+        path: Its path; ``~`` is the home folder. ``None``: ``runs/<recipe>-<fingerprint>`` below the current folder.
         recipe: The run's recipe.
 
     Attributes:
         recipe_file: ``recipe.yaml``, resolved: enough to repeat the run.
-        result_file: ``result.json``, which is there only when the run is finished.
-        metrics_file: ``metrics.jsonl``, one line for each epoch.
-        predictions_file: ``predictions.safetensors``, from which the metrics can be computed again. What it holds depends on
-            the task, and its class says it.
+        result_file: ``result.json``, which exists only if the run is finished.
+        metrics_file: ``metrics.jsonl``, one line per epoch.
+        predictions_file: ``predictions.safetensors``, from which the metrics can be computed again. Its contents depend
+            on the task and are documented in the task's class.
         features_file: ``features.safetensors``, if the recipe has ``diagnostics``: for the sets ``train`` and ``test``,
             penultimate ``<set>.features`` (M, D) and ``<set>.labels`` (M,); the last layer's ``weight`` (K, D) and
             ``bias`` (K,), if it has one; ``mutual_information`` (steps and nats, (S, 2)), if it was measured.
-        checkpoint_folder: Composer's checkpoints, until the run is finished or for good if the recipe says so.
+        checkpoint_folder: Composer's checkpoints. Deleted when the run is finished, unless the recipe keeps them.
 
     """
 
@@ -69,9 +69,12 @@ class RunFolder:
             ) from error
 
     def check(self, *, overwrite: bool = False) -> None:
-        """Raise a RunFolderError if the folder cannot be written or holds what the run must not touch.
+        """Check that the run can use this folder.
 
-        That is the run of another recipe, unless it is to be overwritten, and checkpoints that no run of ours left.
+        Raises:
+            RunFolderError: The folder cannot be written, or it holds checkpoints that are not from a run of
+                composer-ls, or a run of another recipe while ``overwrite`` is False.
+
         """
         with told_if_unwritable(self.path):
             place = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
@@ -82,13 +85,13 @@ class RunFolder:
         there = self._recipe_there()
         if not _is_resolved(there) and _holds_something(self.checkpoint_folder):
             raise RunFolderError(
-                f"{self.checkpoint_folder} was not left by a run of composer-ls: choose another run folder with --out DIR"
+                f"{self.checkpoint_folder} is not from a run of composer-ls: choose another run folder with --out DIR"
             )
         left = self.result_file.exists() or self.metrics_file.exists() or _holds_something(self.checkpoint_folder)
         if overwrite or there is None or not left:
             return
         try:
-            old = recipe_schema().model_validate(there)  # with the defaults of what keys it had none of in its day
+            old = recipe_schema().model_validate(there)  # keys that are newer than the run get their defaults
             if old.identity() == self.recipe.identity():
                 return
             there = old.model_dump()
@@ -98,16 +101,17 @@ class RunFolder:
         if differing:
             raise RunFolderError(
                 f"the run folder {self.path} holds a run of another recipe (they differ in {', '.join(differing)}): "
-                f"choose another with --out DIR, or add --overwrite to lose that run"
+                f"choose another with --out DIR, or add --overwrite to delete that run"
             )
 
     def mend_checkpoints(self) -> list[str]:
-        """Make the newest whole checkpoint the latest, and the only one, since Composer does not go on beside a later one.
+        """Keep only the newest complete checkpoint, as the latest.
 
-        Others are what a run leaves that is killed while saving, or what a disk has damaged since.
+        Incomplete ones are left by a run that is killed while saving, or by a damaged disk, and Composer refuses to
+        resume if there is a later checkpoint than the one to resume from.
 
         Returns:
-            What was damaged and deleted, and what happens now, in sentences.
+            Sentences that say which damaged checkpoints were deleted, and where the run continues.
 
         """
         found = [
@@ -132,10 +136,10 @@ class RunFolder:
         return [f"{file} was damaged or cut short, and is deleted: the run {now}" for file in damaged]
 
     def clear(self) -> None:
-        """Delete what a run left here, and nothing else; its recipe stays until the next one takes its place."""
+        """Delete the files of a run, and nothing else. The recipe stays until the next one replaces it."""
         for file in (self.result_file, self.metrics_file, self.predictions_file, self.features_file):
             file.unlink(missing_ok=True)
-        for task in recipe_schema().tasks.values():  # of each: the run that was here may be of another
+        for task in recipe_schema().tasks.values():  # all tasks, since the old run may be of another one
             for pattern in task.files:
                 for file in self.path.glob(pattern):
                     file.unlink()
@@ -143,14 +147,14 @@ class RunFolder:
             shutil.rmtree(self.checkpoint_folder, ignore_errors=True)
 
     def write_recipe(self) -> None:
-        """Write ``recipe.yaml``. One that no run wrote stays beside it as ``recipe.yaml.orig``."""
+        """Write ``recipe.yaml``. If a user's file of that name is there, it is kept as ``recipe.yaml.orig``."""
         there = self._recipe_there()
         if there is not None and not _is_resolved(there):
             os.replace(self.recipe_file, self.recipe_file.with_name("recipe.yaml.orig"))
         write_text(self.recipe_file, self.recipe.to_yaml())
 
     def _recipe_there(self) -> dict[str, Any] | None:
-        """What ``recipe.yaml`` holds, empty if it cannot be read, ``None`` if it is not there."""
+        """The contents of ``recipe.yaml``: empty if it cannot be read, ``None`` if it does not exist."""
         if not self.recipe_file.is_file():
             return None
         try:
@@ -168,7 +172,7 @@ class RunFolder:
         write_tensors(self.features_file, tensors)
 
     def write_files(self, files: Mapping[str, str | Mapping[str, Tensor]]) -> None:
-        """Write files that only some tasks leave: text, or tensors."""
+        """Write the additional files of a task, which hold text or tensors."""
         for name, content in files.items():
             if isinstance(content, str):
                 write_text(self.path / name, content)
@@ -176,7 +180,7 @@ class RunFolder:
                 write_tensors(self.path / name, content)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Write ``result.json``, which makes the run finished, and drop the checkpoints that nobody asked to keep.
+        """Write ``result.json``, which marks the run as finished, and delete checkpoints that need not be kept.
 
         JSON has no NaN and no infinities: they become ``null``.
         """
@@ -186,10 +190,10 @@ class RunFolder:
 
 
 def read_recipe(folder: Path) -> Recipe | None:
-    """The recipe of the run in this folder, ``None`` if no run of ours has begun there.
+    """The recipe of the run in this folder, or ``None`` if no run was started there.
 
     Raises:
-        RunFolderError: There is one, but it cannot be read.
+        RunFolderError: The recipe cannot be read.
 
     """
     file = folder / "recipe.yaml"
@@ -231,7 +235,7 @@ _ALWAYS_WRITTEN = frozenset(
 
 
 def _is_resolved(recipe: Mapping[str, Any] | None) -> bool:
-    """Whether every default is written out, as a run of any version does and a person does not."""
+    """Whether a recipe was written by a run, of any version: unlike a person, a run writes out every default."""
     return recipe is not None and recipe.keys() >= _ALWAYS_WRITTEN
 
 

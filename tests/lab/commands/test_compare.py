@@ -186,8 +186,8 @@ def test_a_run_that_fails_keeps_its_log_and_does_not_stop_the_rest(tmp_path, cap
     assert "[1/2] failed: smoothing 0, seed 17:" in printed.err
     assert "[2/2] finished: smoothing 0.1, seed 17" in printed.err
     assert "1 of 2 runs failed: " in printed.err
-    assert "checkpoints was not left by a run of composer-ls" in printed.err
+    assert "checkpoints is not from a run of composer-ls" in printed.err
     assert str(bad / "log.txt") in printed.err
-    assert "checkpoints was not left" in (bad / "log.txt").read_text()
+    assert "checkpoints is not from" in (bad / "log.txt").read_text()
     assert "There is nothing to compare with: no run without smoothing is finished" in " ".join(printed.out.split())
     assert (tmp_path / "report.html").is_file()

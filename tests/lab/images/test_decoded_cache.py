@@ -102,7 +102,7 @@ def test_a_write_that_fails_leaves_nothing_and_is_told(tree, cache, monkeypatch)
 def test_a_cache_that_cannot_be_written_is_done_without_and_told(tree, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("COMPOSER_LS_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.warns(UserWarning, match="cannot be kept in .*file/cache.*COMPOSER_LS_CACHE"):
+    with pytest.warns(UserWarning, match="cannot be cached in .*file/cache.*COMPOSER_LS_CACHE"):
         assert torch.equal(decoded(*tree, 8), truth(tree[1]))
 
 

@@ -41,12 +41,12 @@ def test_the_seed_alone_decides_and_more_examples_are_a_superset():
     [
         (
             {"validation": 200},
-            r"data.validation=200 holds out 200 of 168 training images, but every one of the 3 classes",
+            r"data.validation=200 holds out 200 of 168 training images, but each of the 3 classes",
         ),
         ({"validation": 5}, r"data.validation=5 holds out 5 of 168 training images"),
         ({"validation": 0.999}, r"data.validation=0.999 holds out 168 of 168"),
-        ({"examples": 2}, r"data.examples is 2, but must be from 3, one of each class, to 168, .* images there are$"),
-        ({"validation": 68, "examples": 101}, r"to 100, which is .* besides those that data.validation holds out"),
+        ({"examples": 2}, r"data.examples is 2, but must be from 3, one per class, to 168, .* images there are$"),
+        ({"validation": 68, "examples": 101}, r"to 100, the number of .* besides those that data.validation holds out"),
     ],
 )
 def test_what_cannot_be_divided_is_refused(arguments, message):

@@ -33,7 +33,7 @@ def other(tmp_path):
 def test_a_claimed_folder_is_refused_and_who_has_it_is_named(tmp_path, other):
     words = f"process {other.pid} on "
     assert claimant(tmp_path).startswith(words)
-    with pytest.raises(RunFolderBusyError, match=f"is in use: {words}.*--out DIR"), claimed(tmp_path):
+    with pytest.raises(RunFolderBusyError, match=f"is in use by {words}.*--out DIR"), claimed(tmp_path):
         pass
     assert other.poll() is None
     assert claimant(tmp_path).startswith(words)

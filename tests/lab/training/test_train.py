@@ -301,7 +301,7 @@ def test_a_folder_with_another_recipes_run_is_refused_with_the_keys(finished):
     ("override", "message"),
     [
         ("algorithms.mixupp={}", "unknown key algorithms.mixupp"),
-        ("data.batch_size=2000", "more than the 1437 training examples"),
+        ("data.batch_size=2000", "exceeds the 1437 training examples"),
         ("schedule.warmup=1sp", "Composer refuses the recipe digits-mlp: Cannot use warmup scheduler .* same units"),
     ],
 )
@@ -326,7 +326,7 @@ def test_checkpoints_of_something_else_are_left_alone(tmp_path):
     (tmp_path / "checkpoints" / "mine.pt").write_text("")
     RunFolder(tmp_path, load_recipe("digits-mlp")).clear()
     for overwrite in (False, True):
-        with pytest.raises(RunFolderError, match="checkpoints was not left by a run of composer-ls: .*--out DIR"):
+        with pytest.raises(RunFolderError, match="checkpoints is not from a run of composer-ls: .*--out DIR"):
             run(tmp_path, overwrite=overwrite)
     assert (tmp_path / "checkpoints" / "mine.pt").exists()
 

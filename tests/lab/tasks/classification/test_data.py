@@ -164,7 +164,7 @@ def test_splits_with_different_classes_are_refused(image_tree):
 
 def test_a_batch_larger_than_the_data_is_refused():
     data = ClassificationData(name="digits", batch_size=2000)
-    with pytest.raises(RecipeError, match="data.batch_size=2000 is more than the 1437 training examples"):
+    with pytest.raises(RecipeError, match="data.batch_size=2000 exceeds the 1437 training examples"):
         training_loader(load_splits(data), data, seed=0)
 
 
