@@ -13,18 +13,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from composer_ls.errors import DataNotFoundError
+from composer_ls.lab.images.image_files import read_image
 from composer_ls.lab.run_folder.files import replacing
 
 __all__ = ["cache_folder", "decoded"]
 
-FORMAT = 1
+FORMAT = 2
 CHUNK = 256
 
 
@@ -47,7 +47,7 @@ def decoded(root: Path, files: Sequence[str], size: int) -> Tensor:
         size: The height and width to which images are resized, in pixels.
 
     Raises:
-        DataNotFoundError: A file is not an image.
+        DataNotFoundError: A file cannot be read as an image.
 
     """
     name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
@@ -75,7 +75,12 @@ def decoded(root: Path, files: Sequence[str], size: int) -> Tensor:
 def _key(root: Path, files: Sequence[str], size: int) -> str:
     digest = hashlib.sha256(f"{FORMAT} {size}".encode())
     for file in files:
-        status = os.stat(file)
+        try:
+            status = os.stat(file)
+        except OSError as error:
+            raise DataNotFoundError(
+                f"{file} cannot be read ({error.strerror}), or is a link to nowhere: restore it or delete it"
+            ) from error
         digest.update(f"\n{file.removeprefix(str(root))} {status.st_size} {status.st_mtime_ns}".encode())
     return digest.hexdigest()
 
@@ -110,9 +115,5 @@ def _cores() -> int:
 def _decode(files: Sequence[str], size: int) -> NDArray[np.uint8]:
     images = np.empty((len(files), size, size, 3), np.uint8)
     for index, file in enumerate(files):
-        try:
-            with Image.open(file) as image:
-                images[index] = np.asarray(transforms.resize(image.convert("RGB"), [size, size]))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataNotFoundError(f"{file} cannot be read as an image ({error}): restore it or delete it") from error
+        images[index] = np.asarray(transforms.resize(read_image(file), [size, size]))
     return images

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -11,7 +13,7 @@ from composer.utils import dist
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from composer_ls.errors import RecipeError
+from composer_ls.errors import DataNotFoundError, RecipeError
 from composer_ls.lab.images.epoch_sampler import EpochSampler
 from composer_ls.lab.images.memory_images import CropFlip, InMemory, MemoryImages
 
@@ -24,6 +26,7 @@ __all__ = [
     "labels_of",
     "training_loader",
     "unaugmented",
+    "workers_errors_in_words",
 ]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -59,6 +62,18 @@ class Splits:
     wrong_labels: float = 0.0
     """The fraction of training labels that were changed on purpose."""
     validation: Dataset[Any] | None = None
+
+
+@contextlib.contextmanager
+def workers_errors_in_words() -> Iterator[None]:
+    """Tell what is wrong with an image alike whether this process reads it or a worker of a loader, which adds its traceback."""
+    try:
+        yield
+    except DataNotFoundError as error:
+        _, worker, words = str(error).rpartition(f"{DataNotFoundError.__name__}: ")
+        if not worker:
+            raise
+        raise DataNotFoundError(words.strip()) from error
 
 
 def unaugmented(train: Dataset[Any], test: Dataset[Any]) -> Dataset[Any]:

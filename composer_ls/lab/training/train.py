@@ -31,6 +31,7 @@ from composer.utils import dist, reproducibility
 
 from composer_ls.composition import describe
 from composer_ls.errors import InputError, RecipeError
+from composer_ls.lab.images.loaders import workers_errors_in_words
 from composer_ls.lab.recipe.recipe import Recipe
 from composer_ls.lab.recipe.sections import Optimizer, Schedule
 from composer_ls.lab.run_folder.claim import claimed
@@ -78,7 +79,7 @@ def train(
 
     """
     claim = claimed(folder.path) if dist.get_global_rank() == 0 else contextlib.nullcontext()
-    with claim, contextlib.nullcontext() if debug else _without_noise():
+    with claim, contextlib.nullcontext() if debug else _without_noise(), workers_errors_in_words():
         try:
             return _train(recipe, folder, overwrite, progress, each_line, debug)
         finally:
@@ -220,6 +221,13 @@ def _device(name: str) -> Device:
 def _fit(trainer: Trainer, recipe: Recipe) -> None:
     try:
         trainer.fit()
+    except ValueError as error:
+        if "Expected more than 1 value per channel" not in str(error):
+            raise
+        raise RecipeError(
+            f"batch normalisation in {recipe.model.name} needs more than one value of each channel, but an image is one "
+            f"pixel there: use a larger data.image_size, or two images or more in data.batch_size and microbatch_size"
+        ) from error
     except RuntimeError as error:
         if not (recipe.model.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))):
             raise

@@ -53,7 +53,7 @@ def test_the_guides_task_is_trained_and_compared(installed):
 def test_a_mistake_in_the_guides_recipe_is_told_with_the_keys_of_its_task(installed):
     run = composer_ls(installed, "train", "rows.yaml", "data.batchsize=3", "model.name=percepton")
     assert run.returncode == 2
-    assert "unknown key data.batchsize: did you mean batch_size? allowed are name, batch_size" in run.stderr
+    assert "unknown key data.batchsize: did you mean data.batch_size=3? allowed are name, batch_size" in run.stderr
     assert "'perceptron'" in run.stderr
 
 

@@ -6,6 +6,7 @@ import functools
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -14,6 +15,7 @@ from torchvision.transforms import v2
 
 from composer_ls.errors import DataNotFoundError, RecipeError
 from composer_ls.lab.images.decoded_cache import decoded
+from composer_ls.lab.images.image_files import ImageTree, is_hidden
 from composer_ls.lab.images.label_noise import noisy_labels, relabel
 from composer_ls.lab.images.loaders import IMAGENET_MEAN, IMAGENET_STD, Splits, labels_of, unaugmented
 from composer_ls.lab.images.memory_images import MemoryImages
@@ -140,9 +142,11 @@ def _image_folder(data: ClassificationData, device: torch.device | str) -> Split
     size = data.image_size or (224 if data.augmentation == "resized_crop" else 32)
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if size > 64 else (CIFAR_MEAN, CIFAR_STD)
     folders = [_split_folder(root, names) for names in (("train",), ("test", "val"))]
+    train: Any
+    test: Any
     try:
         train, test = (
-            torchvision.datasets.ImageFolder(folder, transform)
+            ImageTree(folder, transform)
             for folder, transform in zip(folders, _transforms(data, size, mean, std), strict=True)
         )
     except FileNotFoundError as error:
@@ -156,6 +160,11 @@ def _image_folder(data: ClassificationData, device: torch.device | str) -> Split
             f"{folders[0]} and {folders[1]} must hold the same classes, but {', '.join(odd[:5])} stands in one only"
         )
     classes = tuple(train.classes)
+    if len(classes) < 2:
+        raise DataNotFoundError(
+            f"{folders[0].absolute()} holds one class folder, {classes[0]}, but classification needs at least two: add "
+            f"another, or set data.root=DIR to another tree"
+        )
     if _held_in_memory(data, len(train) + len(test), size):
         with dist.run_local_rank_zero_first():  # the others find the images in the cache
             images = decoded(root, [file for file, _ in train.samples + test.samples], size)
@@ -169,7 +178,7 @@ def _image_folder(data: ClassificationData, device: torch.device | str) -> Split
 def _split_folder(root: Path, names: tuple[str, ...]) -> Path:
     for name in names:
         folder = root / name
-        if folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir()):
+        if folder.is_dir() and any(entry.is_dir() and not is_hidden(entry) for entry in folder.iterdir()):
             return folder
     raise DataNotFoundError(
         f"there are no class folders in {(root / names[0]).absolute()}: imagefolder takes images at "

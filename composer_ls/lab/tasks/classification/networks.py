@@ -21,7 +21,7 @@ def build_model(name: str, image_shape: tuple[int, int, int], num_classes: int) 
         num_classes: K.
 
     Raises:
-        RecipeError: torchvision's networks take images of three channels only.
+        RecipeError: torchvision's networks take images of three channels only, and resnet9 none of less than 8 pixels.
 
     Example:
         >>> import torch
@@ -38,6 +38,11 @@ def build_model(name: str, image_shape: tuple[int, int, int], num_classes: int) 
     if name == "alexnet":
         return cifar_alexnet((channels, height, width), num_classes)
     if name == "resnet9":
+        if min(height, width) < 8:
+            raise RecipeError(
+                f"model.name=resnet9 halves images three times, so they need at least 8 pixels each way, but these have "
+                f"{height}x{width}: use a larger data.image_size or another model.name"
+            )
         return ResNet9(channels, num_classes)
     if name in CIFAR_DEPTHS:
         return CifarResNet(CIFAR_DEPTHS[name], channels, num_classes)

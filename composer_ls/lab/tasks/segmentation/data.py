@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from composer_ls.errors import DataNotFoundError
+from composer_ls.lab.images.image_files import is_hidden, is_turned, read_image
 from composer_ls.lab.images.loaders import IMAGENET_MEAN, IMAGENET_STD, Splits
 from composer_ls.lab.images.memory_images import MemoryLabelMaps
 from composer_ls.lab.tasks.segmentation.schema import SegmentationData
@@ -65,7 +66,11 @@ def _pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
                 f"data.root/{split}/masks/; set data.root=DIR to the folder that holds train and test"
             )
     image_of, mask_of = (
-        {file.stem: file for file in sorted(folder.iterdir()) if file.suffix.lower() in suffixes}
+        {
+            file.stem: file
+            for file in sorted(folder.iterdir())
+            if file.suffix.lower() in suffixes and not is_hidden(file)
+        }
         for folder, suffixes in ((images, SUFFIXES), (masks, {".png"}))
     )
     if not image_of:
@@ -85,26 +90,31 @@ def _read_all(pairs: list[tuple[Path, Path]], num_classes: int) -> tuple[Tensor,
     images: list[NDArray[np.uint8]] = []
     maps: list[NDArray[np.uint8]] = []
     for image_file, mask_file in pairs:
-        images.append(_read(image_file, "RGB"))
-        maps.append(_read(mask_file, None))
+        if is_turned(image_file):
+            raise DataNotFoundError(
+                f"EXIF says to turn {image_file}, and whether its mask is turned likewise is not known: save it the way up that "
+                f"the mask is, without EXIF"
+            )
+        images.append(np.asarray(read_image(image_file)))
+        maps.append(_read_mask(mask_file))
         _check_sizes(image_file, mask_file, images[0], images[-1], maps[-1])
         _check_values(mask_file, maps[-1], num_classes)
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(maps))
 
 
-def _read(file: Path, mode: str | None) -> NDArray[np.uint8]:
+def _read_mask(file: Path) -> NDArray[np.uint8]:
     try:
         with Image.open(file) as image:
-            if mode is None and image.mode not in {"L", "P"}:
+            if image.mode not in {"L", "P"}:
                 raise DataNotFoundError(
                     f"the mask {file} is of mode {image.mode}, but must have one channel of 8 bits with a class a pixel: "
                     f"save it as grey or palette PNG whose values are the classes"
                 )
-            return np.asarray(image.convert(mode) if mode else image, np.uint8)
-    except (OSError, SyntaxError) as error:
-        raise DataNotFoundError(
-            f"{file} cannot be read as an image ({error}): restore it, or delete it and its partner"
-        ) from error
+            return np.asarray(image, np.uint8)
+    except DataNotFoundError:
+        raise
+    except Exception as error:  # of a broken file, Pillow's readers raise almost anything
+        raise DataNotFoundError(f"{file} cannot be read as an image ({error}): restore it or delete it") from error
 
 
 def _check_sizes(

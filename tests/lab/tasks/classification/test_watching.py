@@ -94,10 +94,10 @@ def test_no_half_features_are_left_when_the_disk_is_full(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("diagnostics.clases=[0, 1, 2]", "unknown key diagnostics.clases: did you mean classes"),
+        ("diagnostics.clases=[0, 1, 2]", "unknown key diagnostics.clases: did you mean diagnostics.classes="),
         (
             "diagnostics.mutual_information.draw=3",
-            "unknown key diagnostics.mutual_information.draw: did you mean draws",
+            "unknown key diagnostics.mutual_information.draw: did you mean diagnostics.mutual_information.draws=3",
         ),
         ("diagnostics.classes=[0, 1]", r"diagnostics.classes is \[0, 1\]: list should have at least 3 items"),
         (

@@ -1,0 +1,149 @@
+"""Image files as people have them."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from composer_ls.errors import DataNotFoundError, RecipeError
+from composer_ls.lab.images.image_files import read_image
+from composer_ls.lab.images.loaders import training_loader, workers_errors_in_words
+from composer_ls.lab.tasks.classification.data import load_splits
+from composer_ls.lab.tasks.classification.networks import build_model
+from composer_ls.lab.tasks.classification.schema import ClassificationData
+
+GREY = np.arange(0, 240, 5, dtype=np.uint8).reshape(6, 8)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPOSER_LS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def tree(tmp_path):
+    root = tmp_path / "images"
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(3):
+                Image.fromarray(GREY + index).save(folder / f"{index}.png")
+    return root
+
+
+def splits(root, **settings):
+    return load_splits(ClassificationData(name="imagefolder", root=str(root), image_size=8, batch_size=2, **settings))
+
+
+@pytest.mark.parametrize(("suffix", "order"), [("png", "<"), ("tif", "<"), ("tif", ">")])
+def test_16_bits_are_the_same_image_as_8_bits(tmp_path, suffix, order):
+    file = tmp_path / f"deep.{suffix}"
+    Image.fromarray((GREY.astype(np.uint16) * 257).astype(f"{order}u2")).save(file)
+    seen = np.asarray(read_image(file))
+    assert (seen == GREY[..., None]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_without_a_range_are_refused_by_name(tmp_path, dtype):
+    Image.fromarray(GREY.astype(dtype)).save(tmp_path / "odd.tif")
+    with pytest.raises(DataNotFoundError, match=r"odd\.tif are .*\(mode [FI]\).*save it with 8 or 16 bits"):
+        read_image(tmp_path / "odd.tif")
+
+
+def test_an_image_is_upright_as_exif_says(tmp_path):
+    upright = Image.fromarray(GREY).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn it clockwise to see it upright
+    upright.rotate(90, expand=True).save(tmp_path / "turned.png", exif=exif)
+    assert (np.asarray(read_image(tmp_path / "turned.png")) == np.asarray(upright)).all()
+
+
+def test_transparent_pixels_are_white_and_half_transparent_ones_in_between(tmp_path):
+    pixels = np.zeros((1, 3, 4), np.uint8)
+    pixels[0, :, 3] = [255, 0, 51]
+    Image.fromarray(pixels).save(tmp_path / "clear.png")
+    assert np.asarray(read_image(tmp_path / "clear.png"))[0, :, 0].tolist() == [0, 255, 204]
+
+
+def test_hidden_files_and_folders_are_passed_over(tree):
+    before = splits(tree)
+    for split in ("train", "test"):
+        for hidden in (
+            tree / split / ".ipynb_checkpoints",
+            tree / split / "__MACOSX",
+            tree / split / "cat" / ".thumbs",
+        ):
+            hidden.mkdir()
+            Image.fromarray(GREY).save(hidden / "0.png")
+        (tree / split / "dog" / "._0.png").write_bytes(b"of a Mac")
+    after = splits(tree)
+    assert after.classes == ("cat", "dog")
+    assert torch.equal(after.train.images, before.train.images)
+    assert splits(tree, in_memory=False).classes == ("cat", "dog")
+
+
+def test_a_hidden_folder_above_the_data_hides_nothing(tree, tmp_path):
+    (tmp_path / ".data").mkdir()
+    tree.rename(tmp_path / ".data" / "images")
+    assert len(splits(tmp_path / ".data" / "images").train) == 6
+
+
+def test_one_class_is_refused(tree):
+    for split in ("train", "test"):
+        for file in (tree / split / "dog").iterdir():
+            file.unlink()
+        (tree / split / "dog").rmdir()
+    with pytest.raises(DataNotFoundError, match="holds one class folder, cat, but classification needs at least two"):
+        splits(tree)
+
+
+def truncated(file):
+    Image.fromarray(np.tile(GREY, (20, 20))).save(file)
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def linked_to_nowhere(file):
+    file.symlink_to(file.with_name("gone"))
+
+
+def too_large(file):
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(file)
+
+
+BROKEN = [truncated, linked_to_nowhere, too_large, lambda file: file.write_bytes(b"")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "spoil"),
+    [
+        *[({}, spoil) for spoil in BROKEN],
+        *[({"in_memory": False}, spoil) for spoil in BROKEN],
+        ({"in_memory": False, "workers": 1}, truncated),
+        ({"augmentation": "resized_crop"}, truncated),
+    ],
+)
+def test_an_image_that_cannot_be_read_is_named_wherever_it_is_read(tree, monkeypatch, settings, spoil):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)
+    for index in range(3):
+        (tree / "train" / "dog" / f"{index}.png").unlink()
+        spoil(tree / "train" / "dog" / f"{index}.jpg")
+
+    def read_all():
+        opened = splits(tree, **settings)
+        data = ClassificationData(name="imagefolder", root=str(tree), batch_size=2, **settings)
+        list(training_loader(opened, data, seed=0))
+
+    with (
+        pytest.raises(DataNotFoundError, match=r"\A[^\n]*train/dog/\d\.jpg (cannot|is)[^\n]*delete it\Z"),
+        workers_errors_in_words(),
+    ):
+        read_all()
+
+
+def test_resnet9_refuses_images_that_it_would_halve_to_nothing():
+    with pytest.raises(RecipeError, match=r"at least 8 pixels each way.*have 7x7: use a larger data\.image_size"):
+        build_model("resnet9", (3, 7, 7), 2)
+    build_model("resnet9", (3, 8, 8), 2).eval()(torch.zeros(1, 3, 8, 8))
