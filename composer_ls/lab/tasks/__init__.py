@@ -1,1 +1,1 @@
-"""The tasks, one folder each; what a task is; and the registry that knows them all."""
+"""The tasks, one folder each, with the base class of a task and the registry of all tasks."""

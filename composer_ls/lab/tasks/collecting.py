@@ -1,4 +1,4 @@
-"""Collecting what a network says of each example, from every process and in the order of the data."""
+"""Collects a network's predictions from all processes, in the order of the data."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def collect_predictions(
     examples: int,
     kept: Callable[[Tensor, Tensor], tuple[Tensor, ...]] = _logits_and_labels,
 ) -> tuple[Tensor, ...]:
-    """Evaluate, and keep something of each example, from every process, in the order of the data.
+    """Evaluate the network and collect one entry per example, from all processes, in the order of the data.
 
     Args:
-        trainer: With the trained network.
-        loader: A fresh one: Composer refuses one whose workers live on.
-        examples: How many all processes have together.
-        kept: From the logits and labels of a batch to tensors with an entry an example; these two themselves by default.
+        trainer: A trainer with the trained network.
+        loader: A new loader: Composer refuses one with persistent workers that are already running.
+        examples: The number of examples over all processes.
+        kept: Maps the logits and labels of a batch to tensors with one entry per example. Default: the two themselves.
 
     """
     collector = _Collector(kept)
@@ -48,18 +48,18 @@ class _Collector(Callback):
         self._batches: list[tuple[Tensor, ...]] = []
 
     def eval_start(self, state: State, logger: Logger) -> None:
-        """Forget the pass before."""
+        """Discard the batches of an earlier pass."""
         self._batches = []
 
     def eval_after_forward(self, state: State, logger: Logger) -> None:
-        """Keep a batch."""
+        """Store the tensors of a batch."""
         outputs, labels = state.outputs, state.batch[1]
         assert isinstance(outputs, Tensor)
         kept = self._kept(outputs.detach().float(), labels.detach())
         self._batches.append(tuple(tensor.cpu() for tensor in kept))
 
     def gathered(self, examples: int) -> tuple[Tensor, ...]:
-        """What was kept by all processes, each tensor of ``examples`` entries.
+        """The tensors collected by all processes, with ``examples`` entries each.
 
         Process r of R has examples r, r + R, r + 2R, ...; the sampler may repeat the first ones at the end.
         """

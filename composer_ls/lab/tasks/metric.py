@@ -1,4 +1,4 @@
-"""A metric of a report: how it is computed, shown and judged."""
+"""The metrics of a report: how each is computed, displayed and compared."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["STEP_TIME", "Metric", "Predictions"]
 
 Predictions = Mapping[str, Tensor]
-"""What a run's ``predictions.safetensors`` holds."""
+"""The contents of a run's ``predictions.safetensors``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,17 +20,17 @@ class Metric:
 
     Attributes:
         key: Its name in files.
-        name: Its name for people.
-        meaning: What it is, for the page.
-        higher_is_better: Which way is better.
-        worth: The difference worth seeing, in shown units: how many seeds it would take is told.
-        unit: What a difference is measured in, "" for a bare number.
-        scale: What a value is multiplied by to be shown.
-        digits: Decimals that are shown.
-        highest: No value is above this, as none is below 0; not multiplied by ``scale``.
-        compute: From the predictions; ``None``: a run measures it, and it is read from ``result.json``.
+        name: Its display name.
+        meaning: An explanation for the report.
+        higher_is_better: Whether higher values are better.
+        worth: The smallest difference of interest, in displayed units. Reports say how many seeds would show it.
+        unit: The unit of a difference, "" if it has none.
+        scale: The factor from values to displayed values.
+        digits: The number of decimals displayed.
+        highest: The upper bound of values (the lower bound is 0), before multiplication by ``scale``.
+        compute: Computes it from the predictions. ``None``: it is measured by the run and read from ``result.json``.
         result_unit: The unit in ``result.json``, where values are not multiplied by ``scale``.
-        in_result: Whether ``result.json`` has it. What is not there is only in comparisons.
+        in_result: Whether it is in ``result.json``. If not, it appears in comparisons only.
 
     """
 
@@ -49,12 +49,12 @@ class Metric:
 
     @property
     def heading(self) -> str:
-        """The name with the unit of the values."""
+        """The display name with the unit of its values."""
         unit = "%" if self.unit == "points" else self.unit
         return f"{self.name} ({unit})" if unit else self.name
 
     def shown(self, value: float, sign: bool = False) -> str:
-        """A number in shown units."""
+        """A number in displayed units, as text."""
         text = f"{value:{'+' if sign else ''}.{self.digits}f}"
         return text.replace("-", "+" if sign else "") if float(text) == 0 else text
 
@@ -62,8 +62,8 @@ class Metric:
 STEP_TIME = Metric(
     key="step_time",
     name="step",
-    meaning="Time of a training step, which several runs at once on one machine make longer. It gets no verdict, and is not in "
-    "summary.csv: no two measurements of it agree.",
+    meaning="Time of a training step. It is longer if several runs share a machine, and no two measurements agree, so "
+    "it gets no verdict and is not in summary.csv.",
     higher_is_better=False,
     worth=0.0,
     unit="ms",

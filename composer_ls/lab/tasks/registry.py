@@ -1,4 +1,4 @@
-"""The tasks that there are: the one file that knows them all."""
+"""The registry of all tasks."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ ROOMS = (
     "composer_ls.lab.tasks.segmentation",
     "composer_ls.lab.tasks.translation",
 )
-"""The packages of our own tasks. Each has the modules ``schema``, ``task`` and ``report``, of which the first has ``SCHEMA``, a
-:class:`~composer_ls.lab.recipe.recipe.TaskSchema`, the second ``TASK``, a class derived from
-:class:`~composer_ls.lab.tasks.task.Task`, and the third ``REPORT``, a :class:`~composer_ls.lab.tasks.task_report.TaskReport`.
+"""The packages of the built-in tasks. Each has three modules: ``schema`` with ``SCHEMA``, a
+:class:`~composer_ls.lab.recipe.recipe.TaskSchema`; ``task`` with ``TASK``, a subclass of
+:class:`~composer_ls.lab.tasks.task.Task`; and ``report`` with ``REPORT``, a
+:class:`~composer_ls.lab.tasks.task_report.TaskReport`.
 """
 
 ENTRY_POINTS = "composer_ls.tasks"
-"""The entry point group in which other distributions name such packages of theirs."""
+"""The entry point group in which other distributions register such packages."""
 
 
 @functools.cache
@@ -60,8 +61,8 @@ def _load(package: str, module: str, name: str) -> Any:
         if package in ROOMS:
             raise
         raise InputError(
-            f"the task in {package} cannot be used, because {package}.{module}.{name} cannot be loaded ({error}): mend the "
-            f"package that registers it as an entry point of {ENTRY_POINTS}, or uninstall it"
+            f"the task in {package} cannot be used, because {package}.{module}.{name} cannot be loaded ({error}): fix "
+            f"the package that registers it as an entry point of {ENTRY_POINTS}, or uninstall it"
         ) from error
 
 
@@ -73,13 +74,13 @@ use_tasks(_schemas)
 
 
 def task_class(name: str) -> type[Task]:
-    """The class of a task, by the task's name."""
+    """The class of the task with this name."""
     loaded: type[Task] = _load(_rooms()[name], "task", "TASK")
     return loaded
 
 
 def task_report(name: str) -> TaskReport:
-    """How runs of a task are judged and shown, by the task's name."""
+    """The report definition of the task with this name."""
     loaded: TaskReport = _load(_rooms()[name], "report", "REPORT")
     return loaded
 
@@ -88,12 +89,12 @@ def open_task(recipe: Recipe, device: torch.device | str = "cpu") -> Task:
     """Open the data of a recipe for its task.
 
     Args:
-        recipe: What to train.
-        device: Where to hold data that is held in memory.
+        recipe: The recipe of the run.
+        device: The device for data that is held in memory.
 
     Raises:
-        DataNotFoundError: The data is not there.
-        RecipeError: The recipe asks for what the data or the task do not have.
+        DataNotFoundError: The data does not exist.
+        RecipeError: The recipe asks for something that the data or the task does not have.
 
     """
     return task_class(recipe.task)(recipe, device)

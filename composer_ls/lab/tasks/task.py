@@ -1,4 +1,4 @@
-"""What a task is: everything that training needs to know and that is not the same for all runs."""
+"""The interface of a task: everything that training needs and that differs between tasks."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ __all__ = ["Measured", "Task"]
 
 @dataclass(frozen=True)
 class Measured:
-    """What a trained network does on the test split.
+    """The results of a trained network on the test split.
 
     Attributes:
-        metrics: The numbers of ``result.json``.
-        units: The unit of each.
-        predictions: What ``predictions.safetensors`` holds, from which the metrics can be computed again.
-        features: What ``features.safetensors`` holds; ``None``: there is no such file.
-        facts: More entries of ``result.json``.
-        files: More files of the run folder: text, or tensors for safetensors, by name.
+        metrics: The metrics for ``result.json``.
+        units: The unit of each metric.
+        predictions: The contents of ``predictions.safetensors``, from which the metrics can be computed again.
+        features: The contents of ``features.safetensors``; ``None`` for no such file.
+        facts: Additional entries for ``result.json``.
+        files: Additional files for the run folder, by name: text, or tensors for a safetensors file.
         warnings: What to be careful about, in sentences.
 
     """
@@ -44,11 +44,11 @@ class Measured:
 
 
 class Task(ABC):
-    """One kind of problem, opened for one recipe: the data is there, the network is not made yet.
+    """A kind of problem, with the data of one recipe. The network is created by :meth:`model`.
 
     Attributes:
-        num_classes: K, over which targets are distributions.
-        facts: What ``result.json`` says of the data.
+        num_classes: K, the number of classes of a target.
+        facts: The entries of ``result.json`` about the data.
         watched: The part of the data that is evaluated during training.
 
     """
@@ -59,19 +59,25 @@ class Task(ABC):
 
     @abstractmethod
     def __init__(self, recipe: Recipe, device: torch.device | str) -> None:
-        """Open the data of a recipe of this task, on a device if it is held in memory.
+        """Open the data of a recipe of this task. Data held in memory goes to ``device``.
 
         Raises:
-            DataNotFoundError: The data is not there.
-            RecipeError: The recipe asks for what the data or the task do not have.
+            DataNotFoundError: The data does not exist.
+            RecipeError: The recipe asks for something that the data or the task does not have.
 
         """
 
     @classmethod
     def teacher(cls, recipe: Recipe, facts: Mapping[str, Any]) -> nn.Module | None:
-        """The network of a finished run with new weights, for a student to learn from, by its recipe and ``result.json``.
+        """The network of a finished run, for use as a teacher; the caller loads its weights.
 
-        ``None``: networks of this task do not teach.
+        Args:
+            recipe: The run's recipe.
+            facts: The run's ``result.json``.
+
+        Returns:
+            The network with fresh weights, or ``None`` if networks of this task cannot be teachers.
+
         """
         return None
 
@@ -81,27 +87,27 @@ class Task(ABC):
 
     @abstractmethod
     def label_counts(self) -> Tensor:
-        """How often each class is a training label, ``(K,)``."""
+        """The number of training labels of each class, ``(K,)``."""
 
     @abstractmethod
     def model(self) -> ComposerModel:
-        """A network with new weights, and its loss."""
+        """The network with fresh weights, and its loss."""
 
     @abstractmethod
     def training_loader(self) -> DataLoader[Any] | DataSpec:
-        """Shuffled batches of this process's share; the order follows from the recipe's seed and the epoch alone."""
+        """Shuffled batches of this process's share. The order depends on the recipe's seed and the epoch only."""
 
     @abstractmethod
     def evaluation_loader(self) -> DataLoader[Any] | DataSpec:
-        """A new loader of this process's share of the part that is watched, in order."""
+        """A new loader of this process's share of the watched part, in order."""
 
     def callbacks(self) -> list[Callback]:
-        """What watches the training, besides what watches every run."""
+        """Callbacks of this task, in addition to those of every run."""
         return []
 
     @abstractmethod
     def measure(self, trainer: Trainer) -> Measured:
-        """Try the trained network on the whole test split, and on the validation part if there is one.
+        """Evaluate the trained network on the whole test split, and on the validation part if there is one.
 
-        Every process gets the same answer.
+        Every process gets the same result.
         """

@@ -1,4 +1,4 @@
-"""How runs of a task are judged and shown: their metrics, reliability and curves."""
+"""How runs of a task are evaluated and displayed: metrics, reliability diagram and training curves."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["Curve", "TaskReport"]
 
 @dataclass(frozen=True)
 class Curve:
-    """A training curve. Where key and name hold ``{part}``, that is the part of the data that runs are judged on.
+    """A training curve. ``{part}`` in its key and name stands for the part of the data on which runs are evaluated.
 
     Attributes:
-        key: Of the lines of ``metrics.jsonl``, with ``{part}`` for the part of the data.
-        name: For people.
-        unit: Of its values, "nats" for losses and "" for fractions.
-        logarithmic: Whether its axis is.
+        key: The key of its values in ``metrics.jsonl``.
+        name: The display name.
+        unit: The unit of its values, "nats" for losses and "" for fractions.
+        logarithmic: Whether to use a logarithmic axis.
 
     """
 
@@ -37,24 +37,24 @@ class Curve:
         return f"{self.name} ({self.unit})" if self.unit else self.name
 
     def of(self, part: str) -> Curve:
-        """The curve of a part of the data."""
+        """The curve for one part of the data."""
         return replace(self, key=self.key.format(part=part), name=self.name.format(part=part))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskReport:
-    """How runs of one task are judged and shown.
+    """How runs of one task are evaluated and displayed.
 
     Attributes:
-        counted: What predictions are of, in the plural.
-        metrics: In the order in which they are shown; the first is the one that matters most.
-        not_compared: Metrics that only ``result.json`` has.
-        curves: Training curves, in the order in which they are shown.
-        bins: The reliability diagram.
-        temperature: The one that suits the examples best; ``None`` where logits are not kept.
-        labels: What is known of the labels, example by example, ``(N, ...)``: runs are compared only if these are equal. ``None``:
-            nothing is known.
-        next_command: A command that makes use of a finished run, with ``{run}`` for its folder; ``None``: there is none.
+        counted: The things that predictions are for, in the plural, such as "pixels".
+        metrics: The metrics in display order, the most important one first.
+        not_compared: Metrics that are in ``result.json`` only.
+        curves: The training curves in display order.
+        bins: Computes the bins of the reliability diagram.
+        temperature: Computes the temperature that fits the examples best; ``None`` if logits are not kept.
+        labels: What is known about the labels of each example, ``(N, ...)``. Runs are compared only if these are equal.
+            ``None``: nothing is known.
+        next_command: A command to suggest for a finished run, with ``{run}`` for its folder, or ``None``.
 
     """
 
@@ -78,17 +78,17 @@ class TaskReport:
         return {metric.key: metric.result_unit for metric in self.in_result}
 
     def measure(self, predictions: Predictions, **known: float) -> dict[str, float]:
-        """The metrics of ``result.json`` by key, from predictions, but for those that are known."""
+        """The metrics of ``result.json`` by key, computed from predictions or taken from ``known``."""
         return {
             metric.key: known[metric.key] if metric.compute is None else metric.compute(predictions)
             for metric in self.in_result
         }
 
     def metric(self, key: str | None) -> Metric:
-        """The metric of this key, by default the first.
+        """The metric with this key; ``None`` gives the first metric.
 
         Raises:
-            InputError: There is none.
+            InputError: There is no such metric.
 
         """
         by_key = {metric.key: metric for metric in self.metrics}

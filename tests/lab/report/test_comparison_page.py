@@ -113,7 +113,7 @@ def test_the_page_says_everything_that_it_should(report):
         "broken : it has begun, but not finished",
         "algorithms.label_smoothing.smoothing, seed, algorithms.mixup",
         "learning_rate: 0.002",
-        "each half gets the temperature with the least NLL on the other",
+        "each is scaled by the temperature with the lowest NLL on the other",
     ):
         assert words in text
 

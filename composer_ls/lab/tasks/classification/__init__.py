@@ -1,1 +1,1 @@
-"""Classification: one label for each image."""
+"""Image classification: one label per image."""

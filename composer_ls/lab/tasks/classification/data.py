@@ -1,4 +1,4 @@
-"""The images and labels that recipes of classification name."""
+"""Loads the images and labels for classification recipes."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from composer_ls.lab.tasks.classification.schema import ClassificationData, Labe
 
 __all__ = ["load_splits"]
 
-MEMORY_LIMIT = 2 * 1024**3  # bytes, above which data.in_memory=auto reads the files again in every epoch
+MEMORY_LIMIT = 2 * 1024**3  # bytes; above this, data.in_memory=auto reads the files again in every epoch
 
 
 def load_splits(data: ClassificationData, device: torch.device | str = "cpu") -> Splits:
-    """Open the data that a recipe names.
+    """Open the data of a recipe.
 
     Args:
-        data: What and where.
-        device: Where to hold images that are held in memory.
+        data: The data section of the recipe.
+        device: The device for images that are held in memory.
 
     Raises:
-        DataNotFoundError: It is not at ``data.root``; the message says where it looked and what to change.
-        RecipeError: ``data.in_memory``, ``data.validation`` or ``data.examples`` asks for what cannot be.
+        DataNotFoundError: The data is not at ``data.root``; the message says where we looked and what to change.
+        RecipeError: ``data.in_memory``, ``data.validation`` or ``data.examples`` asks for something impossible.
 
     """
     opened = {"digits": _digits, "cifar10": _cifar, "cifar100": _cifar, "imagefolder": _image_folder}[data.name]
@@ -47,7 +47,7 @@ def load_splits(data: ClassificationData, device: torch.device | str = "cpu") ->
 
 
 def _divided(splits: Splits, data: ClassificationData) -> Splits:
-    """Hold out the validation part, and keep as many of the other training examples as the recipe says."""
+    """Hold out the validation part, and keep as many of the other training examples as the recipe asks for."""
     held_out, kept = divide(
         labels_of(splits.train), splits.num_classes, data.validation, data.examples, data.split_seed
     )
@@ -65,11 +65,11 @@ def _with_noise(splits: Splits, noise: LabelNoise) -> Splits:
 
 
 def _held_in_memory(data: ClassificationData, images: int, size: int) -> bool:
-    """Whether to decode all images at the start, as bytes of three channels."""
+    """Whether to decode all images at the start and hold them as bytes of three channels."""
     if data.augmentation == "resized_crop":
         if data.in_memory is True:
             raise RecipeError(
-                "data.in_memory=true does not go with data.augmentation=resized_crop, which cuts its crops out of the "
+                "data.in_memory=true does not work with data.augmentation=resized_crop, which takes its crops from the "
                 "original images: use data.in_memory=auto, or data.augmentation=crop_flip"
             )
         return False
@@ -82,7 +82,7 @@ def _digits(data: ClassificationData, device: torch.device | str) -> Splits:
 
     if data.in_memory is False or data.augmentation == "resized_crop":
         key = "data.in_memory=false" if data.in_memory is False else "data.augmentation=resized_crop"
-        raise RecipeError(f"{key} does not go with data.name=digits, which are always in memory: leave it out")
+        raise RecipeError(f"{key} does not work with data.name=digits, which is always in memory: leave it out")
     images, labels = load_digits(return_X_y=True)
     parts = train_test_split(images, labels, test_size=360, random_state=0, stratify=labels)
     train_images, test_images = (torch.tensor(part, dtype=torch.uint8).view(-1, 8, 8, 1) for part in parts[:2])
@@ -106,7 +106,7 @@ def _cifar(data: ClassificationData, device: torch.device | str) -> Splits:
     place = Path(data.root).expanduser() / folder
     if not place.is_dir() and not data.download:
         raise DataNotFoundError(
-            f"{data.name} is not at {place.absolute()}: add data.download=true to fetch it there (170 MB), "
+            f"{data.name} is not at {place.absolute()}: add data.download=true to download it (170 MB), "
             f"data.root=DIR if it is elsewhere, or data.name=imagefolder data.root=DIR for images in train/<class> "
             f"and test/<class>"
         )
@@ -119,9 +119,9 @@ def _cifar(data: ClassificationData, device: torch.device | str) -> Splits:
             test = source(root, train=False, transform=test_transform, download=download)
         except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
             reason, remedy = (
-                (f"could not be downloaded to {place.absolute()}", "fetch it by hand")
+                (f"could not be downloaded to {place.absolute()}", "download it by hand")
                 if data.download
-                else (f"at {place.absolute()} is not complete", "add data.download=true to fetch it again (170 MB)")
+                else (f"at {place.absolute()} is not complete", "add data.download=true to download it again (170 MB)")
             )
             raise DataNotFoundError(
                 f"{data.name} {reason} ({error}): {remedy}, or set data.root=DIR if it is elsewhere"
@@ -157,7 +157,7 @@ def _image_folder(data: ClassificationData, device: torch.device | str) -> Split
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))
         raise DataNotFoundError(
-            f"{folders[0]} and {folders[1]} must hold the same classes, but {', '.join(odd[:5])} stands in one only"
+            f"{folders[0]} and {folders[1]} must hold the same classes, but {', '.join(odd[:5])} is in only one of them"
         )
     classes = tuple(train.classes)
     if len(classes) < 2:
@@ -181,7 +181,7 @@ def _split_folder(root: Path, names: tuple[str, ...]) -> Path:
         if folder.is_dir() and any(entry.is_dir() and not is_hidden(entry) for entry in folder.iterdir()):
             return folder
     raise DataNotFoundError(
-        f"there are no class folders in {(root / names[0]).absolute()}: imagefolder takes images at "
+        f"there are no class folders in {(root / names[0]).absolute()}: imagefolder expects images in "
         f"data.root/train/<class>/ and data.root/test/<class>/; set data.root=DIR to the folder that holds both"
     )
 

@@ -1,4 +1,4 @@
-"""The networks that recipes of classification name, each from scratch."""
+"""The networks for classification recipes, without pretrained weights."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ def build_model(name: str, image_shape: tuple[int, int, int], num_classes: int) 
     """A network from images ``(N, C, H, W)`` to logits ``(N, num_classes)``.
 
     Args:
-        name: ``mlp``, ``cnn``, ``alexnet``, ``resnet9``, ``resnet20`` to ``resnet110`` (CIFAR), or ``resnet18`` to ``resnet152`` (torchvision).
+        name: ``mlp``, ``cnn``, ``alexnet``, ``resnet9``, ``resnet20`` to ``resnet110`` (CIFAR), or ``resnet18`` to
+            ``resnet152`` (torchvision).
         image_shape: (C, H, W).
         num_classes: K.
 
     Raises:
-        RecipeError: torchvision's networks take images of three channels only, and resnet9 none of less than 8 pixels.
+        RecipeError: The images do not have the three channels that torchvision's networks need, or are smaller than the 8
+            pixels that resnet9 needs.
 
     Example:
         >>> import torch
@@ -58,13 +60,13 @@ CIFAR_DEPTHS = {f"resnet{depth}": depth for depth in (20, 32, 44, 56, 110)}
 
 
 def mlp(inputs: int, num_classes: int, width: int = 256) -> nn.Module:
-    """Two hidden layers, for images of a few pixels."""
+    """A network with two hidden layers, for small images."""
     hidden = [nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(width, num_classes))
 
 
 def cnn(channels: int, num_classes: int, width: int = 32) -> nn.Module:
-    """Three convolutions and global average pooling, for images of a few pixels."""
+    """A network with three convolutions and global average pooling, for small images."""
     layers: list[nn.Module] = []
     for inputs, outputs in ((channels, width), (width, 2 * width), (2 * width, 4 * width)):
         layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
@@ -74,8 +76,8 @@ def cnn(channels: int, num_classes: int, width: int = 32) -> nn.Module:
 def cifar_alexnet(image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
     """The small AlexNet for 32x32 images: two convolutions with response normalisation, two dense layers.
 
-    The layers are those of TensorFlow's CIFAR-10 tutorial, after Krizhevsky's cuda-convnet. Müller et al., 2019, do
-    not give theirs, but their training settings and their 86.8 % are those of that tutorial. The layer before the last
+    The layers are those of TensorFlow's CIFAR-10 tutorial, after Krizhevsky's cuda-convnet. Müller et al., 2019, do not
+    describe their network, but their training settings and accuracy (86.8 %) match that tutorial. The penultimate layer
     has 192 units.
 
     Args:
@@ -98,13 +100,13 @@ def cifar_alexnet(image_shape: tuple[int, int, int], num_classes: int) -> nn.Seq
         *(nn.Conv2d(channels, 64, 5, padding=2), nn.ReLU(), pooled(), normalised()),
         *(nn.Conv2d(64, 64, 5, padding=2), nn.ReLU(), normalised(), pooled()),
     ]
-    pixels = -(-height // 4) * -(-width // 4)  # each pooling halves, and rounds up
+    pixels = -(-height // 4) * -(-width // 4)  # each pooling halves the size and rounds up
     dense = [nn.Linear(64 * pixels, 384), nn.ReLU(), nn.Linear(384, 192), nn.ReLU(), nn.Linear(192, num_classes)]
     return nn.Sequential(*convolutions, nn.Flatten(), *dense).apply(_initialise)
 
 
 class ResNet9(nn.Module):
-    """The nine-layer residual network with which Page won DAWNBench on CIFAR-10: 94 % in 24 epochs.
+    """The nine-layer residual network of Page's DAWNBench entry for CIFAR-10: 94 % accuracy in 24 epochs.
 
     Args:
         channels: Channels of the images.
@@ -144,9 +146,9 @@ def _convolved(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class CifarResNet(nn.Module):
-    """The residual network for 32x32 images of He et al., 2016, section 4.2: three stages of n blocks, 6n + 2 layers.
+    """The residual network of He et al., 2016, section 4.2, for 32x32 images: three stages of n blocks, 6n + 2 layers.
 
-    Shortcuts have no weights: they skip every other pixel and pad the new channels with zeros (option A there).
+    Shortcuts have no weights: they skip every other pixel and pad the new channels with zeros (option A in the paper).
 
     Args:
         depth: 20, 32, 44, 56 or 110.

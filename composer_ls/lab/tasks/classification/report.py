@@ -1,4 +1,4 @@
-"""How classifiers are judged and shown."""
+"""The metrics and curves of classification."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _aurc(logits: Tensor, labels: Tensor) -> float:
 
 
 def _mean_temperature(predictions: Predictions) -> float:
-    """The geometric mean of the two of a cross-fit."""
+    """The geometric mean of the two temperatures of a cross-fit."""
     odd, even = cross_fit_temperature(predictions["logits"], predictions["labels"]).temperatures
     return math.sqrt(odd * even)
 
@@ -44,7 +44,7 @@ METRICS = (
     Metric(
         key="accuracy",
         name="accuracy",
-        meaning="The part of the examples whose most probable class is the label.",
+        meaning="The fraction of examples whose most probable class is the label.",
         higher_is_better=True,
         worth=0.1,
         unit="points",
@@ -87,8 +87,8 @@ METRICS = (
     Metric(
         key="ece_scaled",
         name="ECE, scaled",
-        meaning="The same after temperature scaling. No example is scaled by a temperature that saw its label: the examples "
-        "are dealt into two halves in turn, and each half gets the temperature with the least NLL on the other.",
+        meaning="The same after temperature scaling. No example is scaled by a temperature fitted to its own label: "
+        "alternate examples form two halves, and each is scaled by the temperature with the lowest NLL on the other.",
         higher_is_better=False,
         worth=0.005,
         highest=1,
@@ -98,8 +98,8 @@ METRICS = (
     Metric(
         key="aurc",
         name="AURC",
-        meaning="Area under the risk-coverage curve: the mean error rate when only the most confident part of the examples is "
-        "answered, over all sizes of that part.",
+        meaning="Area under the risk-coverage curve: the error rate on the most confident part of the examples, "
+        "averaged over all sizes of that part.",
         higher_is_better=False,
         worth=0.0005,
         digits=5,

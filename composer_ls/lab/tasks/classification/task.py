@@ -1,4 +1,4 @@
-"""Classification: one label an image."""
+"""Image classification: one label per image."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ __all__ = ["TASK", "Classification"]
 
 
 class Classification(Task):
-    """Images of :func:`~composer_ls.lab.tasks.classification.data.load_splits`, networks of
-    :func:`~composer_ls.lab.tasks.classification.networks.build_model`, cross entropy.
+    """The classification task, trained with cross entropy.
 
-    The predictions of a run are test ``logits`` (N, K) and ``labels`` (N,), and if a part of the training images was held out
-    the same of that part, as ``validation.logits`` and ``validation.labels``.
+    Data comes from :func:`~composer_ls.lab.tasks.classification.data.load_splits`, networks from
+    :func:`~composer_ls.lab.tasks.classification.networks.build_model`. The predictions of a run are ``logits`` (N, K)
+    and ``labels`` (N,) of the test images; if some training images were held out, also ``validation.logits`` and
+    ``validation.labels``.
     """
 
     def __init__(self, recipe: Recipe, device: torch.device | str) -> None:
@@ -56,34 +57,34 @@ class Classification(Task):
         }
 
     def check(self, algorithms: Sequence[Algorithm]) -> None:
-        """Do nothing: all that Composer has, and our own, is for classification."""
+        """Do nothing: every algorithm of Composer and of this package supports classification."""
 
     @classmethod
     def teacher(cls, recipe: Recipe, facts: Mapping[str, Any]) -> nn.Module:
-        """The network that the recipe names, for the run's images and classes."""
+        """The network named in the recipe, for the run's images and classes."""
         channels, height, width = facts["image_shape"]
         return build_model(recipe.model.name, (channels, height, width), len(facts["classes"]))
 
     def label_counts(self) -> Tensor:
-        """How often each class is a training label, ``(K,)``."""
+        """The number of training labels of each class, ``(K,)``."""
         return torch.bincount(labels_of(self._splits.train), minlength=self.num_classes)
 
     def model(self) -> ComposerClassifier:
-        """The network that the recipe names, and cross entropy."""
+        """The network named in the recipe, with cross entropy."""
         model = ComposerClassifier(
             build_model(self._model.name, self._splits.image_shape, self.num_classes),
             num_classes=self.num_classes,
             loss_fn=cross_entropy,
-            train_metrics=MetricCollection([]),  # Composer would compute them in every step; see TrainingCurve
+            train_metrics=MetricCollection([]),  # Composer would update these in every step; see TrainingCurve
         )
         return model.to(memory_format=torch.channels_last) if self._model.channels_last else model
 
     def training_loader(self) -> DataLoader[Any]:
-        """Images and labels."""
+        """Shuffled batches of images and labels."""
         return training_loader(self._splits, self._data, self._seed)
 
     def evaluation_loader(self) -> DataLoader[Any]:
-        """Images and labels."""
+        """Batches of images and labels of the watched part, in order."""
         return evaluation_loader(self._splits, self._data, self.watched)
 
     def callbacks(self) -> list[Callback]:
@@ -101,7 +102,7 @@ class Classification(Task):
             predictions |= {"validation.logits": held_out[0], "validation.labels": held_out[1]}
             facts["validation"] = REPORT.measure({"logits": held_out[0], "labels": held_out[1]})
         if watcher is not None:
-            if watcher.interval is not None:  # else it has just measured, after the evaluation
+            if watcher.interval is not None:  # otherwise it has measured just now, after the evaluation
                 watcher.measure(trainer.state, trainer.logger)
             facts["diagnostics"] = {name.removeprefix("diagnostics/"): n for name, n in watcher.numbers.items()}
             features = kept_features(watcher, trainer.state)

@@ -1,4 +1,4 @@
-"""The training curve of a classifier: cross entropy and accuracy against plain labels, whatever the loss is."""
+"""The training curve of a classifier: cross entropy and accuracy against the plain labels, whatever the loss."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ __all__ = ["TrainingCurve"]
 
 
 class TrainingCurve(Callback):
-    """Once an epoch, the mean cross entropy and the accuracy of the training batches against their plain labels.
+    """Logs cross entropy and accuracy of the training batches against their plain labels, averaged over each epoch.
 
-    Unlike the loss that is trained on, they can be compared across smoothing. Under MixUp and CutMix the label is that
-    of the image which was mixed into. Sums stay on the device: no step waits for them. Logged as
-    ``metrics/train/CrossEntropy`` (nats) and ``metrics/train/MulticlassAccuracy`` (fraction), which are the names of
-    the test set's.
+    Unlike the training loss, these can be compared between runs with different smoothing. With MixUp and CutMix the
+    label is that of the first image of each pair. Sums stay on the device, so no step synchronises. They are logged as
+    ``metrics/train/CrossEntropy`` (nats) and ``metrics/train/MulticlassAccuracy`` (fraction), named like the metrics
+    of the test set.
     """
 
     def __init__(self) -> None:
         self._sums: Tensor | None = None
 
     def epoch_start(self, state: State, logger: Logger) -> None:
-        """Forget the epoch before."""
+        """Reset the sums."""
         self._sums = None
 
     def after_forward(self, state: State, logger: Logger) -> None:
-        """Add a batch, whose labels nobody has smoothed or mixed yet."""
+        """Add a batch. At this point its labels are neither smoothed nor mixed."""
         assert isinstance(state.outputs, Tensor)
         logits, labels = state.outputs.detach().float(), state.batch[1]
         with torch.no_grad():
@@ -50,5 +50,5 @@ class TrainingCurve(Callback):
         self._sums = None
 
     def fit_end(self, state: State, logger: Logger) -> None:
-        """Log the means of an epoch that the run stopped in."""
+        """Log the means of an epoch that training ended in the middle of."""
         self.epoch_end(state, logger)

@@ -1,4 +1,4 @@
-"""From the `diagnostics` section of a recipe to the callback that watches a run, and to what the run keeps of it."""
+"""Builds the diagnostics callback from the `diagnostics` section of a recipe, and the tensors that the run keeps."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from composer_ls.smoothing_diagnostics import SmoothingDiagnostics
 __all__ = ["build_diagnostics", "kept_features"]
 
 PROJECTED = 100
-"""Examples of each projected class that are looked at, as in Müller et al., 2019."""
+"""The number of examples of each projected class, as in Müller et al., 2019."""
 
 
 def build_diagnostics(settings: Diagnostics, splits: Splits, data: ClassificationData) -> SmoothingDiagnostics:
-    """The callback that looks at training and test images without augmentation.
+    """The callback that measures diagnostics on training and test images, without augmentation.
 
     Raises:
-        RecipeError: A class that the data does not have, or mutual information of images that are not in memory.
+        RecipeError: A class does not exist in the data, or mutual information is requested for images not in memory.
 
     """
     _check_classes("diagnostics.classes", settings.classes, splits)
@@ -43,7 +43,7 @@ def build_diagnostics(settings: Diagnostics, splits: Splits, data: Classificatio
 
 
 def kept_features(watcher: SmoothingDiagnostics, state: State) -> dict[str, Tensor]:
-    """What a run folder keeps of the last measurement: see :class:`~composer_ls.lab.run_folder.folder.RunFolder`."""
+    """The tensors of the last measurement to keep; see :class:`~composer_ls.lab.run_folder.folder.RunFolder`."""
     weight, bias = watcher.head(state)
     tensors = {"weight": weight} | ({} if bias is None else {"bias": bias})
     for name, taken in watcher.taken.items():
@@ -54,7 +54,7 @@ def kept_features(watcher: SmoothingDiagnostics, state: State) -> dict[str, Tens
 
 
 def choose_examples(labels: Tensor, examples: int, classes: Sequence[int]) -> Tensor:
-    """At most ``examples`` indices: first some of each of ``classes``, then others spread over the data, in order."""
+    """At most ``examples`` sorted indices: some of each of ``classes``, and others spread evenly over the data."""
     each = min(PROJECTED, examples // len(classes))
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for label in classes:
@@ -82,7 +82,7 @@ def _draws(settings: MutualInformation, splits: Splits, data: ClassificationData
     train = splits.train
     if not isinstance(train, MemoryImages):
         raise RecipeError(
-            "diagnostics.mutual_information augments images that are in memory: use data.in_memory=true, or "
+            "diagnostics.mutual_information needs images in memory: use data.in_memory=true, or "
             "diagnostics.mutual_information=null"
         )
     _check_classes("diagnostics.mutual_information.classes", settings.classes, splits)

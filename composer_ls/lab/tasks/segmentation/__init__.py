@@ -1,1 +1,1 @@
-"""Segmentation: one label for each pixel."""
+"""Semantic segmentation: one label per pixel."""

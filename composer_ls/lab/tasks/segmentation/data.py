@@ -1,4 +1,4 @@
-"""Images with a label for each pixel, read from files."""
+"""Reads images with one label per pixel from files."""
 
 from __future__ import annotations
 
@@ -23,26 +23,28 @@ CAMVID_CLASSES = (
     *("sign", "fence", "car", "pedestrian", "bicyclist"),
 )
 SUFFIXES = {".jpg", ".jpeg", ".png"}
-SMALLEST = 16  # pixels, below which the network's halvings leave nothing
+SMALLEST = 16  # pixels; in smaller images the network's downsampling leaves nothing
 
 
 def load_label_maps(data: SegmentationData, device: torch.device | str = "cpu") -> Splits:
-    """Read all images and label maps into memory, which takes seconds for the hundreds of CamVid.
+    """Read all images and label maps into memory. This takes seconds for the few hundred images of CamVid.
 
-    They are at ``root/{train,test}/images/<name>.jpg`` (or .jpeg, .png) and ``root/{train,test}/masks/<name>.png``. A mask
-    has one channel of 8 bits (grey or palette): the classes 0 to 10 in the order of ``CAMVID_CLASSES``, and 11 for void.
+    Files are ``root/{train,test}/images/<name>.jpg`` (or .jpeg, .png) and ``root/{train,test}/masks/<name>.png``. A
+    mask has one channel of 8 bits (grey or palette): the classes 0 to 10 in the order of ``CAMVID_CLASSES``, and 11 for
+    void.
 
     Args:
-        data: What and where.
-        device: Where to hold them.
+        data: The data section of the recipe.
+        device: The device for images and label maps.
 
     Raises:
-        DataNotFoundError: A folder or file is missing or cannot be read, sizes do not fit, or a mask holds a value that is
-            no class; the message names the file and what to do.
+        DataNotFoundError: A folder or file is missing or cannot be read, sizes do not match, or a mask holds an invalid
+            value; the message names the file and what to do.
 
     References:
-        Brostow, Fauqueur, Cipolla, 2009, "Semantic object classes in video: a high-definition ground truth database", Pattern
-        Recognition Letters 30; the eleven classes are those of Badrinarayanan et al., 2017, https://arxiv.org/abs/1511.00561.
+        Brostow, Fauqueur, Cipolla, 2009, "Semantic object classes in video: a high-definition ground truth database",
+        Pattern Recognition Letters 30; the eleven classes are those of Badrinarayanan et al., 2017,
+        https://arxiv.org/abs/1511.00561.
 
     """
     root = Path(data.root).expanduser()
@@ -62,8 +64,8 @@ def _pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
     for folder in (images, masks):
         if not folder.is_dir():
             raise DataNotFoundError(
-                f"there is no folder {folder.absolute()}: camvid takes images at data.root/{split}/images/ and masks at "
-                f"data.root/{split}/masks/; set data.root=DIR to the folder that holds train and test"
+                f"there is no folder {folder.absolute()}: camvid expects images in data.root/{split}/images/ and masks "
+                f"in data.root/{split}/masks/; set data.root=DIR to the folder that holds train and test"
             )
     image_of, mask_of = (
         {
@@ -74,7 +76,9 @@ def _pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
         for folder, suffixes in ((images, SUFFIXES), (masks, {".png"}))
     )
     if not image_of:
-        raise DataNotFoundError(f"there are no images in {images.absolute()}: fill it, or set data.root=DIR elsewhere")
+        raise DataNotFoundError(
+            f"there are no images in {images.absolute()}: put them there, or set data.root=DIR to another folder"
+        )
     for one, other, kind, place in ((image_of, mask_of, "mask", masks), (mask_of, image_of, "image", images)):
         alone = [name for name in one if name not in other]
         if alone:
@@ -107,8 +111,8 @@ def _read_mask(file: Path) -> NDArray[np.uint8]:
         with Image.open(file) as image:
             if image.mode not in {"L", "P"}:
                 raise DataNotFoundError(
-                    f"the mask {file} is of mode {image.mode}, but must have one channel of 8 bits with a class a pixel: "
-                    f"save it as grey or palette PNG whose values are the classes"
+                    f"the mask {file} has mode {image.mode}, but must have one channel of 8 bits with one class per "
+                    f"pixel: save it as a grey or palette PNG whose values are the classes"
                 )
             return np.asarray(image, np.uint8)
     except DataNotFoundError:
@@ -127,7 +131,7 @@ def _check_sizes(
         )
     if image.shape != first.shape:
         raise DataNotFoundError(
-            f"{image_file} is {_size(image)}, but the images before it are {_size(first)}: bring all to one size"
+            f"{image_file} is {_size(image)}, but the images before it are {_size(first)}: resize all to one size"
         )
     if min(mask.shape) < SMALLEST:
         raise DataNotFoundError(f"{image_file} is {_size(image)}, but must have at least {SMALLEST} pixels each way")
@@ -141,6 +145,7 @@ def _check_values(mask_file: Path, mask: NDArray[np.uint8], num_classes: int) ->
     wrong = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[num_classes + 1 :]) + num_classes + 1
     if len(wrong):
         raise DataNotFoundError(
-            f"the mask {mask_file} holds {', '.join(map(str, wrong[:5]))}{', ...' if len(wrong) > 5 else ''}, but its values "
-            f"must be classes from 0 to {num_classes - 1}, or {num_classes} for void: map others to {num_classes}"
+            f"the mask {mask_file} contains {', '.join(map(str, wrong[:5]))}{', ...' if len(wrong) > 5 else ''}, but "
+            f"its values must be classes from 0 to {num_classes - 1}, or {num_classes} for void: map others to "
+            f"{num_classes}"
         )

@@ -1,4 +1,4 @@
-"""The network that recipes of segmentation name, from scratch."""
+"""The network for segmentation recipes, without pretrained weights."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ __all__ = ["UNet"]
 
 
 class UNet(nn.Module):
-    """The U-Net of Ronneberger et al., 2015, with batch normalisation, padded convolutions and three halvings.
+    """The U-Net of Ronneberger et al., 2015, with batch normalisation, padded convolutions and three downsamplings.
 
-    All of it is at half the images' resolution or below, for speed: the first convolution halves, and the logits are
-    doubled at the end.
+    For speed, all of it runs at half the images' resolution or below: the first convolution has stride 2, and the
+    logits are upsampled by 2 at the end.
 
     Args:
         channels: Channels of the images.
         num_classes: K.
-        width: Channels at half resolution; each halving doubles them.
+        width: Channels at half resolution; each downsampling doubles them.
 
     Example:
         >>> import torch

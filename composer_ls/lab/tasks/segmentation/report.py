@@ -1,4 +1,4 @@
-"""How segmentations are judged and shown."""
+"""The metrics and curves of segmentation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ METRICS = (
     Metric(
         key="mean_iou",
         name="mIoU",
-        meaning="Intersection over union of each class in all test images together, mean over the classes that occur.",
+        meaning="Intersection over union of each class over all test images, averaged over the classes that occur.",
         higher_is_better=True,
         worth=0.5,
         unit="points",
@@ -39,7 +39,7 @@ METRICS = (
     Metric(
         key="accuracy",
         name="accuracy",
-        meaning="The part of the test pixels whose most probable class is the label.",
+        meaning="The fraction of test pixels whose most probable class is the label.",
         higher_is_better=True,
         worth=0.1,
         unit="points",
@@ -76,5 +76,5 @@ REPORT = TaskReport(
     metrics=METRICS,
     curves=(Curve("metrics/{part}/MulticlassJaccardIndex", "{part} mIoU"),),
     bins=lambda predictions: pixel_bins(PixelCounts(**predictions)),
-    labels=lambda predictions: predictions["confusion"].sum(2),  # how many pixels of each class an image has
+    labels=lambda predictions: predictions["confusion"].sum(2),  # the number of pixels of each class in each image
 )

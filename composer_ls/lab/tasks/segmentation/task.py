@@ -1,4 +1,4 @@
-"""Segmentation: a label for each pixel."""
+"""Semantic segmentation: one label per pixel."""
 
 from __future__ import annotations
 
@@ -44,10 +44,11 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 
 
 class Segmentation(Task):
-    """Label maps of :func:`~composer_ls.lab.tasks.segmentation.data.load_label_maps`, a U-Net, cross entropy or Dice.
+    """The segmentation task: a U-Net trained with cross entropy, Dice loss or both.
 
-    Pixels without a class have label -100. The predictions of a run are the counts of
-    :class:`~composer_ls.diagnostics.pixels.PixelCounts` for each test image.
+    Data comes from :func:`~composer_ls.lab.tasks.segmentation.data.load_label_maps`. Pixels without a class have label
+    -100. The predictions of a run are the counts of :class:`~composer_ls.diagnostics.pixels.PixelCounts` for each test
+    image.
     """
 
     def __init__(self, recipe: Recipe, device: torch.device | str) -> None:
@@ -64,17 +65,17 @@ class Segmentation(Task):
         }
 
     def check(self, algorithms: Sequence[Algorithm]) -> None:
-        """Raise a RecipeError if there is a teacher: those that a recipe can name are classifiers."""
+        """Raise a RecipeError if there is a teacher, because all teachers that a recipe can name are classifiers."""
         if any(isinstance(algorithm, Distillation) for algorithm in algorithms):
             raise RecipeError("algorithms.distillation is for classification: leave it out")
 
     def label_counts(self) -> Tensor:
-        """How many training pixels are of each class, ``(K,)``."""
+        """The number of training pixels of each class, ``(K,)``."""
         assert isinstance(self._splits.train, MemoryLabelMaps)
         return self._splits.train.label_counts(self.num_classes)
 
     def model(self) -> ComposerClassifier:
-        """The U-Net, and the recipe's loss."""
+        """The U-Net with the loss of the recipe."""
         overlap = MulticlassJaccardIndex(self.num_classes, ignore_index=-100)
         model = ComposerClassifier(
             UNet(self._splits.image_shape[0], self.num_classes, self._model.width),
@@ -86,15 +87,15 @@ class Segmentation(Task):
         return model.to(memory_format=torch.channels_last) if self._model.channels_last else model
 
     def training_loader(self) -> DataLoader[Any]:
-        """Images and label maps."""
+        """Shuffled batches of images and label maps."""
         return training_loader(self._splits, self._data, self._seed)
 
     def evaluation_loader(self) -> DataLoader[Any]:
-        """Images and label maps."""
+        """Batches of test images and label maps, in order."""
         return evaluation_loader(self._splits, self._data)
 
     def measure(self, trainer: Trainer) -> Measured:
-        """Overlap, accuracy and calibration of pixels, and what they follow from for each image."""
+        """Overlap, accuracy and calibration of pixels, and the counts of each image from which they are computed."""
         examples = self.facts["examples"]["test"]
         counts = PixelCounts(*collect_predictions(trainer, self.evaluation_loader(), examples, count_pixels))
         predictions = counts._asdict()

@@ -218,10 +218,10 @@ def test_cifar_is_held_in_memory_as_its_files_hold_it(tmp_path, monkeypatch):
     [
         (
             {"name": "imagefolder", "augmentation": "resized_crop", "in_memory": True},
-            "data.in_memory=true does not go with data.augmentation=resized_crop.*use data.in_memory=auto",
+            "data.in_memory=true does not work with data.augmentation=resized_crop.*use data.in_memory=auto",
         ),
-        ({"name": "digits", "in_memory": False}, "data.in_memory=false does not go with data.name=digits.*leave it"),
-        ({"name": "digits", "augmentation": "resized_crop"}, "resized_crop does not go with data.name=digits"),
+        ({"name": "digits", "in_memory": False}, "data.in_memory=false does not work with data.name=digits.*leave it"),
+        ({"name": "digits", "augmentation": "resized_crop"}, "resized_crop does not work with data.name=digits"),
     ],
 )
 def test_what_cannot_be_held_in_memory_or_outside_is_refused(image_tree, settings, message):

@@ -160,5 +160,5 @@ def test_images_of_files_are_looked_at_without_augmentation(image_tree):
 
 def test_mutual_information_of_images_that_are_not_in_memory_is_refused(image_tree):
     data = ClassificationData(name="imagefolder", root=str(image_tree), image_size=16, in_memory=False)
-    with pytest.raises(RecipeError, match="augments images that are in memory: use data.in_memory=true"):
+    with pytest.raises(RecipeError, match="needs images in memory: use data.in_memory=true"):
         build_diagnostics(Diagnostics(mutual_information={}), load_splits(data), data)

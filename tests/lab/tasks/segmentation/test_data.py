@@ -67,7 +67,9 @@ def test_a_value_that_is_no_class_names_file_value_and_way_out(root):
     mask = np.zeros((24, 32), np.uint8)
     mask[0, :3] = 12, 12, 255
     save(root / "train/masks/3.png", mask)
-    with pytest.raises(DataNotFoundError, match=r"masks/3.png holds 12, 255, but .* from 0 to 10, or 11 for void: map"):
+    with pytest.raises(
+        DataNotFoundError, match=r"masks/3.png contains 12, 255, but .* from 0 to 10, or 11 for void: map"
+    ):
         load_label_maps(data_at(root))
 
 
@@ -75,14 +77,14 @@ def test_a_value_that_is_no_class_names_file_value_and_way_out(root):
     ("spoil", "message"),
     [
         (lambda root: save(root / "test/masks/2.png", np.zeros((24, 30))), "masks/2.png is 30x24, but its image .*2.jpg is 32x24"),
-        (lambda root: save(root / "test/masks/2.png", np.zeros((24, 32, 3))), "masks/2.png is of mode RGB, but .*8 bits.*save"),
+        (lambda root: save(root / "test/masks/2.png", np.zeros((24, 32, 3))), "masks/2.png has mode RGB, but .*8 bits.*save"),
         (lambda root: (root / "train/masks/5.png").unlink(), r"images/5.jpg has no mask of the same name in .*masks: put"),
         (lambda root: (root / "train/images/5.jpg").unlink(), r"masks/5.png has no image of the same name in .*images: put"),
         (lambda root: [(root / f"train/masks/{i}.png").unlink() for i in (1, 2, 5)], r"1.jpg has .*\(and 2 more lack theirs\)"),
         (lambda root: (root / "test/images/1.jpg").write_bytes(b"no image"), "images/1.jpg cannot be read as an image .*restore"),
         (lambda root: (root / "test/masks/1.png").write_bytes((root / "test/masks/1.png").read_bytes()[:60]), "masks/1.png cannot be read"),
-        (lambda root: [file.unlink() for file in (root / "test/images").iterdir()], "there are no images in .*test/images: fill"),
-        (lambda root: (root / "test").rename(root / "val"), "there is no folder .*test/images: camvid takes .*data.root=DIR"),
+        (lambda root: [file.unlink() for file in (root / "test/images").iterdir()], "there are no images in .*test/images: put"),
+        (lambda root: (root / "test").rename(root / "val"), "there is no folder .*test/images: camvid expects .*data.root=DIR"),
     ],
 )  # fmt: skip
 def test_bad_files_are_named_with_the_way_out(root, spoil, message):
@@ -94,7 +96,7 @@ def test_bad_files_are_named_with_the_way_out(root, spoil, message):
 def test_images_of_different_sizes_are_refused(root):
     for kind, shape in (("images", (24, 40, 3)), ("masks", (24, 40))):
         save(root / f"test/{kind}/4.{'jpg' if kind == 'images' else 'png'}", np.zeros(shape))
-    with pytest.raises(DataNotFoundError, match=re.escape("4.jpg is 40x24, but the images before it are 32x24: bring")):
+    with pytest.raises(DataNotFoundError, match=re.escape("4.jpg is 40x24, but the images before it are 32x24: resize")):
         load_label_maps(data_at(root))
 
 
