@@ -1,9 +1,9 @@
-"""The loss as one operator in a graph that is being compiled, where the eager kernel beats what a compiler makes of the formula.
+"""The loss as a single operator in a compiled graph, for logits so large that the eager kernel beats a compiled formula.
 
-On the CPU a compiled formula goes over large logits several times, and makes the gradient in fresh memory. The eager kernel
-makes it in the forward pass, together with the loss. A graph has no place for that: whatever an operator returns is the
-graph's to copy, scale and keep. So the forward operator returns the loss and a ticket, eight bytes whose memory owns the
-gradient, and the backward operator hands the ticket in.
+On the CPU the compiled formula makes several passes over the logits and writes the gradient to new memory. The eager
+kernel computes the gradient together with the loss in the forward pass. Returned from an operator, that gradient would be
+copied and scaled by the graph. So the forward operator returns the loss and a ticket: a tensor of eight bytes whose
+memory owns the gradient. The backward operator takes the ticket and returns the gradient.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from composer_ls.targets.soft_targets import make
 __all__ = ["LARGE", "losses_of"]
 
 LARGE = 1 << 20
-"""Logits from which the eager kernel is faster. Below, a compiler saves the calls, which take longer than the arithmetic."""
+"""The number of logits from which the operator is used. Below it the compiled formula is faster: calls cost more than arithmetic."""
 
 
 def losses_of(logits: Tensor, target: SoftTargets, weight: Tensor | None, ignore_index: int, reduction: str) -> Tensor:
@@ -54,7 +54,14 @@ _TICKETS: WeakValueDictionary[int, _Ticket] = WeakValueDictionary()
 _NUMBERS = itertools.count(1)
 
 
-@torch.library.custom_op("composer_ls::soft_cross_entropy", mutates_args=())
+_FIELDS = "Tensor classes, Tensor weights, Tensor smoothing, Tensor? prior, Tensor? class_weight, int ignore_index, str reduction"
+
+
+@torch.library.custom_op(
+    "composer_ls::soft_cross_entropy",
+    mutates_args=(),
+    schema=f"(Tensor logits, {_FIELDS}, bool learns) -> (Tensor, Tensor)",  # PyTorch 2.4 cannot read it from annotations
+)
 def _forward(
     logits: Tensor,
     classes: Tensor,
@@ -77,7 +84,11 @@ def _forward(
     return loss.detach().clone(), torch.frombuffer(ticket, dtype=torch.int64)
 
 
-@torch.library.custom_op("composer_ls::soft_cross_entropy_backward", mutates_args=())
+@torch.library.custom_op(
+    "composer_ls::soft_cross_entropy_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad_output, Tensor ticket, Tensor logits, {_FIELDS}) -> Tensor",
+)
 def _backward(
     grad_output: Tensor,
     ticket: Tensor,

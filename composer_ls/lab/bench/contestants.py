@@ -30,22 +30,38 @@ class Problem:
     Attributes:
         logits: ``(N, K, *spatial)``, a leaf that requires a gradient.
         labels: ``(N, *spatial)``; -100 where ignored. The second labels of a mix are these in reverse order.
+        layer: Hidden states ``(N, width)`` and a weight ``(K, width)``, leaves that require gradients, if the loss is
+            measured with a linear layer. ``logits`` then only has the shape of the layer's output.
 
     """
 
     logits: Tensor
     labels: Tensor
+    layer: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def make(cls, shape: tuple[int, ...], dtype: torch.dtype, device: str, ignored: float) -> Problem:
-        """Logits from a normal distribution and labels from a uniform one."""
+    def make(
+        cls, shape: tuple[int, ...], dtype: torch.dtype, device: str, ignored: float, width: int | None = None
+    ) -> Problem:
+        """Logits, or hidden states and a weight, from a normal distribution and labels from a uniform one."""
         generator = torch.Generator(device).manual_seed(0)
-        logits = torch.empty(shape, dtype=dtype, device=device).normal_(generator=generator)
+
+        def normal(*size: int) -> Tensor:
+            return torch.empty(size, dtype=dtype, device=device).normal_(generator=generator)
+
         label_shape = (shape[0], *shape[2:])
         labels = torch.randint(shape[1], label_shape, generator=generator, device=device)
         if ignored:
             labels[torch.rand(label_shape, generator=generator, device=device) < ignored] = -100
-        return cls(logits.requires_grad_(), labels)
+        if width is None:
+            return cls(normal(*shape).requires_grad_(), labels)
+        hidden, weight = normal(shape[0], width), normal(shape[1], width) / width**0.5
+        return cls(hidden.new_empty(()).expand(shape), labels, (hidden.requires_grad_(), weight.requires_grad_()))
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        """What gets a gradient."""
+        return (self.logits,) if self.layer is None else self.layer
 
 
 @dataclass(frozen=True)
@@ -69,9 +85,16 @@ class Contestant:
 
 
 def contestants(
-    shape: tuple[int, ...], dtype: torch.dtype, device: str, ignored: float, peers: Sequence[str] = ()
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: str,
+    ignored: float,
+    peers: Sequence[str] = (),
+    width: int | None = None,
 ) -> list[Contestant]:
     """Every implementation that is installed and supports these inputs, or only those of the groups in ``peers``."""
+    if width is not None:
+        return [one for one in _linear(device) if not peers or one.name.startswith(tuple(peers))]
     plain = len(shape) == 2 and not ignored
     groups: dict[str, Callable[[], Iterator[Contestant]]] = {
         GROUPS[0]: lambda: _ours(device),
@@ -177,3 +200,53 @@ def _liger() -> Iterator[Contestant]:
         ("smoothed", LigerCrossEntropyLoss(label_smoothing=SMOOTHING)),
     ):
         yield Contestant("Liger-Kernel", case, lambda p, loss=loss: loss(p.logits, p.labels), consumes=True)  # type: ignore[misc]
+
+
+def _linear(device: str) -> Iterator[Contestant]:
+    """The loss of a linear layer's output, with its logits and without."""
+    from composer_ls import cross_entropy, linear_cross_entropy, smooth_labels
+
+    def target(problem: Problem, case: str) -> Tensor:
+        smoothing = 0.0 if case == "hard" else SMOOTHING
+        first = smooth_labels(problem.logits, problem.labels, smoothing)
+        if case != "mixed":
+            return first
+        return (1 - MIXING) * first + MIXING * smooth_labels(problem.logits, problem.labels.flip(0), smoothing)
+
+    def layer(problem: Problem) -> tuple[Tensor, Tensor]:
+        assert problem.layer is not None
+        return problem.layer
+
+    def logits(problem: Problem) -> Tensor:
+        return F.linear(*layer(problem))
+
+    def dense(problem: Problem) -> Tensor:
+        x = logits(problem)
+        rows = F.one_hot(problem.labels, x.shape[1]).to(x.dtype)
+        return F.cross_entropy(x, (1 - MIXING) * rows + MIXING * rows.flip(0), label_smoothing=SMOOTHING)
+
+    for case in CASES:
+
+        def without(problem: Problem, case: str = case) -> Tensor:
+            hidden, weight = layer(problem)
+            return linear_cross_entropy(hidden, weight, target(problem, case))
+
+        def through(problem: Problem, case: str = case) -> Tensor:
+            return cross_entropy(logits(problem), target(problem, case))
+
+        yield Contestant("composer_ls, without logits", case, without)
+        yield Contestant("composer_ls, with logits", case, through)
+    yield Contestant(HARD, "hard", lambda p: F.cross_entropy(logits(p), p.labels))
+    yield Contestant(SMOOTHED, "smoothed", lambda p: F.cross_entropy(logits(p), p.labels, label_smoothing=SMOOTHING))
+    yield Contestant("F.cross_entropy, dense", "mixed", dense)
+    if device == "cuda" and find_spec("liger_kernel") is not None:
+        from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
+
+        for case, smoothing in (("hard", 0.0), ("smoothed", SMOOTHING)):
+            liger = LigerFusedLinearCrossEntropyLoss(label_smoothing=smoothing)
+
+            def fused(problem: Problem, liger: Callable[..., Tensor] = liger) -> Tensor:
+                hidden, weight = layer(problem)
+                return liger(weight, hidden, problem.labels)
+
+            yield Contestant("Liger-Kernel", case, fused)

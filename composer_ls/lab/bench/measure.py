@@ -39,6 +39,7 @@ class Settings:
         seconds: The approximate time for each shape, in seconds.
         memory: Whether to measure memory too, which starts one process per contestant.
         peers: The :data:`~composer_ls.lab.bench.contestants.GROUPS` to compare, besides PyTorch. Empty: all.
+        width: The width of a linear layer that makes the logits and is measured with the loss. ``None``: logits are given.
 
     """
 
@@ -50,6 +51,7 @@ class Settings:
     seconds: float = 20.0
     memory: bool = True
     peers: tuple[str, ...] = ()
+    width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Result:
         floor: The time to copy a tensor of the logits' size, divided by the median time; 1 is as fast as a copy.
         over_hard: The median time divided by that of ``F.cross_entropy`` with labels.
         over_smoothed: The median time divided by that of ``F.cross_entropy(label_smoothing=)``.
-        extra: Peak memory beyond the logits, divided by their size. ``None``: not measured.
+        extra: Peak memory beyond the inputs, divided by the size of the logits. ``None``: not measured.
 
     """
 
@@ -117,12 +119,14 @@ def how_long(settings: Settings) -> str:
 
 def _chosen(settings: Settings, shape: tuple[int, ...]) -> list[Contestant]:
     peers = {GROUPS[1], *settings.peers} if settings.peers else ()
-    everyone = contestants(shape, getattr(torch, settings.dtype), settings.device, settings.ignored, tuple(peers))
+    dtype = getattr(torch, settings.dtype)
+    everyone = contestants(shape, dtype, settings.device, settings.ignored, tuple(peers), settings.width)
     return [one for one in everyone if one.name in (HARD, SMOOTHED) or one.case in settings.cases]
 
 
 def _measure_shape(settings: Settings, shape: tuple[int, ...], progress: Callable[[str], None]) -> Iterator[Result]:
-    problem = Problem.make(shape, getattr(torch, settings.dtype), settings.device, settings.ignored)
+    dtype = getattr(torch, settings.dtype)
+    problem = Problem.make(shape, dtype, settings.device, settings.ignored, settings.width)
     chosen = _chosen(settings, shape)
     steps: dict[tuple[str, ...], Callable[[], float]] = {
         _key(contestant): _step(contestant, problem) for contestant in chosen
@@ -168,7 +172,8 @@ def _step(contestant: Contestant, problem: Problem) -> Callable[[], float]:
         problem = Problem(problem.logits.detach().clone().requires_grad_(), problem.labels)
 
     def step() -> float:
-        problem.logits.grad = None
+        for leaf in problem.leaves:
+            leaf.grad = None
         loss = contestant.loss(problem)
         loss.backward()
         return float(loss.detach()) if problem.logits.device.type == "cpu" else 0.0
@@ -249,9 +254,9 @@ def _answer(question: dict[str, Any]) -> int:
     contestant = next(one for one in _chosen(settings, shape) if _key(one) == wanted)
     dtype = getattr(torch, settings.dtype)
     with forced(contestant.kernel):
-        small = Problem.make((2, *shape[1:2], *(1 for _ in shape[2:])), dtype, settings.device, 0.0)
+        small = Problem.make((2, *shape[1:2], *(1 for _ in shape[2:])), dtype, settings.device, 0.0, settings.width)
         _step(contestant, small)()  # warm-up: loading and compiling do not count
-        problem = Problem.make(shape, dtype, settings.device, settings.ignored)
+        problem = Problem.make(shape, dtype, settings.device, settings.ignored, settings.width)
         if settings.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()

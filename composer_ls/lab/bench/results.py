@@ -17,6 +17,8 @@ __all__ = ["plot", "table"]
 _LOOKS = {
     "composer_ls, triton": ("#0072B2", "o"),
     "composer_ls, eager": ("#56B4E9", "s"),
+    "composer_ls, without logits": ("#0072B2", "o"),
+    "composer_ls, with logits": ("#56B4E9", "s"),
     HARD: ("#000000", "D"),
     SMOOTHED: ("#E69F00", "^"),
     "F.cross_entropy, dense": ("#D55E00", "v"),

@@ -33,6 +33,8 @@ EXAMPLES = """
 
 `composer-ls bench loss --shapes 8x12x180x240 --ignored 0.05 --cases smoothed`
 
+`composer-ls bench loss --shapes 2048x50257 --width 256`
+
 `composer-ls bench loss --device cuda --dtype bfloat16 --shapes 8192x32000,8192x128256`
 """
 
@@ -50,6 +52,9 @@ def loss(
     ] = "",
     seconds: Annotated[float, typer.Option(help="How long to repeat each shape, at least five times.")] = 20.0,
     memory: Annotated[bool, typer.Option(help="Measure memory too, each in its own process.")] = True,
+    width: Annotated[
+        int | None, typer.Option(help="Measure the loss together with the linear layer of this width before it.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures there.")] = None,
     plot_file: Annotated[Path | None, typer.Option("--plot", help="Draw time and memory over K there.")] = None,
 ) -> None:
@@ -58,7 +63,8 @@ def loss(
     Each way goes from labels to the gradient of the logits: what it takes to smooth and to mix counts. Times (ms, and
     half the distance of their quartiles) are of repeats that take turns in one process. /hard and /smooth are ratios to
     `F.cross_entropy` with labels, without and with `label_smoothing=`; /copy is to a copy of the logits, the floor.
-    Memory is the peak beyond the logits, over their size.
+    Memory is the peak beyond the logits, over their size. With `--width`, each way goes from hidden states and a weight to
+    their gradients, memory is the peak beyond those, and `linear_cross_entropy` takes part, which makes no logits.
     """
     parsed = _shapes(shapes)
     chosen = _cases(cases)
@@ -70,6 +76,8 @@ def loss(
         _check_file(option, file)
     if plot_file is not None and plot_file.suffix not in (".png", ".pdf", ".svg"):
         raise InputError(f"--plot is {plot_file}, but must end in .png, .pdf or .svg")
+    if width is not None:
+        _check_width(width, parsed, ignored)
     _check_device(device)
     names = tuple(name.strip() for name in peers.split(",")) if peers else ()
     for name in names:
@@ -83,7 +91,7 @@ def loss(
     from composer_ls.lab.bench.results import plot, table
     from composer_ls.lab.report.fitted import fitted
 
-    settings = Settings(parsed, dtype, device, chosen, ignored, seconds, memory, names)
+    settings = Settings(parsed, dtype, device, chosen, ignored, seconds, memory, names, width)
     console, errors = Console(), Console(stderr=True)
     errors.print(Text(how_long(settings)), soft_wrap=True)
     with errors.status("starting") as status:
@@ -170,3 +178,14 @@ def _check_device(device: str) -> None:
 
         if not torch.cuda.is_available():
             raise InputError("--device is cuda, but PyTorch sees no CUDA device; use --device cpu")
+
+
+def _check_width(width: int, shapes: tuple[tuple[int, ...], ...], ignored: float) -> None:
+    if width < 1:
+        raise InputError(f"--width is {width}, but must be at least 1: 256 is that of a small language model")
+    for shape in shapes:
+        if len(shape) != 2:
+            given = "x".join(map(str, shape))
+            raise InputError(f"--shapes has {given}, but with --width a shape is NxK, such as 2048x50257")
+    if ignored:
+        raise InputError(f"--ignored is {ignored}, but the losses that --width compares are of labels that all count")

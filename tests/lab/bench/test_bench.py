@@ -67,6 +67,21 @@ def test_label_maps_with_ignored_pixels_leave_out_who_cannot_do_them():
         assert max(values) - min(values) < 1e-5
 
 
+def test_a_layer_and_its_loss_are_measured_with_and_without_logits(tmp_path):
+    json_file = tmp_path / "layer.json"
+    options = ["--shapes", "8x9", "--width", "4", "--seconds", "0.1", "--no-memory", "--json", str(json_file)]
+    assert run(*options) == 0
+    results = json.loads(json_file.read_text())["results"]
+    for case in CASES:
+        losses = {result["name"]: result["loss"] for result in results if result["case"] == case}
+        assert {"composer_ls, without logits", "composer_ls, with logits"} < losses.keys() <= set(_LOOKS)
+        assert max(losses.values()) - min(losses.values()) < 1e-5
+    for contestant in contestants((8, 9), torch.float32, "cpu", 0.0, width=4):
+        problem = Problem.make((8, 9), torch.float32, "cpu", 0.0, 4)
+        contestant.loss(problem).backward()
+        assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in problem.leaves)
+
+
 def test_memory_is_that_of_the_gradient_alone():
     shape = (64, 40_000)
     ours = next(
@@ -87,6 +102,9 @@ def test_memory_is_that_of_the_gradient_alone():
         (["--dtype", "int8"], "--dtype is 'int8', but must be one of float32, float64, bfloat16, float16"),
         (["--cases", "hard,soft"], "--cases has 'soft', but a case is one of hard, smoothed, mixed"),
         (["--peers", "jax"], "--peers has 'jax', but a peer is one of composer_ls, Composer"),
+        (["--width", "0"], "--width is 0, but must be at least 1"),
+        (["--width", "4", "--shapes", "8x9x2x2"], "--shapes has 8x9x2x2, but with --width a shape is NxK"),
+        (["--width", "4", "--shapes", "8x9", "--ignored", "0.5"], "--ignored is 0.5, but the losses that --width"),
         (["--ignored", "1"], "--ignored is 1.0, but must be in [0, 1)"),
         (["--device", "tpu"], "--device is 'tpu', but must be cpu or cuda"),
         (["--plot", "loss.doc"], "--plot is loss.doc, but must end in .png, .pdf or .svg"),
