@@ -27,35 +27,41 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TemplatePlane:
-    """The plane through the templates of three classes.
+    """The plane through the templates of three classes, or through those of two and along what else varies.
 
     Attributes:
-        classes: The three classes.
+        classes: The classes.
         origin: The middle of their templates, float64 ``(D + 1,)``, or ``(D,)`` for a layer without bias.
         basis: Two orthonormal directions of the plane, float64 ``(2, D + 1)``. The first leads from the first template
             to the second; the third template lies on the positive side of the other.
-        corners: The three templates on the plane, float64 ``(3, 2)``.
+        corners: The templates on the plane, float64 ``(3, 2)`` or ``(2, 2)``.
         width: D, the width of the features that the layer takes.
 
     """
 
-    classes: tuple[int, int, int]
+    classes: tuple[int, ...]
     origin: Tensor
     basis: Tensor
     corners: Tensor
     width: int
 
 
-def template_plane(weight: Tensor, bias: Tensor | None, classes: Sequence[int]) -> TemplatePlane:
+def template_plane(
+    weight: Tensor, bias: Tensor | None, classes: Sequence[int], features: Tensor | None = None
+) -> TemplatePlane:
     """The plane through the templates of three classes, the rows of the last layer with their biases appended.
+
+    Two classes have a line only. With them, the other direction is the one in which features vary most besides.
 
     Args:
         weight: The last linear layer's weight ``(K, D)``.
         bias: Its bias ``(K,)``, or ``None``.
-        classes: Three different classes.
+        classes: Three different classes, or two with ``features``.
+        features: Inputs of the layer ``(N, D)``, for two classes.
 
     Raises:
-        DiagnosticsError: Not three different classes of the layer, or their templates lie on one line.
+        DiagnosticsError: Not three different classes of the layer (nor two with features), their templates lie on one line, or
+            the features do not vary across it.
 
     Example:
         >>> import torch
@@ -69,19 +75,42 @@ def template_plane(weight: Tensor, bias: Tensor | None, classes: Sequence[int]) 
 
     """
     rows = _templates(weight, bias)
-    a, b, c = _three_classes(classes, len(rows))
-    corners = rows[[a, b, c]]
-    first, second = corners[1] - corners[0], corners[2] - corners[0]
+    chosen = _classes_of_a_plane(classes, len(rows), 3 if features is None else 2)
+    corners = rows[chosen]
+    first = corners[1] - corners[0]
     along = first / first.norm().clamp_min(torch.finfo(torch.float64).tiny)
+    if len(chosen) == 2:
+        assert features is not None
+        second = _most_varying(features, along, weight.shape[1])
+    else:
+        second = corners[2] - corners[0]
     across = second - (second @ along) * along
     if across.norm() <= 1e-9 * corners.norm() or first.norm() <= 1e-9 * corners.norm():
         raise DiagnosticsError(
-            f"the templates of the classes {a}, {b} and {c} lie on one line, so that there is no plane through them: "
-            f"choose other classes"
+            f"the templates of the classes {', '.join(map(str, chosen[:-1]))} and {chosen[-1]} lie on one line, so that there is "
+            f"no plane through them: choose other classes"
         )
     basis = torch.stack([along, across / across.norm()])
     origin = corners.mean(0)
-    return TemplatePlane((a, b, c), origin, basis, (corners - origin) @ basis.T, rows.shape[1] - (bias is not None))
+    return TemplatePlane(tuple(chosen), origin, basis, (corners - origin) @ basis.T, rows.shape[1] - (bias is not None))
+
+
+def _most_varying(features: Tensor, along: Tensor, width: int) -> Tensor:
+    """The direction ``(D,)`` or ``(D + 1,)`` in which features vary most, of those at right angles to a direction."""
+    if features.dim() != 2 or features.shape[1] != width:
+        raise DiagnosticsError(
+            f"features have shape {tuple(features.shape)}, but must be (N, {width}), as the layer takes them"
+        )
+    check_finite("features", features)
+    x = features.double().to(along.device)
+    x = torch.nn.functional.pad(x, (0, len(along) - width))  # the 1 that belongs to the bias does not vary
+    x = x - x.mean(0)
+    x = x - (x @ along).unsqueeze(1) * along
+    size, directions = torch.linalg.eigh(x.T @ x)
+    if not len(x) or size[-1] <= 0:
+        raise DiagnosticsError("features do not vary across the line of two templates: give more examples")
+    direction = directions[:, -1]
+    return direction * direction[direction.abs().argmax()].sign()  # else the picture could be upside down elsewhere
 
 
 def project(features: Tensor, plane: TemplatePlane) -> Tensor:
@@ -327,12 +356,16 @@ def _templates(weight: Tensor, bias: Tensor | None) -> Tensor:
     return rows
 
 
-def _three_classes(classes: Sequence[int], num_classes: int) -> tuple[int, int, int]:
+def _classes_of_a_plane(classes: Sequence[int], num_classes: int, fewest: int) -> list[int]:
     chosen = [int(value) for value in classes]
-    if num_classes < 3:
-        raise DiagnosticsError(f"a plane takes the templates of 3 classes, but the last layer has {num_classes}")
-    if len(chosen) != 3 or len(set(chosen)) != 3 or not all(0 <= value < num_classes for value in chosen):
+    if num_classes < fewest:
         raise DiagnosticsError(
-            f"classes must be three different ones from 0 to {num_classes - 1}, but are {chosen}: as in classes=(0, 1, 2)"
+            f"a plane takes the templates of 3 classes, or of 2 and features, but the last layer has {num_classes}"
         )
-    return chosen[0], chosen[1], chosen[2]
+    different = len(set(chosen)) == len(chosen)
+    if not fewest <= len(chosen) <= 3 or not different or not all(0 <= value < num_classes for value in chosen):
+        raise DiagnosticsError(
+            f"classes must be {'two or ' if fewest == 2 else ''}three different ones from 0 to {num_classes - 1}, but are "
+            f"{chosen}: as in classes=({'0, 1' if num_classes == 2 else '0, 1, 2'})"
+        )
+    return chosen

@@ -83,8 +83,25 @@ def test_three_different_classes_are_asked_for(layer, classes):
 
 
 def test_fewer_than_three_classes_have_no_plane():
-    with pytest.raises(DiagnosticsError, match="templates of 3 classes, but the last layer has 2"):
+    with pytest.raises(DiagnosticsError, match="templates of 3 classes, or of 2 and features, but the last layer has 2"):
         template_plane(torch.randn(2, 5), None, (0, 1, 2))
+
+
+def test_two_classes_have_a_plane_along_their_line_and_what_varies_most_across_it():
+    weight = torch.eye(4)[:2]
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(1000, 4, generator=generator) * torch.tensor([1, 1, 9, 3])
+    plane = template_plane(weight, torch.zeros(2), (0, 1), features)
+    assert plane.corners.tolist() == [pytest.approx([-(0.5**0.5), 0]), pytest.approx([0.5**0.5, 0])]
+    assert plane.basis[1].abs().argmax() == 2
+    assert plane.basis @ plane.basis.T == pytest.approx(torch.eye(2).double(), abs=1e-9)
+    assert project(features, plane).std(0)[1].item() == pytest.approx(9, rel=0.05)
+    three = template_plane(torch.eye(4), None, (0, 1, 2))
+    assert torch.equal(template_plane(torch.eye(4), None, (0, 1, 2), features).basis, three.basis)
+    with pytest.raises(DiagnosticsError, match="do not vary across the line"):
+        template_plane(weight, None, (0, 1), torch.ones(5, 4))
+    with pytest.raises(DiagnosticsError, match=r"features have shape \(5, 3\), but must be \(N, 4\)"):
+        template_plane(weight, None, (0, 1), torch.ones(5, 3))
 
 
 def test_features_of_the_wrong_width_are_refused(layer):

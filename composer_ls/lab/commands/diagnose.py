@@ -34,7 +34,8 @@ def diagnose(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of finished runs.")],
     out: Annotated[Path, typer.Option(help="The page.")] = Path("diagnose.html"),
     classes: Annotated[
-        str | None, typer.Option(metavar="A,B,C", help="Three classes to project. Default: those of each run's recipe.")
+        str | None,
+        typer.Option(metavar="A,B,C", help="Three classes to project, or two. Default: those of each run's recipe."),
     ] = None,
 ) -> None:
     """Show what smoothing did inside runs, side by side on one page.
@@ -46,6 +47,6 @@ def diagnose(
     try:
         chosen = None if classes is None else [int(label) for label in classes.split(",")]
     except ValueError:
-        raise InputError(f"--classes is {classes!r}, but must be three numbers, as in --classes 0,1,2") from None
+        raise InputError(f"--classes is {classes!r}, but must be two or three numbers, as in --classes 0,1,2") from None
     diagnosed = write_page(runs, out, chosen)
     Console().print(Text(f"{out}: {', '.join(run.name for run in diagnosed)}"), soft_wrap=True)

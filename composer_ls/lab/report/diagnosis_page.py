@@ -57,7 +57,7 @@ def diagnose(folders: Sequence[Path], page: Path, classes: Sequence[int] | None 
     Args:
         folders: Of finished runs on the same classes.
         page: Where to write it.
-        classes: The three that are projected. ``None``: those of each run's recipe.
+        classes: The three that are projected, or two. ``None``: those of each run's recipe.
 
     Raises:
         InputError: A folder holds no finished run, the runs are of different classes, or the page cannot be written.
@@ -108,9 +108,11 @@ def _panel(title: str, make: Callable[[], Drawn]) -> Panel:
 
 
 def _projection(run: Diagnosed, split: str, classes: Sequence[int] | None) -> Drawn:
-    """Examples of three classes on the plane of their templates; both splits of a run have the same axes."""
-    chosen = list(classes or (run.diagnostics or Diagnostics()).classes)
-    plane = template_plane(*run.head, chosen)
+    """Examples of some classes on the plane of their templates; both splits of a run have the same axes."""
+    chosen = list(classes or (run.diagnostics or Diagnostics()).classes_of(len(run.head[0])))
+    taken = run.taken("train")
+    of_chosen = torch.isin(taken.labels, torch.tensor(chosen))
+    plane = template_plane(*run.head, chosen, taken.features[of_chosen] if len(chosen) == 2 else None)
 
     def points_of(part: str) -> list[Tensor]:
         taken = run.taken(part)
@@ -118,7 +120,10 @@ def _projection(run: Diagnosed, split: str, classes: Sequence[int] | None) -> Dr
 
     points = points_of(split)
     extent = 1.08 * max(float(some.abs().max()) for part in SPLITS for some in points_of(part) if len(some))
-    joined, labels = torch.cat(points), torch.arange(3).repeat_interleave(torch.tensor([len(some) for some in points]))
+    joined, labels = (
+        torch.cat(points),
+        torch.arange(len(points)).repeat_interleave(torch.tensor([len(some) for some in points])),
+    )
     spread, means = relative_spread(joined, labels), class_means(joined, labels)
 
     def draw(figure: Figure) -> None:

@@ -34,7 +34,7 @@ def training_cautions(steps: int, metrics: Mapping[str, float]) -> list[str]:
     Example:
         >>> from composer_ls.lab.training.cautions import training_cautions
         >>> training_cautions(10, {"nll": 0.5})
-        ['It took only 10 steps, too few to learn much: use a longer duration or a smaller data.batch_size.']
+        ['It trained for only 10 steps, in which most networks learn little: use a longer duration or a smaller data.batch_size.']
         >>> training_cautions(1000, {"accuracy": 0.1, "nll": float("nan")})
         ['It diverged: its nll is not a finite number. Use a smaller optimizer.learning_rate, or precision=fp32 if it is another.']
 
@@ -48,7 +48,7 @@ def training_cautions(steps: int, metrics: Mapping[str, float]) -> list[str]:
         )
     if steps < FEW_STEPS:
         found.append(
-            f"It took only {steps} step{'' if steps == 1 else 's'}, too few to learn much: use a longer duration or a "
-            f"smaller data.batch_size."
+            f"It trained for only {steps} step{'' if steps == 1 else 's'}, in which most networks learn little: use a longer "
+            f"duration or a smaller data.batch_size."
         )
     return found

@@ -206,8 +206,12 @@ def _train(
 
 @contextlib.contextmanager
 def _without_noise() -> Iterator[None]:
-    """Hide that the last, smaller batch of the test images is not split, which Composer warns of in the progress bar."""
+    """Hide what nobody can do anything about, in the middle of the progress bar.
+
+    Composer warns that the last, smaller batch of the test images is not split; some diagnostics, that there are two classes.
+    """
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"diagnostics/\S+ is left out: .*at least 3", UserWarning)
         warnings.filterwarnings("ignore", r"Cannot split (tensor|list) of length", UserWarning)
         yield
 

@@ -112,6 +112,18 @@ def test_a_run_that_did_not_record_mutual_information_is_named(tmp_path):
     assert missing(page) == []
 
 
+@pytest.mark.parametrize("classes", [None, (1, 0)])
+def test_two_classes_are_projected_too(tmp_path, classes):
+    folder = watched_run(tmp_path / "two")
+    labels = {f"{split}.labels": torch.arange(count) % 2 for split, count in (("train", 400), ("test", 150))}
+    rewritten(folder, weight=torch.eye(2, 16), bias=torch.zeros(2), **labels)
+    diagnose([folder], tmp_path / "page.html", classes)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert not any("plane" in text or "classes must be" in text for text in missing(page))
+    assert "projection of training examples" in page
+    assert "projection of test examples" in page
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -119,7 +131,7 @@ def test_a_run_that_did_not_record_mutual_information_is_named(tmp_path):
         ({"test.labels": None}, "features.safetensors in .* is not what a run leaves"),
         ({"train.features": torch.full((400, 16), torch.nan)}, "are NaN or infinite"),
         ({"weight": torch.ones(CLASSES, 16)}, "templates of the classes 0, 1 and 2 lie on one line"),
-        ({"weight": torch.eye(2, 16), "bias": torch.zeros(2)}, "plane takes the templates of 3 classes.*layer has 2"),
+        ({"weight": torch.eye(1, 16), "bias": torch.zeros(1)}, "plane takes the templates of 3 classes.*layer has 1"),
         ({"test.labels": torch.ones(150).long()}, "needs examples of at least 2 classes, but the labels hold 1"),
     ],
 )
@@ -190,7 +202,10 @@ def test_the_command_writes_the_page_and_says_what_is_on_it(tmp_path, pair, caps
         main(main_of)
     assert done.value.code == 0
     assert "page.html: smoothing 0, smoothing 0.1" in capsys.readouterr().out
-    for wrong, message in ((["--classes", "a,b"], "--classes is 'a,b', but must be three numbers"), ([], "not a run")):
+    for wrong, message in (
+        (["--classes", "a,b"], "--classes is 'a,b', but must be two or three numbers"),
+        ([], "not a run"),
+    ):
         with pytest.raises(SystemExit) as done:
             main(["diagnose", str(tmp_path / "absent"), *wrong])
         assert done.value.code == 2

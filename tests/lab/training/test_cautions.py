@@ -59,7 +59,7 @@ def test_a_run_that_diverged_is_told_has_a_status_and_strict_json(tmp_path, capf
     printed = capfd.readouterr()
     assert "the run diverged" in printed.err
     assert "It diverged: its accuracy, nll, brier and ece are not finite numbers." in printed.out
-    assert "It took only 44 steps" in printed.out
+    assert "It trained for only 44 steps" in printed.out
 
     def refused(constant):
         raise AssertionError(f"{constant} is no JSON")

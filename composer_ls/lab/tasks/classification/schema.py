@@ -103,14 +103,18 @@ class Diagnostics(Section):
     examples: Integer = Field(1000, ge=1, description="at most this many training images and as many test images")
     classes: list[Integer] = Field(
         [0, 1, 2],
-        min_length=3,
+        min_length=2,
         max_length=3,
-        description="the three classes to project; the images include up to 100 of each",
+        description="the three classes to project, or two; the images include up to 100 of each",
     )
     layer: str | None = Field(
         None, description="name of the layer that computes the logits; null: the last linear layer"
     )
     mutual_information: MutualInformation | None = Field(None, description="measure it too; needs images in memory")
+
+    def classes_of(self, num_classes: int) -> list[int]:
+        """The classes to project of so many; of two, the default means both."""
+        return self.classes[:2] if num_classes == 2 and self.classes == [0, 1, 2] else self.classes
 
 
 SCHEMA = TaskSchema("classification", ClassificationData, ClassificationModel, diagnostics=Diagnostics)

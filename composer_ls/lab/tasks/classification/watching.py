@@ -31,10 +31,11 @@ def build_diagnostics(settings: Diagnostics, splits: Splits, data: Classificatio
         RecipeError: A class does not exist in the data, or mutual information is requested for images not in memory.
 
     """
-    _check_classes("diagnostics.classes", settings.classes, splits)
+    classes = settings.classes_of(splits.num_classes)
+    _check_classes("diagnostics.classes", classes, splits)
     sets = {}
     for name, split in (("train", unaugmented(splits.train, splits.test)), ("test", splits.test)):
-        chosen = choose_examples(labels_of(split), settings.examples, settings.classes)
+        chosen = choose_examples(labels_of(split), settings.examples, classes)
         sets[name] = _loader(Subset(split, chosen.tolist()), data.batch_size)
     draws = None
     if settings.mutual_information is not None:

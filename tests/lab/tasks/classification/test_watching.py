@@ -99,7 +99,7 @@ def test_no_half_features_are_left_when_the_disk_is_full(tmp_path, monkeypatch):
             "diagnostics.mutual_information.draw=3",
             "unknown key diagnostics.mutual_information.draw: did you mean diagnostics.mutual_information.draws=3",
         ),
-        ("diagnostics.classes=[0, 1]", r"diagnostics.classes is \[0, 1\]: list should have at least 3 items"),
+        ("diagnostics.classes=[0]", r"diagnostics.classes is \[0\]: list should have at least 2 items"),
         (
             "diagnostics.classes=[0, 1, 10]",
             r"diagnostics.classes is \[0, 1, 10\], but must be different classes from 0",
@@ -162,3 +162,9 @@ def test_mutual_information_of_images_that_are_not_in_memory_is_refused(image_tr
     data = ClassificationData(name="imagefolder", root=str(image_tree), image_size=16, in_memory=False)
     with pytest.raises(RecipeError, match="needs images in memory: use data.in_memory=true"):
         build_diagnostics(Diagnostics(mutual_information={}), load_splits(data), data)
+
+
+def test_the_default_classes_are_both_where_there_are_two():
+    assert Diagnostics().classes_of(2) == [0, 1]
+    assert Diagnostics().classes_of(10) == [0, 1, 2]
+    assert Diagnostics(classes=[1, 0]).classes_of(2) == [1, 0]
