@@ -5,8 +5,10 @@ import itertools
 
 import pytest
 import torch
+import transformers as hf
 from composer.algorithms import CutMix, MixUp
-from composer.models import ComposerClassifier
+from composer.core import Callback
+from composer.models import ComposerClassifier, ComposerModel, HuggingFaceModel
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -15,7 +17,7 @@ from trainer_support import K, classifier, examples, fit
 from composer_ls import Distillation, LabelSmoothing, smooth_labels
 from composer_ls.composition import describe
 from composer_ls.diagnostics.teaching import distillation_loss
-from composer_ls.errors import DiagnosticsError, TeacherError
+from composer_ls.errors import DiagnosticsError, TargetError, TeacherError
 
 MIXERS = {
     "none": lambda: None,
@@ -237,3 +239,292 @@ def test_a_dataloader_of_dense_rows_is_taught_too():
     rows = F.one_hot(labels, K).float()
     dense = fit([Distillation(teacher_network())], loader=DataLoader(TensorDataset(images, rows), 8))
     torch.testing.assert_close(dense, fit([Distillation(teacher_network())]), rtol=1e-5, atol=1e-6)
+
+
+class Losses(Callback):
+    """Remembers the losses that the Trainer goes backward from."""
+
+    def __init__(self):
+        self.seen = []
+
+    def after_backward(self, state, logger):
+        self.seen.append(float(state.loss.detach().sum()))
+
+
+class Fixed(ComposerModel):
+    """Logits that are parameters, in any layout."""
+
+    def __init__(self, logits, layout=lambda logits: logits, loss=None):
+        super().__init__()
+        self.logits, self.layout, self.own_loss = nn.Parameter(logits.clone()), layout, loss
+
+    def forward(self, batch):
+        return self.layout(self.logits * 1.0)
+
+    def loss(self, outputs, batch):
+        return self.logits.sum() * 0 if self.own_loss is None else self.own_loss(self.logits, batch)
+
+
+def one_step(student, teacher, labels, *, batch=None, **options):
+    """The loss of one step in which the teacher alone counts, or as the options say, and the gradient of the logits."""
+    losses = Losses()
+    algorithm = Distillation(teacher, **{"temperature": 1.0, "weight": 1.0, **options})
+    data = [(torch.zeros(len(labels), 1), labels) if batch is None else batch]
+    fit([algorithm], model=student, loader=data, device_train_microbatch_size=100, steps=1, callbacks=[losses])
+    return losses.seen[0], student.logits.grad
+
+
+def dense_reference(student, teacher, counted, dim):
+    """In float64, with the classes moved last."""
+    x = student.detach().double().requires_grad_()
+    q = -(teacher.double().softmax(dim) * x.log_softmax(dim)).sum(dim)
+    loss = q[counted].sum() / max(1, int(counted.sum()))
+    loss.backward()
+    return loss.item(), x.grad.float()
+
+
+SHAPES = [  # logits, the dimension of classes
+    ((4, 6, 11), -1),
+    ((4, 11, 6), 1),
+    ((6, 5, 6), -1),  # N = K
+    ((6, 6, 5), 1),
+    ((2, 5, 7, 6), 1),
+    ((2, 7, 6, 5), -1),
+    ((5, 1, 9), -1),
+    ((1, 9, 7), -1),
+    ((2, 40, 5000), -1),
+    ((2, 150, 48, 48), 1),
+]
+
+
+@pytest.mark.parametrize(("shape", "dim"), SHAPES)
+def test_the_classes_are_found_by_the_labels_and_ignored_ones_do_not_teach(shape, dim):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (2 * torch.randn(shape, generator=generator) for _ in range(2))
+    positions = student.movedim(dim, 1)[:, 0].shape
+    labels = torch.randint(0, shape[dim], positions, generator=generator, dtype=torch.int32)
+    labels.view(-1)[::4] = -100
+    loss, gradient = one_step(Fixed(student), Fixed(teacher), labels)
+    value, expected = dense_reference(student, teacher, labels != -100, dim)
+    assert loss == pytest.approx(value, rel=1e-5)
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-6 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("dim", [1, -1])
+def test_classes_that_could_be_in_either_dimension_need_class_dim(dim):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(3, 6, 6, generator=generator) for _ in range(2))
+    labels = torch.zeros(3, 6).long()
+    with pytest.raises(
+        TargetError, match=r"logits have shape \(3, 6, 6\) and the labels \(3, 6\).*class_dim=1.*class_dim=-1"
+    ):
+        one_step(Fixed(student), Fixed(teacher), labels)
+    loss, _ = one_step(Fixed(student), Fixed(teacher), labels, class_dim=dim)
+    assert loss == pytest.approx(dense_reference(student, teacher, labels == 0, dim)[0], rel=1e-5)
+
+
+def test_the_number_of_classes_tells_where_rows_and_unneeded_labels_do_not():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(3, 6, 5, generator=generator) for _ in range(2))
+    rows = F.one_hot(torch.zeros(3, 6).long(), 5).float()
+    for options in ({}, {"ignore_index": None}):
+        model = Fixed(student)
+        model.num_classes = 5
+        loss, _ = one_step(model, Fixed(teacher), rows, **options)
+        assert loss == pytest.approx(
+            dense_reference(student, teacher, torch.ones(3, 6, dtype=torch.bool), -1)[0], rel=1e-5
+        )
+
+
+def test_what_one_batch_has_shown_settles_a_later_batch_that_could_be_either():
+    generator = torch.Generator().manual_seed(0)
+    teacher = nn.Linear(4, 5)
+    batches = [(torch.randn(3, t, 4, generator=generator), torch.zeros(3, t).long()) for t in (7, 5)]
+
+    class Tokens(ComposerModel):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 5)
+
+        def forward(self, batch):
+            return self.layer(batch[0])
+
+        def loss(self, outputs, batch):
+            return F.cross_entropy(outputs.flatten(0, 1), batch[1].flatten())
+
+    torch.manual_seed(0)
+    student, losses = Tokens(), Losses()
+    start = copy.deepcopy(student)
+    fit(
+        [Distillation(teacher, weight=1)],
+        model=student,
+        loader=batches,
+        device_train_microbatch_size=100,
+        steps=2,
+        callbacks=[losses],
+    )
+    everything = torch.ones(3, 7, dtype=torch.bool)
+    value, _ = dense_reference(start(batches[0]), teacher(batches[0][0]).detach(), everything, -1)
+    assert losses.seen[0] == pytest.approx(value, rel=1e-5)
+    with pytest.raises(TargetError, match="either dimension 1 or the last could hold the classes"):
+        fit(
+            [Distillation(teacher, weight=1)],
+            model=Tokens(),
+            loader=batches[::-1],
+            device_train_microbatch_size=100,
+            steps=2,
+        )
+
+
+LAYOUTS = {
+    "tensor": lambda logits: logits,
+    "tuple with a loss": lambda logits: (logits.mean(), logits),
+    "dict": lambda logits: {"features": logits[:, :1], "logits": logits},
+    "torchvision": lambda logits: {"out": logits, "aux": 2 * logits},
+    "ModelOutput": lambda logits: hf.modeling_outputs.CausalLMOutput(loss=logits.mean(), logits=logits),
+}
+
+
+@pytest.mark.parametrize("own", LAYOUTS)
+@pytest.mark.parametrize("other", LAYOUTS)
+def test_logits_are_found_in_every_layout_of_both_networks(own, other):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(4, 6, 5, generator=generator) for _ in range(2))
+    labels = torch.zeros(4, 6).long()
+    loss, _ = one_step(Fixed(student, LAYOUTS[own]), Fixed(teacher, LAYOUTS[other]), labels)
+    assert loss == pytest.approx(dense_reference(student, teacher, labels == 0, -1)[0], rel=1e-5)
+
+
+def test_an_output_key_leads_to_one_of_several_and_a_tensor_needs_none():
+    student, teacher = torch.randn(4, 5), torch.randn(4, 5)
+    labels = torch.zeros(4).long()
+    two = Fixed(student, lambda logits: (0 * logits, logits))
+    value = dense_reference(student, teacher, labels == 0, -1)[0]
+    assert one_step(two, Fixed(teacher), labels, output_key=1)[0] == pytest.approx(value, rel=1e-5)
+    with pytest.raises(TypeError, match="output, dict with the keys x, has nothing at output_key='logits'"):
+        one_step(Fixed(student, lambda logits: {"x": logits}), Fixed(teacher), labels, output_key="logits")
+
+
+def gpt2():
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 6, "vocab_size": 11}
+    dropouts = dict.fromkeys(["resid_pdrop", "embd_pdrop", "attn_pdrop"], 0.0)
+    return hf.GPT2LMHeadModel(hf.GPT2Config(**sizes, **dropouts, bos_token_id=1, eos_token_id=2))
+
+
+@pytest.mark.parametrize("length", [6, 11])
+@pytest.mark.parametrize("smoothed", [False, True])
+@pytest.mark.parametrize("return_dict", [True, False])
+def test_a_language_model_learns_over_its_vocabulary_at_the_shifted_labels_that_count(length, smoothed, return_dict):
+    torch.manual_seed(0)
+    models = [gpt2() for _ in range(2)]
+    for model in models:
+        model.transformer.wpe = nn.Embedding(12, 16)
+        model.config.return_dict = return_dict
+    tokens = torch.randint(0, 11, (3, length))
+    labels = tokens.masked_fill(torch.arange(length) >= torch.tensor([[4], [length], [2]]), -100)
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
+    student, teacher = (HuggingFaceModel(model) for model in models)
+    with torch.no_grad():
+        own, other = (model(input_ids=tokens, return_dict=True).logits for model in models)
+    counted = torch.cat([labels[:, 1:] != -100, torch.zeros(3, 1, dtype=torch.bool)], 1)
+    losses = Losses()
+    algorithms = [Distillation(teacher, weight=1), *([LabelSmoothing(0.1)] if smoothed else [])]
+    fit(algorithms, model=student, loader=[batch], device_train_microbatch_size=100, steps=1, callbacks=[losses])
+    assert losses.seen[0] == pytest.approx(dense_reference(own, other, counted, -1)[0], rel=1e-5)
+
+
+def test_void_pixels_and_their_logits_do_not_move_the_weights():
+    images, labels = examples(segmentation=True)
+    labels[:, ::2] = 255
+    other = images.clone()
+    other[:, :, ::2] = 9.0
+
+    def weights(images, algorithms):
+        model = classifier(lambda x, y: F.cross_entropy(x, y, ignore_index=255), segmentation=True)
+        return fit(algorithms, model=model, loader=DataLoader(TensorDataset(images, labels), 8))
+
+    torch.manual_seed(3)
+    teacher = nn.Conv2d(3, K, 1)
+    first = weights(images, [Distillation(teacher, 2, 0.6, ignore_index=255)])
+    torch.testing.assert_close(weights(other, [Distillation(teacher, 2, 0.6, ignore_index=255)]), first)
+    all_of_them = [weights(x, [Distillation(teacher, 2, 0.6, ignore_index=None)]) for x in (images, other)]
+    assert (all_of_them[0] - all_of_them[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("algorithms", [[], [LabelSmoothing(0.1, ignore_index=-100)]])
+def test_labels_that_are_all_ignored_give_a_loss_of_zero_and_no_step(algorithms):
+    images, labels = examples()
+    losses, model = Losses(), classifier(F.cross_entropy)
+    before = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    loader = DataLoader(TensorDataset(images, torch.full_like(labels, -100)), 8)
+    after = fit(
+        [*algorithms, Distillation(teacher_network(), weight=1)], model=model, loader=loader, callbacks=[losses]
+    )
+    assert losses.seen == [0, 0, 0]
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+def test_networks_that_change_their_input_in_place_learn_and_teach_as_others_do():
+    class Halving(nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x):
+            return self.network(x.mul_(0.5))
+
+    class HalvingCopy(Halving):
+        def forward(self, x):
+            return self.network(x * 0.5)
+
+    def weights(cls):
+        loader = [tuple(part[:8].clone() for part in examples()) for _ in range(2)]
+        model = ComposerClassifier(cls(classifier().module), num_classes=K)
+        return fit(
+            [Distillation(cls(teacher_network()), 2, 0.6)],
+            model=model,
+            loader=loader,
+            device_train_microbatch_size=100,
+            steps=2,
+        )
+
+    torch.testing.assert_close(weights(Halving), weights(HalvingCopy), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "labels", "error", "message"),
+    [
+        (
+            {},
+            torch.zeros(4, 9).long(),
+            TargetError,
+            r"must be integers \(4,\), but are \(4, 9\).*target_key.*ignore_index=None",
+        ),
+        ({"target_key": 3}, torch.zeros(4).long(), TargetError, "nothing at target_key=3 in the batch, tuple of 2"),
+        ({"target_key": 0}, torch.zeros(4).long(), TargetError, r"but are \(4, 1\) of torch.float32"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused_with_the_way_out(options, labels, error, message):
+    with pytest.raises(error, match=message):
+        one_step(Fixed(torch.randn(4, 5)), Fixed(torch.randn(4, 5)), labels, **options)
+
+
+def test_labels_of_one_column_are_one_label_each():
+    student, teacher, labels = torch.randn(4, 5), torch.randn(4, 5), torch.tensor([[1], [-100], [2], [0]])
+    value = dense_reference(student, teacher, labels[:, 0] >= 0, -1)[0]
+    assert one_step(Fixed(student), Fixed(teacher), labels)[0] == pytest.approx(value, rel=1e-5)
+
+
+def test_a_plain_network_cannot_teach_from_a_dict_without_an_input_key():
+    batch = {"input_ids": torch.zeros(4, 3), "labels": torch.zeros(4).long()}
+    student = Fixed(torch.randn(4, 5))
+    with pytest.raises(
+        TeacherError, match=r"nothing at input_key=0 .*keys input_ids, labels: .*HuggingFaceModel\(teacher\)"
+    ):
+        one_step(student, nn.Linear(3, 5), batch["labels"], batch=batch)
+    one_step(student, nn.Linear(3, 5), batch["labels"], batch=batch, input_key="input_ids")
+
+
+def test_class_dim_may_not_be_the_dimension_of_examples():
+    with pytest.raises(ValueError, match="class_dim must be 1 or -1, but is 0"):
+        Distillation(teacher_network(), class_dim=0)

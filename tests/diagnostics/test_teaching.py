@@ -91,3 +91,91 @@ def test_a_weight_outside_of_zero_to_one_and_nan_teachers_are_refused():
         equivalent_smoothing(torch.full((6, 5), torch.nan), torch.zeros(6).long())
     with pytest.raises(DiagnosticsError, match="one class"):
         equivalent_smoothing(torch.zeros(6, 1), torch.zeros(6).long())
+
+
+def reference(student, teacher, counted, temperature=1.0, own=None):
+    """The teacher's part in float64, position by position and class by class, and its gradient."""
+    x = student.detach().double().movedim(1, -1).reshape(-1, student.shape[1]).requires_grad_()
+    p = (teacher.double().movedim(1, -1).reshape(-1, teacher.shape[1]) / temperature).softmax(1)
+    chosen = counted.flatten().nonzero()[:, 0]
+    terms = -torch.where(p > 0, p * (x / (own or temperature)).log_softmax(1), 0)[chosen]
+    loss = terms.sum() / max(1, len(chosen))
+    loss.backward()
+    positions = (student.shape[0], *student.shape[2:])
+    return loss.detach(), x.grad.view(*positions, -1).movedim(-1, 1)
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (3, 11, 4), (2, 5, 8, 6), (4, 1000), (2, 50_257, 5), (1, 300, 64, 64)])
+@pytest.mark.parametrize("temperature", [(1.0, None), (4.0, 1.0)])
+def test_value_and_gradient_are_those_of_float64_at_every_shape(shape, temperature):
+    student, teacher = (3 * logits_of(shape)).requires_grad_(), 3 * logits_of(shape, 1)
+    labels = torch.randint(0, shape[1], (shape[0], *shape[2:]), generator=torch.Generator().manual_seed(2))
+    labels.view(-1)[::3] = -100
+    loss = distillation_loss(student, teacher, labels, temperature[0], 1, temperature[1])
+    loss.backward()
+    value, gradient = reference(student, teacher, labels != -100, *temperature)
+    torch.testing.assert_close(loss.detach().double(), value, rtol=2e-6, atol=0)
+    torch.testing.assert_close(student.grad.double(), gradient, rtol=1e-4, atol=1e-6 * gradient.abs().max().item())
+
+
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf, -torch.inf, 1e38])
+@pytest.mark.parametrize("weight", [0.5, 1.0])
+def test_ignored_positions_teach_nothing_whatever_their_logits(odd, weight):
+    student, teacher, labels = logits_of((2, 5, 6)), logits_of((2, 5, 6), 1), torch.arange(12).view(2, 6) % 5
+    labels[:, ::2] = 255
+    expected = student.clone().requires_grad_()
+    value = distillation_loss(expected, teacher, labels, 2, weight, ignore_index=255)
+    value.backward()
+    student[..., ::2] = odd if weight == 1 else 0.5  # PyTorch's own part has no such rule
+    teacher[..., ::2] = odd
+    student.requires_grad_()
+    loss = distillation_loss(student, teacher, labels, 2, weight, ignore_index=255)
+    loss.backward()
+    torch.testing.assert_close(loss, value)
+    torch.testing.assert_close(student.grad, expected.grad)
+    assert not student.grad[..., ::2].any()
+
+
+@pytest.mark.parametrize("kind", ["labels", "rows", "SoftTargets"])
+def test_rows_without_mass_are_ignored_positions(kind):
+    student, teacher, labels = logits_of((8, 5)), logits_of((8, 5), 1), torch.arange(8) % 5
+    labels[:3] = -100
+    soft = smooth_labels(student, labels, 0.1)
+    target = {"labels": labels, "rows": soft.dense(), "SoftTargets": 0.5 * soft + 0.5 * soft}[kind]
+    expected = distillation_loss(student[3:], teacher[3:], labels[3:], 2, 1)
+    torch.testing.assert_close(distillation_loss(student, teacher, target, 2, 1), expected)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_labels_that_are_all_ignored_cost_nothing_and_give_no_gradient(weight):
+    student = logits_of((6, 5)).requires_grad_()
+    loss = distillation_loss(student, logits_of((6, 5), 1), torch.full((6,), -100), weight=weight)
+    loss.backward()
+    assert loss.item() == 0
+    assert not student.grad.any()
+
+
+def test_a_class_that_both_mask_costs_nothing_and_leaves_the_others_as_they_are():
+    student, teacher, labels = logits_of((6, 5)), logits_of((6, 5), 1), torch.arange(6) % 5
+    masked = [torch.cat([part, torch.full((6, 2), -torch.inf)], 1).requires_grad_() for part in (student, teacher)]
+    student.requires_grad_()
+    plain, loss = distillation_loss(student, teacher, labels, 2), distillation_loss(*masked, labels, 2)
+    plain.backward()
+    loss.backward()
+    torch.testing.assert_close(loss, plain)
+    torch.testing.assert_close(masked[0].grad, F.pad(student.grad, (0, 2)))
+
+
+def test_a_class_that_only_the_teacher_masks_has_no_probability():
+    student, teacher = logits_of((6, 5)).requires_grad_(), logits_of((6, 5), 1)
+    teacher[:, 2] = -torch.inf
+    loss = distillation_loss(student, teacher, torch.zeros(6).long(), 2, 1)
+    loss.backward()
+    value, gradient = reference(student, teacher, torch.ones(6, dtype=torch.bool), 2)
+    torch.testing.assert_close(loss.detach().double(), value)
+    torch.testing.assert_close(student.grad.double(), gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_labels_of_another_shape_are_refused():
+    with pytest.raises(DiagnosticsError, match=r"the target has shape \(6, 1\).*must be integer labels \(6,\)"):
+        distillation_loss(torch.zeros(6, 5), torch.zeros(6, 5), torch.zeros(6, 1).long())
