@@ -14,8 +14,9 @@ from composer.utils import batch_get, ensure_tuple
 from torch import Tensor, nn
 
 from composer_ls.batch_copy import copied
-from composer_ls.diagnostics.teaching import check_distillation, counted_positions, teacher_cross_entropy
+from composer_ls.diagnostics.teaching import check_classes, check_distillation, counted_positions, teacher_cross_entropy
 from composer_ls.errors import TargetError, TeacherError
+from composer_ls.targets import SoftTargets
 
 __all__ = ["Distillation"]
 
@@ -60,7 +61,8 @@ class Distillation(Algorithm):
         DiagnosticsError: A temperature that is not positive, or a weight outside [0, 1]. During training: the teacher's
             logits have another shape than the student's.
         ValueError: ``class_dim`` is 0.
-        TargetError: During training: the labels are not found or do not fit the logits, or classes could be in either dimension.
+        TargetError: During training: the labels are not found or do not fit the logits, a row of labels holds several of them,
+            or classes could be in either dimension.
         TeacherError: When training starts: the teacher is the student itself.
 
     Note:
@@ -112,6 +114,7 @@ class Distillation(Algorithm):
         self.class_dim = class_dim
         self.shift_labels = shift_labels
         self._classes_last: bool | None = None  # once a batch has shown it
+        self._checked = False  # whether the first rows were
         self._taught: Tensor | None = None  # the teacher's logits of this microbatch
         self._target: Any = None  # what the loss is given for it
 
@@ -154,6 +157,7 @@ class Distillation(Algorithm):
         state.device.module_to_device(self.teacher)
         self.teacher.eval()
         self._classes_last = None
+        self._checked = False
         self._taught = self._target = None
         log.info("distillation: %s", self.in_words)
 
@@ -178,11 +182,12 @@ class Distillation(Algorithm):
         student = self._logits(state.outputs, "student")
         model = _unwrapped(state)
         dim = self._dim_of_classes(student, self._target, model)
+        check_classes(student, dim)
         counted = None
         if self.ignore_index is not None:
             counted = self._counted(student, self._target, dim, model)
         taught = teacher_cross_entropy(
-            student.movedim(dim, 1) if student.ndim > 1 else student,
+            student.movedim(dim, 1),
             self._taught.movedim(dim, 1) if self._taught.ndim == student.ndim else self._taught,
             self.temperature,
             self.student_temperature,
@@ -196,6 +201,17 @@ class Distillation(Algorithm):
             return loss | {"total": (1 - self.weight) * loss["total"] + self.weight * taught}
         parts = loss.values() if isinstance(loss, dict) else ensure_tuple(loss)
         return (1 - self.weight) * sum(part.mean() for part in parts) + self.weight * taught
+
+    def _check_rows(self, rows: Tensor, dim: int) -> None:
+        """Refuse several labels per example, once: reading values makes the host wait for the device."""
+        if not self._checked:
+            self._checked = True
+            sums = (rows.dense() if isinstance(rows, SoftTargets) else rows).sum(dim)
+            if bool((sums > 1.01).any()):
+                raise TargetError(
+                    f"a row of the target sums to {sums.max().item():g}, but Distillation is for classes that exclude each "
+                    f"other, whose rows sum to 1: several labels per example need a distillation loss of their own"
+                )
 
     def _logits(self, outputs: Any, whose: str) -> Tensor:
         if self.output_key is not None and (callable(self.output_key) or not isinstance(outputs, Tensor)):
@@ -270,6 +286,7 @@ class Distillation(Algorithm):
         moved = logits.movedim(dim, 1)
         positions = moved.shape[:1] + moved.shape[2:]
         if isinstance(target, Tensor) and target.is_floating_point() and target.shape == logits.shape:
+            self._check_rows(target, dim)
             return counted_positions(target if moved.shape == logits.shape else target.movedim(dim, 1), moved)
         if not isinstance(target, Tensor) or target.is_floating_point() or not _fits(target, positions):
             what = f"{tuple(target.shape)} of {target.dtype}" if isinstance(target, Tensor) else type(target).__name__
@@ -278,7 +295,7 @@ class Distillation(Algorithm):
                 f"must be integers {tuple(positions)}, but are {what}; give it the target_key of such labels, or "
                 f"ignore_index=None, with which all positions teach"
             )
-        labels = target.reshape(positions).to(logits.device)
+        labels = target.reshape(positions).to(logits.device, torch.long)
         shift = self.shift_labels
         if shift is None:
             shift = isinstance(model, HuggingFaceModel) and bool(model.shift_labels) and labels.ndim == 2

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 
 import pytest
 import torch
@@ -435,6 +436,35 @@ def test_a_language_model_learns_over_its_vocabulary_at_the_shifted_labels_that_
     assert losses.seen[0] == pytest.approx(dense_reference(own, other, counted, -1)[0], rel=1e-5)
 
 
+def test_a_language_model_and_a_teacher_that_know_nothing_cost_the_logarithm_of_the_vocabulary():
+    models = [gpt2() for _ in range(2)]
+    for model in models:
+        model.transformer.ln_f.weight.data.zero_()  # logits of 0
+    tokens = torch.randint(0, 11, (3, 6))
+    losses = Losses()
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens}
+    student, teacher = (HuggingFaceModel(model) for model in models)
+    algorithm = Distillation(teacher, output_key="logits", weight=1)
+    fit([algorithm], model=student, loader=[batch], steps=1, callbacks=[losses], device_train_microbatch_size=3)
+    assert losses.seen == [pytest.approx(math.log(11))]
+
+
+@pytest.mark.parametrize("smoothed", [False, True])
+def test_what_stands_in_the_padding_does_not_move_a_language_models_weights(smoothed):
+    def weights(padding):
+        torch.manual_seed(0)
+        student, teacher = (HuggingFaceModel(gpt2()) for _ in range(2))
+        torch.manual_seed(1)
+        tokens = torch.randint(0, 11, (4, 6))
+        real = torch.arange(6) < torch.tensor([[4], [6], [2], [5]])
+        labels = tokens.masked_fill(~real, -100)
+        batch = {"input_ids": tokens.where(real, padding), "attention_mask": real.long(), "labels": labels}
+        algorithms = [Distillation(teacher, 2, 0.7), *([LabelSmoothing(0.1)] if smoothed else [])]
+        return fit(algorithms, model=student, loader=[batch], steps=1, device_train_microbatch_size=4)
+
+    torch.testing.assert_close(weights(3), weights(8), rtol=0, atol=1e-7)
+
+
 def test_void_pixels_and_their_logits_do_not_move_the_weights():
     images, labels = examples(segmentation=True)
     labels[:, ::2] = 255
@@ -530,3 +560,28 @@ def test_a_plain_network_cannot_teach_from_a_dict_without_an_input_key():
 def test_class_dim_may_not_be_the_dimension_of_examples():
     with pytest.raises(ValueError, match="class_dim must be 1 or -1, but is 0"):
         Distillation(teacher_network(), class_dim=0)
+
+
+@pytest.mark.parametrize(("dtype", "label", "ignore_index"), [(torch.uint8, 156, -100), (torch.int8, -1, 255)])
+def test_a_label_is_ignored_by_its_value_and_not_by_what_wraps_around_in_its_type(dtype, label, ignore_index):
+    student, teacher = torch.randn(4, 160), torch.randn(4, 160)
+    labels = torch.tensor([label, 3, 4, 5], dtype=dtype)
+    value = dense_reference(student, teacher, torch.ones(4, dtype=torch.bool), -1)[0]
+    loss, _ = one_step(Fixed(student), Fixed(teacher), labels, ignore_index=ignore_index)
+    assert loss == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 1, 3, 3)])
+def test_fewer_than_two_classes_are_refused(shape):
+    labels = torch.zeros(shape[:1] + shape[2:]).long()
+    with pytest.raises(DiagnosticsError, match=r"at least 2 classes.*give both networks two logits"):
+        one_step(Fixed(torch.randn(shape)), Fixed(torch.randn(shape)), labels, class_dim=1 if len(shape) > 1 else None)
+
+
+@pytest.mark.parametrize("smoothed", [False, True])
+def test_several_labels_per_example_are_refused(smoothed):
+    rows = torch.tensor([[1.0, 1, 0, 0, 0], [0, 0, 1, 0, 0]])
+    student = Fixed(torch.randn(2, 5), loss=lambda logits, batch: F.binary_cross_entropy_with_logits(logits, batch[1]))
+    algorithms = [Distillation(Fixed(torch.randn(2, 5))), *([LabelSmoothing(0.1, kind="binary")] if smoothed else [])]
+    with pytest.raises(TargetError, match="a row of the target sums to 2.* classes that exclude each other"):
+        fit(algorithms, model=student, loader=[(torch.zeros(2, 1), rows)], device_train_microbatch_size=2, steps=1)

@@ -81,8 +81,8 @@ def distillation_loss(
         The mean over the positions that count, in nats; 0 if there are none.
 
     Raises:
-        DiagnosticsError: Shapes that differ (a teacher with other classes, labels of other positions), a temperature that is not positive, or a
-            weight outside [0, 1].
+        DiagnosticsError: Shapes that differ (a teacher with other classes, labels of other positions), fewer than two
+            classes, a temperature that is not positive, or a weight outside [0, 1].
 
     Example:
         >>> import torch
@@ -128,6 +128,7 @@ def teacher_cross_entropy(
             the logits are there.
 
     """
+    check_classes(student_logits)
     if student_logits.shape != teacher_logits.shape:
         raise DiagnosticsError(
             f"the teacher's logits have shape {tuple(teacher_logits.shape)}, the student's {tuple(student_logits.shape)}: "
@@ -169,11 +170,20 @@ def counted_positions(target: Tensor, logits: Tensor, ignore_index: int = IGNORE
             mass = target.weights.expand(target.classes.shape)
         return (mass.sum(1) > 0).to(logits.device)
     if not target.is_floating_point() and target.shape == positions:
-        return (target != ignore_index).to(logits.device)
+        return (target.long() != ignore_index).to(logits.device)  # in uint8, 156 would equal an ignore_index of -100
     raise DiagnosticsError(
         f"the target has shape {tuple(target.shape)} and dtype {target.dtype}, but for logits {tuple(logits.shape)} must be "
         f"integer labels {tuple(positions)} or rows {tuple(logits.shape)}"
     )
+
+
+def check_classes(logits: Tensor, dim: int = 1) -> None:
+    """Refuse logits without a dimension of at least two classes, whose softmax is 1 whatever they are."""
+    if logits.ndim < 2 or logits.shape[dim] < 2:
+        raise DiagnosticsError(
+            f"the logits have shape {tuple(logits.shape)}, but distillation needs at least 2 classes, over which it takes "
+            f"the softmax: for one number per example, give both networks two logits"
+        )
 
 
 def check_distillation(weight: float, temperature: float, student_temperature: float | None) -> None:
