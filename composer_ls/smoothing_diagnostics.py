@@ -40,8 +40,8 @@ class SmoothingDiagnostics(Callback):
     Args:
         interval: How often, such as ``"1ep"`` or ``"500ba"``. ``None``: after each evaluation.
         data: The sets to look at, by name: dataloaders, or lists of batches. ``None``: the Trainer's
-            ``eval_dataloader``, by its labels. Their examples are taken when training starts and for each evaluation outside
-            of training, and kept in between.
+            ``eval_dataloader``, by its labels, or what ``Trainer.eval`` is given. Their examples are taken when training
+            starts and for each evaluation outside of training, and kept in between.
         examples: At most how many of each set. They are spread evenly over the data set of a dataloader that goes through all
             of it, and are the first ones of anything else, such as a sampler's choice.
         layer: The name of the linear layer that makes the logits. ``None``: the network's last one.
@@ -55,7 +55,7 @@ class SmoothingDiagnostics(Callback):
     Attributes:
         numbers: The latest numbers, by the names that they are logged under.
         taken: The features, logits and labels of each set that they were computed from.
-        mutual_information: Steps and nats measured so far; it is kept in checkpoints.
+        mutual_information: Steps and nats that were measured under this Trainer; it is kept in checkpoints.
 
     Raises:
         DiagnosticsError: ``examples`` is below 1. When the Trainer is made: the network has no linear layer. When
@@ -97,24 +97,46 @@ class SmoothingDiagnostics(Callback):
         self.ignore_index = ignore_index
         self.numbers: dict[str, float] = {}
         self.taken: dict[str, Penultimate] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forget what belongs to another Trainer: its examples, its steps, and what it was told."""
         self.mutual_information: list[tuple[int, float]] = []
-        self._is_due = None if interval is None else create_interval_scheduler(interval, False, checkpoint_events=False)
+        self._is_due = (
+            None if self.interval is None else create_interval_scheduler(self.interval, False, checkpoint_events=False)
+        )
         self._held: dict[str, _Held] = {}
+        self._evaluated: dict[str, Any] | None = None  # the sets of an evaluation outside of training
         self._told: set[tuple[str, str]] = set()
 
     def run_event(self, event: Event, state: State, logger: Logger) -> None:
         """Measure when it is due; look for what is missing when training starts."""
         if event == Event.INIT:
             last_linear(_unwrapped(state), self.layer)
+            self._begin()
         elif event == Event.FIT_START:
+            self._evaluated = None
             self._hold(state, anew=True)
         elif self._is_due is None:
-            if event == Event.EVAL_STANDALONE_END:
-                self._hold(state, anew=True)
-            if event in (Event.EVAL_AFTER_ALL, Event.EVAL_STANDALONE_END):
-                self.measure(state, logger)
-        elif event in (Event.BATCH_END, Event.EPOCH_END) and self._is_due(state, event):
+            self._follow_evaluation(event, state, logger)
+        elif event in (Event.BATCH_END, Event.EPOCH_END, Event.ITERATION_END) and self._is_due(state, event):
             self.measure(state, logger)
+
+    def _follow_evaluation(self, event: Event, state: State, logger: Logger) -> None:
+        """Measure after an evaluation; of what ``Trainer.eval`` is given, nothing is left in the state at its end."""
+        if event == Event.EVAL_STANDALONE_START:
+            self._evaluated = {}
+        elif event == Event.EVAL_START and self._evaluated is not None:
+            loaders = [e.dataloader for e in state.evaluators if e.dataloader.dataloader is state.dataloader]
+            self._evaluated[str(state.dataloader_label)] = loaders[-1]
+        elif event == Event.EVAL_AFTER_ALL:
+            self.measure(state, logger)
+        elif event == Event.EVAL_STANDALONE_END:
+            try:
+                self._hold(state, anew=True)
+                self.measure(state, logger)
+            finally:
+                self._evaluated = None
 
     def measure(self, state: State, logger: Logger) -> dict[str, float]:
         """Measure now, log and return the numbers."""
@@ -180,6 +202,8 @@ class SmoothingDiagnostics(Callback):
         """Take the examples of every set that is not held yet, or of all; those of an iterator can be taken once."""
         sets = self.data
         if sets is None:
+            sets = self._evaluated
+        if sets is None:
             sets = {str(evaluator.label): evaluator.dataloader for evaluator in state.evaluators}
         if not sets:
             raise DiagnosticsError(
@@ -225,8 +249,6 @@ class SmoothingDiagnostics(Callback):
 
     def _inform(self, state: State, draws: Draws) -> dict[str, float]:
         forward, step = self._forward(state), int(state.timestamp.batch)
-        if self.mutual_information and self.mutual_information[-1][0] == step:
-            return {"diagnostics/mutual_information": self.mutual_information[-1][1]}
         with _untouched_random_numbers(), evaluating(_unwrapped(state)), torch.compiler.set_stance("force_eager"):
             drawn = draws(lambda images: forward((state.device.batch_to_device(images), None)))
         try:
@@ -234,7 +256,7 @@ class SmoothingDiagnostics(Callback):
         except DiagnosticsError as error:
             self._tell("draws", "mutual_information", str(error))
             return {}
-        self.mutual_information.append((step, value))
+        self.mutual_information = [*(pair for pair in self.mutual_information if pair[0] < step), (step, value)]
         return {"diagnostics/mutual_information": value}
 
     def _tell(self, name: str, key: str, reason: str) -> None:

@@ -2,11 +2,14 @@
 
 import functools
 import random
+import re
+import warnings
 
 import numpy as np
 import pytest
 import torch
-from composer import Evaluator, Trainer
+from composer import DataSpec, Evaluator, Trainer
+from composer.core import Callback
 from composer.loggers import InMemoryLogger
 from composer.models import ComposerClassifier
 from composer.utils import reproducibility
@@ -15,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from trainer_support import K, classifier, examples
 
 from composer_ls import LabelSmoothing, SmoothingDiagnostics
-from composer_ls.diagnostics.calibration import expected_calibration_error
+from composer_ls.diagnostics.calibration import expected_calibration_error, negative_log_likelihood
 from composer_ls.diagnostics.geometry import neural_collapse
 from composer_ls.diagnostics.information import draw_logit_differences
 from composer_ls.errors import DiagnosticsError
@@ -114,6 +117,15 @@ def test_an_interval_counts_steps():
     assert len(logged["diagnostics/test/ece"]) == 2
 
 
+def test_an_interval_can_count_iterations():
+    class Iterations(Callback):
+        def init(self, state, logger):
+            state._iteration_length = "2ep"
+
+    _, logged = train([Iterations(), SmoothingDiagnostics("1iter", data={"test": held_out()})], steps="4ep")
+    assert len(logged["diagnostics/test/ece"]) == 2
+
+
 def test_at_most_the_asked_number_of_examples_is_taken_spread_over_the_data():
     trainer = Trainer(model=network(), progress_bar=False, device="cpu")
     labels = torch.arange(100) // 20  # sorted by class, as folders of images are
@@ -208,3 +220,278 @@ def test_it_looks_into_compiled_networks():
         trainer.state.model(next(iter(held_out())))  # compiled before the hook is there
     taken = SmoothingDiagnostics(data={"test": held_out()}).collect(trainer.state)
     assert taken["test"].features.shape == (40, 216)
+
+
+def likelihood(model, images, labels):
+    with torch.no_grad():
+        return negative_log_likelihood(model.eval().module(images), labels)
+
+
+def shifted_by(classes):
+    """The same images under other labels, which make another likelihood."""
+    images, labels = held_out().dataset.tensors
+    return DataLoader(TensorDataset(images, (labels + classes) % K), 16)
+
+
+def test_each_evaluation_outside_of_training_looks_at_its_own_set():
+    model, watched = network(), SmoothingDiagnostics()
+    loaders = [shifted_by(0), shifted_by(1), shifted_by(2)]
+    trainer = Trainer(model=model, eval_dataloader=loaders[0], callbacks=[watched], progress_bar=False, device="cpu")
+    values = [likelihood(model, *loader.dataset.tensors) for loader in loaders]
+    assert len({round(value, 3) for value in values}) == 3
+    for loader, value in ((loaders[1], values[1]), (loaders[2], values[2]), (None, values[0]), (loaders[1], values[1])):
+        trainer.eval() if loader is None else trainer.eval(loader)
+        assert watched.numbers["diagnostics/eval/nll"] == pytest.approx(value)
+    trainer.eval([Evaluator(label=f"by {i}", dataloader=loaders[i]) for i in (1, 2)])
+    found = {key: value for key, value in watched.numbers.items() if key.endswith("nll")}
+    assert found == {f"diagnostics/by {i}/nll": pytest.approx(values[i]) for i in (1, 2)}
+
+
+def test_a_trainer_without_an_evaluation_set_can_evaluate_one():
+    model, watched = network(), SmoothingDiagnostics()
+    trainer = Trainer(model=model, callbacks=[watched], progress_bar=False, device="cpu")
+    for loader in (shifted_by(0), shifted_by(1)):
+        trainer.eval(loader)
+        assert watched.numbers["diagnostics/eval/nll"] == pytest.approx(likelihood(model, *loader.dataset.tensors))
+
+
+def test_an_evaluation_sees_what_the_data_set_has_become():
+    model, watched, loader = network(), SmoothingDiagnostics(), held_out()
+    trainer = Trainer(model=model, eval_dataloader=loader, callbacks=[watched], progress_bar=False, device="cpu")
+    for _ in range(2):
+        trainer.eval()
+        assert watched.numbers["diagnostics/eval/nll"] == pytest.approx(likelihood(model, *loader.dataset.tensors))
+        loader.dataset.tensors[1].add_(1).remainder_(K)
+
+
+def test_a_second_fit_and_a_second_trainer_look_at_their_own_set():
+    watched, model = SmoothingDiagnostics(), network()
+    options = {"progress_bar": False, "device": "cpu", "callbacks": [watched]}
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    train_set = DataLoader(TensorDataset(*examples()), 8)
+    trainer = Trainer(
+        model=model, train_dataloader=train_set, eval_dataloader=shifted_by(0), optimizers=optimizer, **options
+    )
+    for loader in (shifted_by(0), shifted_by(1)):
+        trainer.fit(duration="1ep", eval_dataloader=loader)
+        assert watched.numbers["diagnostics/eval/nll"] == pytest.approx(likelihood(model, *loader.dataset.tensors))
+    trainer.close()
+    other = network()
+    trainer = Trainer(
+        model=other,
+        train_dataloader=train_set,
+        max_duration="1ep",
+        eval_dataloader=shifted_by(2),
+        optimizers=torch.optim.SGD(other.parameters(), 0.1),
+        **options,
+    )
+    trainer.fit()
+    trainer.close()
+    assert watched.numbers["diagnostics/eval/nll"] == pytest.approx(likelihood(other, *shifted_by(2).dataset.tensors))
+
+
+def test_a_second_trainer_has_steps_of_its_own():
+    draws = functools.partial(draw_logit_differences, images=examples()[0], augment=jitter)
+    watched = SmoothingDiagnostics("1ba", data={"test": held_out()}, draws=draws)
+    train([watched], steps="2ba")
+    first, model = watched.mutual_information, network()
+    model.module[-1].weight.data.mul_(3)
+    _, logged = train([watched], model=model, steps="2ba")
+    assert [step for step, _ in watched.mutual_information] == [1, 2]
+    assert [value for _, value in watched.mutual_information] == logged["diagnostics/mutual_information"]
+    assert all(one != other for (_, one), (_, other) in zip(watched.mutual_information, first, strict=True))
+
+
+def test_weights_that_change_between_two_measurements_of_one_step_change_the_mutual_information():
+    draws = functools.partial(draw_logit_differences, images=examples()[0], augment=jitter)
+    model, watched = network(), SmoothingDiagnostics(draws=draws)
+    trainer = Trainer(model=model, eval_dataloader=held_out(), callbacks=[watched], progress_bar=False, device="cpu")
+    trainer.eval()
+    (before,) = watched.mutual_information
+    model.module[0].weight.data.mul_(5)
+    trainer.eval()
+    (after,) = watched.mutual_information
+    assert before[0] == after[0] == 0
+    assert before[1] != after[1]
+    assert watched.numbers["diagnostics/mutual_information"] == after[1]
+
+
+class Halving(nn.Module):
+    """A layer that changes its input in place."""
+
+    def forward(self, x):
+        return x.mul_(0.5)
+
+
+def halved(batch):
+    """A transform that works in place."""
+    batch[0].mul_(0.5)
+    return batch
+
+
+@pytest.mark.parametrize("place", ["network", "batch_transforms", "microbatch_transforms", "draws"])
+def test_what_works_in_place_leaves_every_later_measurement_as_it_was(place):
+    model = network()
+    if place == "network":
+        model = ComposerClassifier(nn.Sequential(Halving(), *model.module), num_classes=K)
+    loader = [tuple(part.clone() for part in batch) for batch in held_out()]
+    before = [image.clone() for image, _ in loader]
+    images = examples()[0]
+    untouched = images.clone()
+    draws = functools.partial(
+        draw_logit_differences, images=images, augment=lambda x: x.mul_(torch.rand(len(x), 1, 1, 1))
+    )
+    spec = DataSpec(loader, **({place: halved} if place.endswith("transforms") else {}))
+    watched = SmoothingDiagnostics(data={"test": spec}, draws=draws if place == "draws" else None)
+    trainer = Trainer(model=model, progress_bar=False, device="cpu")
+    numbers = [watched.measure(trainer.state, trainer.logger) for _ in range(3)]
+    assert numbers[0] == numbers[1] == numbers[2]
+    assert all(torch.equal(image, kept) for (image, _), kept in zip(loader, before, strict=True))
+    assert torch.equal(images, untouched)
+    scale = 0.5 if place.endswith("transforms") else 1
+    every_image, labels = torch.cat(before) * scale, held_out().dataset.tensors[1]
+    assert numbers[0]["diagnostics/test/nll"] == pytest.approx(likelihood(model, every_image, labels), rel=1e-6)
+
+
+def numbers_for(labels):
+    """Those of one set of images under these labels, and the reasons why some are left out."""
+    images = held_out().dataset.tensors[0]
+    data = {"test": [(images[:16], labels[:16]), (images[16:], labels[16:])]}
+    watched = SmoothingDiagnostics(data=data, ignore_index=-100)
+    trainer = Trainer(model=network(), progress_bar=False, device="cpu")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        numbers = watched.measure(trainer.state, trainer.logger)
+    return numbers, [str(one.message) for one in told if "diagnostics/" in str(one.message)]
+
+
+LABELS = {
+    "int32": lambda labels: labels.int(),
+    "uint8": lambda labels: labels.to(torch.uint8),
+    "NumPy": lambda labels: labels.numpy(),
+    "NumPy int32": lambda labels: labels.numpy().astype(np.int32),
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_labels_of_every_kind_give_the_same_numbers(kind):
+    labels = held_out().dataset.tensors[1]
+    expected, _ = numbers_for(labels)
+    numbers, reasons = numbers_for(LABELS[kind](labels))
+    assert numbers == expected
+    assert len(numbers) >= 14
+    assert reasons == []
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_ignored_labels_do_not_count(dtype):
+    images, labels = held_out().dataset.tensors
+    marked = labels.to(dtype).masked_fill(torch.arange(40) % 3 == 0, -100)
+    numbers, reasons = numbers_for(marked)
+    left = marked != -100
+    assert reasons == []
+    assert numbers["diagnostics/test/nll"] == pytest.approx(likelihood(network(), images[left], labels[left]), rel=1e-6)
+    with torch.no_grad():
+        right = network().eval().module(images).argmax(1) == labels
+    assert numbers["diagnostics/test/accuracy"] == pytest.approx(right[left].double().mean().item())
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (torch.zeros(40, 1).long(), r"give labels.squeeze\(1\)"),
+        (torch.full((40,), -100), "all 40 labels are -100, which does not count"),
+        (torch.eye(K)[torch.arange(40) % K], "labels must be integers, but their dtype is torch.float32"),
+        (torch.full((40,), K), rf"labels must be in \[0, {K}\)"),
+    ],
+)
+def test_numbers_that_cannot_be_had_of_such_labels_are_left_out_with_their_reason(labels, reason):
+    numbers, reasons = numbers_for(labels)
+    assert not {"diagnostics/test/accuracy", "diagnostics/test/ece", "diagnostics/test/nll"} & numbers.keys()
+    assert any(re.search(reason, text) for text in reasons)
+    assert all("is left out: " in text for text in reasons)
+
+
+def test_a_class_that_the_network_masks_leaves_the_calibration_error_a_number():
+    class Masking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network().module
+            self.register_buffer("mask", torch.tensor([0.0, 0.0, 0.0, 0.0, -torch.inf]))
+
+        def forward(self, x):
+            return self.network(x) + self.mask
+
+    images, labels = held_out().dataset.tensors
+    labels = labels % (K - 1)
+    model = ComposerClassifier(Masking(), num_classes=K)
+    watched = SmoothingDiagnostics(data={"test": [(images, labels)]})
+    trainer = Trainer(model=model, progress_bar=False, device="cpu")
+    with pytest.warns(UserWarning, match="normalised_aurc is left out: .* logits are NaN or infinite"):
+        numbers = watched.measure(trainer.state, trainer.logger)
+    with torch.no_grad():
+        logits = model.eval().module(images)[:, : K - 1]
+    assert numbers["diagnostics/test/ece"] == pytest.approx(expected_calibration_error(logits, labels))
+    assert numbers["diagnostics/test/nll"] == pytest.approx(negative_log_likelihood(logits, labels))
+    assert all(np.isfinite(value) for value in numbers.values())
+
+
+OF_WEIGHTS = {"diagnostics/test/template_distance", "diagnostics/test/template_unevenness"}
+
+
+def measured(model, shard=lambda model, mesh: None):
+    """The numbers of a model that is sharded over a process group of one rank once its Trainer is made."""
+    trainer = Trainer(model=model, progress_bar=False, device="cpu")
+    own_group = not torch.distributed.is_initialized()
+    if own_group:
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        shard(model, torch.distributed.init_device_mesh("cpu", (1,)))
+        return SmoothingDiagnostics(data={"test": held_out()}).measure(trainer.state, trainer.logger)
+    finally:
+        if own_group:
+            torch.distributed.destroy_process_group()
+
+
+def sharded(model, mesh):
+    for layer in (*model.module, model):
+        torch.distributed.fsdp.fully_shard(layer, mesh=mesh)
+    assert isinstance(model.module[-1].weight, torch.distributed.tensor.DTensor)
+
+
+def test_weights_that_fsdp_2_has_sharded_give_the_numbers_of_whole_ones():
+    numbers = measured(network(), sharded)
+    assert numbers == measured(network())
+    assert numbers.keys() > OF_WEIGHTS
+
+
+@pytest.mark.parametrize("error", [RuntimeError, NotImplementedError])
+def test_weights_that_cannot_be_gathered_cost_only_what_needs_them(monkeypatch, error):
+    def full_tensor(self, **options):
+        raise error("a rank is gone")
+
+    expected = measured(network())
+    monkeypatch.setattr(torch.distributed.tensor.DTensor, "full_tensor", full_tensor)
+    with pytest.warns(UserWarning, match="template_distance is left out: .* could not be gathered .*: a rank is gone"):
+        numbers = measured(network(), sharded)
+    assert numbers == {key: value for key, value in expected.items() if key not in OF_WEIGHTS}
+
+
+def test_a_weight_that_is_flattened_outside_of_the_forward_pass_costs_only_what_needs_it():
+    class Flattened(nn.Linear):
+        """As FSDP 1 leaves a layer: its weight is whole in the forward pass alone."""
+
+        def forward(self, x):
+            return nn.functional.linear(x, self.weight.view(self.out_features, -1), self.bias)
+
+    model = network()
+    head = Flattened(216, K)
+    head.load_state_dict(model.module[-1].state_dict())
+    head.weight = nn.Parameter(head.weight.detach().flatten())
+    expected = measured(model)
+    model.module[-1] = head
+    with pytest.warns(
+        UserWarning, match=r"template_distance is left out: .* has shape \(1080,\) outside of the forward"
+    ):
+        numbers = measured(model)
+    assert numbers == {key: value for key, value in expected.items() if key not in OF_WEIGHTS}
