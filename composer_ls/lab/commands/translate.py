@@ -42,7 +42,10 @@ def translate(
         ),
     ] = None,
     temperature: Annotated[float, typer.Option(help="Of the softmax; above 1 is flatter.")] = 1.0,
-    batch: Annotated[int, typer.Option(help="Sentences translated at once: time and memory only.")] = 64,
+    batch: Annotated[
+        int,
+        typer.Option(help="Sentences translated at once: time and memory only. With 1, each line is answered at once."),
+    ] = 64,
 ) -> None:
     """Translate standard input to standard output, line by line.
 
@@ -55,7 +58,8 @@ def translate(
 
     translator = Translator.load(run, "cuda" if torch.cuda.is_available() else "cpu")
     try:
-        for first, lines in _portions(sys.stdin.buffer, batch * BATCHES_AT_ONCE):
+        at_once = 1 if batch == 1 or sys.stdin.isatty() else batch * BATCHES_AT_ONCE
+        for first, lines in _portions(sys.stdin.buffer, at_once):
             found = translator.translate(
                 lines,
                 beam=beam,

@@ -70,6 +70,8 @@ def _wrong_arguments(name: str, arguments: Mapping[str, Any]) -> Iterator[tuple[
             yield key, f"unknown key {path}: {_near(key, settable)}allowed are {', '.join(settable) or 'none'}"
         elif name in {"mixup", "cutmix"} and key == "alpha" and not _is_positive(value):
             yield key, f"{path} is {value!r}, but must be a number above 0"
+        elif name == "label_smoothing" and key == "smoothing" and not _is_fraction(value):
+            yield key, f"{path} is {value!r}, but must be a number from 0 to 1, such as 0.1"
 
 
 def _near(key: str, known: Sequence[str]) -> str:
@@ -79,6 +81,10 @@ def _near(key: str, known: Sequence[str]) -> str:
 
 def _is_positive(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
+def _is_fraction(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 @functools.cache

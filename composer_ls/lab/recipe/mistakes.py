@@ -97,7 +97,14 @@ def _message(
         return message
     if given is None:
         empty = override is not None and override.text.endswith("=")
-        return f"{path} is {'given no value' if empty else 'null, which means no value'}: {message}"
+        if empty:
+            return f"{path} is given no value: {message}"
+        quoted = (
+            f"""; if it is text, put it in quotes: {path}='"{override.text.partition("=")[2]}"'"""
+            if kind == "string_type" and override
+            else ""
+        )
+        return f"{path} is null, which means no value: {message}{quoted}"
     if len(keys) == 2 and keys[0] == "algorithms":
         message = f"its arguments should be a mapping: {_arguments_in_words(keys[1], given)}"
     elif kind.startswith("model_") and isinstance(given, str):

@@ -96,7 +96,9 @@ def test_bad_files_are_named_with_the_way_out(root, spoil, message):
 def test_images_of_different_sizes_are_refused(root):
     for kind, shape in (("images", (24, 40, 3)), ("masks", (24, 40))):
         save(root / f"test/{kind}/4.{'jpg' if kind == 'images' else 'png'}", np.zeros(shape))
-    with pytest.raises(DataNotFoundError, match=re.escape("4.jpg is 40x24, but the images before it are 32x24: resize")):
+    with pytest.raises(
+        DataNotFoundError, match=re.escape("4.jpg is 40x24, but the images before it are 32x24: resize")
+    ):
         load_label_maps(data_at(root))
 
 

@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -124,6 +125,21 @@ def test_translate_gives_a_line_a_line_and_empty_lines_stay(run, monkeypatch, ca
     man, tree, dog = Translator.load(run).translate(["a man runs", "the red tree", "dog"], beam=3)
     assert out.decode() == f"{man}\n\n{tree}\n\n{dog}\n"
     assert all((man, tree, dog))
+
+
+def test_with_a_batch_of_one_each_line_is_answered_before_the_next_is_read(run, monkeypatch, capfdbinary):
+    answers = []
+
+    def lines():
+        for line in (b"a dog\n", b"\n", b"the man\n"):
+            yield line
+            answers.append(capfdbinary.readouterr().out.count(b"\n"))
+
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=lines(), isatty=lambda: False))
+    with pytest.raises(SystemExit) as stop:
+        main(["translate", str(run), "--batch", "1", "--beam", "1"])
+    assert not stop.value.code
+    assert answers == [1, 1, 1]
 
 
 def test_translate_of_nothing_is_nothing(run, monkeypatch, capfdbinary):
