@@ -14,7 +14,7 @@ from torch import Tensor
 
 from composer_ls.kernels import RowTargets, compute_dtype
 
-__all__ = ["loss_rows", "scale_unless_one"]
+__all__ = ["loss_rows", "scale_unless_one", "tile"]
 
 CLASSES = 16384
 """Largest block of classes that a program loads at once: enough loads in flight to keep the memory busy."""
@@ -60,21 +60,29 @@ def _launch(x: Tensor, target: RowTargets, grad: Tensor | None, scale: Tensor | 
     mass = field(target.mass)
     one_scale = isinstance(scale, Tensor) and scale.ndim == 0
     factor = (scale, 0.0) if one_scale else field(scale)
-    # The (rows, classes) tile is longest along the dimension that is contiguous in memory.
-    if positions > 1 and x.stride(2) == 1 and x.stride(1) != 1:
-        block = min(triton.next_power_of_2(classes), 32)
-        rows = min(triton.next_power_of_2(positions), 2048 // block)
-    else:
-        block = min(triton.next_power_of_2(classes), CLASSES)
-        rows = min(triton.next_power_of_2(positions), max(1, 1024 // block))
+    rows, block, warps = tile(classes, positions, positions > 1 and x.stride(2) == 1 and x.stride(1) != 1, prior)
     with torch.cuda.device_of(x):
         _row_kernel[(examples * triton.cdiv(positions, rows),)](
             x, *x.stride(), grad, *((0, 0, 0) if grad is None else grad.stride()), losses,
             target.classes.contiguous(), *hard, *soft, *mass, *factor, field(target.ignored)[0],
             None if target.prior is None else target.prior.contiguous(), classes, positions,
             ONE_SCALE=one_scale, J=components, PRIOR=prior, ROWS=rows, BLOCK=block,
-            num_warps=min(32, max(4, rows * block // 512)),
+            num_warps=warps,
         )  # fmt: skip
+
+
+def tile(classes: int, positions: int, positions_adjacent: bool, prior: int) -> tuple[int, int, int]:
+    """The rows and classes that a program holds at once, adjacent in memory, and its number of warps.
+
+    These are sizes at which no register spills; a test compiles them for several GPUs.
+    """
+    if positions_adjacent:
+        block = min(triton.next_power_of_2(classes), 32)
+        rows = min(triton.next_power_of_2(positions), 2048 // block)
+        return rows, block, max(4, rows * block // 128)
+    block = min(triton.next_power_of_2(classes), CLASSES // 2 if prior in (_SHARED, _PER_CLASS) else CLASSES)
+    rows = min(triton.next_power_of_2(positions), max(1, 512 // block))
+    return rows, block, min(32, max(4, rows * block // 512))
 
 
 def _dims(prior: Tensor | None) -> int:
@@ -157,11 +165,11 @@ def _row_kernel(
                 slope -= _field(soft, soft_number, row, there) * upstream * q
             for j in tl.static_range(J):
                 at = (n * J + j) * S + s
-                label = tl.load(classes + at, mask=there, other=0)[:, None]
+                column = tl.load(classes + at, mask=there, other=0)[:, None]
                 if PRIOR == _PER_CLASS:
-                    q = tl.load(prior + label * K + k, mask=inside & sound[:, None], other=0)
+                    q = tl.load(prior + column * K + k, mask=inside & sound[:, None], other=0)
                     slope -= _field(soft, soft_number, at, there) * upstream * q
-                slope -= tl.where(k == label, _field(hard, hard_number, at, there) * upstream, 0.0)
+                slope -= tl.where(k == column, _field(hard, hard_number, at, there) * upstream, 0.0)
             slope = tl.where(counts, tl.where(sound[:, None], slope, float("nan")), 0.0)
             tl.store(grad + wide * grad_class, slope.to(grad.dtype.element_ty), mask=inside)
 
