@@ -229,9 +229,10 @@ class Distillation(Algorithm):
             several = (
                 f"several tensors that could be logits, {[tuple(t.shape) for t in found]}" if found else "no logits"
             )
+            key = "'logits'" if isinstance(outputs, Mapping) or not isinstance(outputs, Sequence) else 1
             raise TypeError(
                 f"the {whose}'s output is {_contents(outputs)} with {several}, but Distillation needs one tensor of logits: "
-                f"give it an output_key that leads there in both networks' outputs, such as output_key='logits'"
+                f"give it an output_key that leads there in both networks' outputs, such as output_key={key}"
             )
         return found[0]
 

@@ -219,6 +219,9 @@ class SmoothingDiagnostics(Callback):
                     held[name] = before
                 else:
                     held[name] = _taken(source, self.examples)
+            if anew:  # a target_key that leads nowhere is told before training, not after its first epoch
+                for each in held.values():
+                    self._labels(each.transform(state.device.batch_to_device(copied(each.batches[0]))))
         self._held = held
 
     def _labels(self, batch: Any) -> Tensor:

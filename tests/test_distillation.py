@@ -221,9 +221,12 @@ def test_a_teacher_with_other_classes_and_the_student_itself_are_refused():
     [
         (
             lambda x: (x, 2 * x),
-            "teacher's output is tuple of 2 with several tensors that could be logits, .*output_key",
+            "teacher's output is tuple of 2 with several tensors that could be logits, .*such as output_key=1",
         ),
-        (lambda x: {"loss": x.mean()}, "teacher's output is dict with the keys loss with no logits, .*output_key"),
+        (
+            lambda x: {"loss": x.mean()},
+            "teacher's output is dict with the keys loss with no logits, .*such as output_key='logits'",
+        ),
     ],
 )
 def test_an_output_without_one_tensor_of_logits_says_what_to_give(output, message):
@@ -434,6 +437,41 @@ def test_a_language_model_learns_over_its_vocabulary_at_the_shifted_labels_that_
     algorithms = [Distillation(teacher, weight=1), *([LabelSmoothing(0.1)] if smoothed else [])]
     fit(algorithms, model=student, loader=[batch], device_train_microbatch_size=100, steps=1, callbacks=[losses])
     assert losses.seen[0] == pytest.approx(dense_reference(own, other, counted, -1)[0], rel=1e-5)
+
+
+def masked_model(length):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    dropouts = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    tokens = torch.randint(0, 13, (3, length))
+    config = hf.BertConfig(**sizes, **dropouts, vocab_size=13, max_position_embeddings=16)
+    return lambda: hf.BertForMaskedLM(config), tokens, tokens.clone()
+
+
+def translating_model(length):
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0}
+    config = hf.T5Config(**sizes, vocab_size=13, decoder_start_token_id=0)
+    return (
+        lambda: hf.T5ForConditionalGeneration(config),
+        torch.randint(0, 13, (3, 7)),
+        torch.randint(0, 13, (3, length)),
+    )
+
+
+@pytest.mark.parametrize("kind", [masked_model, translating_model])
+@pytest.mark.parametrize("length", [5, 13])  # 13 is the vocabulary's size too
+@pytest.mark.parametrize("smoothed", [False, True])
+def test_models_whose_labels_are_not_shifted_learn_at_the_very_labels_that_count(kind, length, smoothed):
+    torch.manual_seed(0)
+    make, tokens, labels = kind(length)
+    labels.view(-1)[::3] = -100
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
+    models = [make() for _ in range(2)]
+    with torch.no_grad():
+        own, other = (model(**batch).logits for model in models)
+    student, teacher = (HuggingFaceModel(model) for model in models)
+    losses, algorithms = Losses(), [Distillation(teacher, weight=1), *([LabelSmoothing(0.1)] if smoothed else [])]
+    fit(algorithms, model=student, loader=[batch], device_train_microbatch_size=100, steps=1, callbacks=[losses])
+    assert losses.seen[0] == pytest.approx(dense_reference(own, other, labels != -100, -1)[0], rel=1e-5)
 
 
 def test_a_language_model_and_a_teacher_that_know_nothing_cost_the_logarithm_of_the_vocabulary():

@@ -183,6 +183,15 @@ def test_a_network_without_a_linear_layer_is_refused_at_once():
         train([SmoothingDiagnostics()], model=classifier(segmentation=True), eval_dataloader=held_out())
 
 
+def test_labels_that_are_not_found_are_told_before_training_starts():
+    class NoStep(Callback):
+        def batch_start(self, state, logger):
+            raise AssertionError("training has started")
+
+    with pytest.raises(DiagnosticsError, match="no labels at target_key='labels' in a batch that is a .*target_key"):
+        train([SmoothingDiagnostics(target_key="labels"), NoStep()], eval_dataloader=held_out())
+
+
 def test_nothing_to_look_at_is_refused_when_training_starts():
     with pytest.raises(DiagnosticsError, match="no examples to look at: give the Trainer an eval_dataloader"):
         train([SmoothingDiagnostics()])

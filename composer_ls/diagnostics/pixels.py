@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -90,14 +91,21 @@ def count_pixels(logits: Tensor, labels: Tensor, ignore_index: int = -100, bins:
 
 
 def mean_iou(counts: PixelCounts) -> float:
-    """Intersection over union of each class in all images together, mean over the classes that occur in labels or predictions."""
+    """Intersection over union of each class in all images together, mean over the classes that occur in labels or predictions.
+
+    NaN if logits were NaN, such as those of a network that has diverged: they predict nothing.
+    """
+    if counts.nll.isnan().any():
+        return math.nan
     confusion = counts.confusion.sum(0).double()
     union = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
     return (confusion.diagonal() / union)[union > 0].mean().item()
 
 
 def pixel_accuracy(counts: PixelCounts) -> float:
-    """The fraction of pixels whose class is right."""
+    """The fraction of pixels whose class is right; NaN if logits were NaN."""
+    if counts.nll.isnan().any():
+        return math.nan
     confusion = counts.confusion.sum(0).double()
     return (confusion.trace() / confusion.sum()).item()
 

@@ -103,7 +103,9 @@ def perplexity(scores: TokenScores) -> float:
 
 
 def token_accuracy(scores: TokenScores) -> float:
-    """How often the most likely token is the right one, fraction."""
+    """How often the most likely token is the right one, fraction; NaN if logits were NaN."""
+    if scores.log_probability.isnan().any():
+        return math.nan
     return scores.correct.double().mean().item()
 
 

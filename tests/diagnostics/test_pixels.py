@@ -16,6 +16,7 @@ from composer_ls.diagnostics.pixels import (
 )
 
 K = 5
+METRICS = [mean_iou, pixel_accuracy, pixel_nll, pixel_calibration_error]
 
 
 @pytest.fixture
@@ -60,7 +61,14 @@ def test_counts_of_batches_are_those_of_the_whole(maps):
 
 def test_logits_that_are_not_finite_show(maps):
     logits, labels = maps
-    logits[0] = math.nan
-    counts = count_pixels(logits, labels)
-    assert math.isnan(pixel_nll(counts))
-    assert math.isnan(pixel_calibration_error(counts))
+    logits[2] = math.nan  # whose pixels are all ignored
+    assert all(math.isfinite(metric(count_pixels(logits, labels))) for metric in METRICS)
+    logits[0, 0, 0] = math.nan
+    assert all(math.isnan(metric(count_pixels(logits, labels))) for metric in METRICS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_logits_give_the_counts_of_the_same_numbers_in_float32(maps, dtype):
+    logits, labels = maps
+    counts, expected = (count_pixels(x, labels.int()) for x in (logits.to(dtype), logits.to(dtype).float()))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(counts, expected, strict=True))

@@ -43,9 +43,21 @@ def test_metrics_of_tokens_are_those_of_the_diagnostics_at_each_temperature():
 
 def test_a_network_that_has_diverged_has_no_calibration_and_is_no_reason_to_fail():
     (scores,) = token_scores([(torch.full((1, 4, 2), math.nan), torch.tensor([[1, 2]]))])
-    assert all(map(math.isnan, (token_nll(scores), perplexity(scores), token_calibration_error(scores))))
+    metrics = (token_nll, perplexity, token_calibration_error, token_accuracy)
+    assert all(math.isnan(metric(scores)) for metric in metrics)
     (scores,) = token_scores([(torch.tensor([[[0.0], [1e4]]]), torch.tensor([[0]]))])
     assert perplexity(scores) == math.inf
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_masked_token_and_half_precision_leave_the_scores_of_the_others(dtype):
+    logits, labels = torch.randn(3, 6, 5).to(dtype), torch.randint(6, (3, 5), dtype=torch.int32)
+    masked = torch.cat([logits, torch.full((3, 1, 5), -math.inf, dtype=dtype)], 1)
+    for mine, theirs in zip(
+        token_scores([(masked, labels)], (1, 3)), token_scores([(logits.float(), labels)], (1, 3)), strict=True
+    ):
+        for one, other in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("batches", [[], [(torch.zeros(1, 4, 2), torch.full((1, 2), -100))]])
