@@ -63,7 +63,7 @@ class TaskReport:
     not_compared: tuple[Metric, ...] = ()
     curves: tuple[Curve, ...]
     bins: Callable[[Predictions], ReliabilityBins]
-    temperature: Callable[[Predictions], float] | None = None
+    temperature: Callable[[Predictions], float | None] | None = None
     labels: Callable[[Predictions], Tensor] | None = None
     next_command: str | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
@@ -26,18 +27,22 @@ def _of_logits(function: Callable[[Tensor, Tensor], float]) -> Callable[[Predict
     return lambda predictions: function(predictions["logits"], predictions["labels"])
 
 
-def _scaled_calibration_error(logits: Tensor, labels: Tensor) -> float:
-    return expected_calibration_error(cross_fit_temperature(logits, labels).logits, labels)
-
-
 def _aurc(logits: Tensor, labels: Tensor) -> float:
     return aurc(log_odds(logits), logits.argmax(1) == labels)
 
 
-def _mean_temperature(predictions: Predictions) -> float:
-    """The geometric mean of the two temperatures of a cross-fit."""
-    odd, even = cross_fit_temperature(predictions["logits"], predictions["labels"]).temperatures
-    return math.sqrt(odd * even)
+def _scaled_calibration_error(logits: Tensor, labels: Tensor) -> float:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a temperature at its bound, which scales all the same
+        return expected_calibration_error(cross_fit_temperature(logits, labels).logits, labels)
+
+
+def _mean_temperature(predictions: Predictions) -> float | None:
+    """The geometric mean of the two temperatures of a cross-fit; ``None`` if every example is right, so that none is best."""
+    with warnings.catch_warnings(record=True) as at_a_bound:
+        warnings.simplefilter("always")
+        odd, even = cross_fit_temperature(predictions["logits"], predictions["labels"]).temperatures
+    return None if at_a_bound else math.sqrt(odd * even)
 
 
 METRICS = (
