@@ -155,8 +155,25 @@ def _unknown(keys: Sequence[str], section: type[BaseModel], given: Any, override
         meant = f"{elsewhere[anywhere[0]]}{tail}"
     elif near:
         meant = f"{'.'.join([*keys[:-1], near[0]])}{tail}"
-    hint = f"did you mean {meant}? " if meant else ""
+    hint = f"did you mean {_settable(meant)}? " if meant else ""
     return f"unknown key {'.'.join(keys)}: {hint}allowed are {', '.join(allowed)}"
+
+
+def _settable(meant: str) -> str:
+    """A suggestion that will not be refused for its key: the last one is put right too, or else left out."""
+    path, equals, text = meant.partition("=")
+    section, _, last = path.rpartition(".")
+    if not section or section.startswith("algorithms") or path in _paths():
+        return meant
+    beside = [one.rpartition(".")[2] for one in _paths() if one.rpartition(".")[0] == section]
+    if last in ALIASES and ALIASES[last] in _paths():
+        return f"{ALIASES[last]}{equals}{text}"
+    near = difflib.get_close_matches(last, beside, n=1)
+    return f"{section}.{near[0]}{equals}{text}" if near else section
+
+
+def _paths() -> set[str]:
+    return {path for _, path in _keys_of(recipe_schema())} | {f"{one}.name" for one in recipe_schema().model_fields}
 
 
 def _length(key: str, given: Any) -> str | None:

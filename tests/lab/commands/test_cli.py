@@ -132,7 +132,10 @@ def test_train_help_shows_examples(capsys):
         (["train", "digits-mlp", "data.batchsize=3"], "unknown key data.batchsize"),
         (["train", "digits-mlp", "seed=x"], "seed is 'x'"),
         (["train", "digits-mlp", "algorithms.cutmixx={}"], "unknown key algorithms.cutmixx"),
-        (["train", "digits-mlp", "algorithms.label_smoothing.smoothing=7"], "smoothing is 7, but must be a number from 0 to 1"),
+        (
+            ["train", "digits-mlp", "algorithms.label_smoothing.smoothing=7"],
+            "smoothing is 7, but must be a number from 0 to 1",
+        ),
         (["train", "digits-mlp", "algorithms.label_smoothing.prior=[0.5, 0.5]"], "have K = 10 classes"),
         (["train", "cifar10-resnet20", "data.root=nowhere"], "data.download=true"),
         (["train", "digits-mlp", "device=gpu"], "device is gpu, but PyTorch sees none"),

@@ -301,3 +301,18 @@ def test_the_schema_describes_every_shipped_recipe():
     for path in shipped_recipes().values():
         assert set(yaml.safe_load(path.read_text())) <= set(schema["properties"])
     assert schema["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("optimiser.lr=1", "optimizer.learning_rate=1"),
+        ("optimiser.learning_rat=1", "optimizer.learning_rate=1"),
+        ("optimiser.frequency=1", "optimizer"),
+        ("optimiser.name=adamw", "optimizer.name=adamw"),
+        ("algorithm.mixup.alpha=0.2", "algorithms.mixup.alpha=0.2"),
+    ],
+)
+def test_a_suggestion_is_not_refused_for_its_key(override, meant):
+    with pytest.raises(RecipeError, match=f"did you mean {meant}\\?"):
+        load_recipe("digits-mlp", [override])

@@ -46,8 +46,14 @@ def test_null_switches_an_algorithm_off():
             {"label_smoothing": {"implementation": "composer", "prior": "unigram"}},
             "unknown key algorithms.label_smoothing.prior: allowed are smoothing",
         ),
-        ({"label_smoothing": {"smoothing": 2}}, "algorithms.label_smoothing.smoothing is 2, but must be a number from 0 to 1"),
-        ({"label_smoothing": {"smoothing": "a"}}, "algorithms.label_smoothing.smoothing is 'a', but must be a number from 0 to 1"),
+        (
+            {"label_smoothing": {"smoothing": 2}},
+            "algorithms.label_smoothing.smoothing is 2, but must be a number from 0 to 1",
+        ),
+        (
+            {"label_smoothing": {"smoothing": "a"}},
+            "algorithms.label_smoothing.smoothing is 'a', but must be a number from 0 to 1",
+        ),
     ],
 )
 def test_a_wrong_entry_is_named_with_what_is_allowed(mapping, message):
