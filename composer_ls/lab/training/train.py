@@ -211,6 +211,7 @@ def _without_noise() -> Iterator[None]:
     Composer warns that the last, smaller batch of the test images is not split; some diagnostics, that there are two classes.
     """
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"\s*The warmup duration is 0", UserWarning)  # at most a step was asked for
         warnings.filterwarnings("ignore", r"diagnostics/\S+ is left out: .*at least 3", UserWarning)
         warnings.filterwarnings("ignore", r"Cannot split (tensor|list) of length", UserWarning)
         yield
