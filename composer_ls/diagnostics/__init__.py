@@ -1,6 +1,6 @@
-"""Pure functions of logits, labels and features that tell what a network has learnt.
+"""Pure functions of logits, labels and features that show what a network has learnt.
 
-They need torch and NumPy only. The same numbers as ``torchmetrics.Metric`` classes are loaded when they are asked for.
+They need torch and NumPy only. The ``torchmetrics.Metric`` classes for some of them are imported on first use.
 
 Example:
     >>> import torch

@@ -1,7 +1,7 @@
-"""How good probabilities are: negative log likelihood, Brier score, expected calibration error.
+"""Quality of predicted probabilities: negative log likelihood, Brier score, calibration error, temperature scaling.
 
-Every function takes tensors, NumPy arrays or lists, any integer labels, and leaves out those that are ``ignore_index``.
-A class may be masked by a logit of -inf.
+Every function takes tensors, NumPy arrays or lists. Labels may have any integer dtype; those equal to ``ignore_index``
+are ignored. A class may be masked by a logit of -inf.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 
 
 def accuracy(logits: Tensor, labels: Tensor, ignore_index: int = IGNORED) -> float:
-    """The fraction of rows whose largest logit is the label's; NaN if logits are NaN, as those of a diverged network.
+    """The fraction of rows whose largest logit is the label's; NaN if any logit is NaN, as in a diverged network.
 
     Args:
         logits: ``(N, K)``.
@@ -45,7 +45,7 @@ def accuracy(logits: Tensor, labels: Tensor, ignore_index: int = IGNORED) -> flo
         ignore_index: The label of examples that do not count.
 
     Raises:
-        DiagnosticsError: Shapes that do not fit, no example that counts, or labels outside of the classes.
+        DiagnosticsError: Shapes do not match, every example is ignored, or a label is out of range.
 
     Example:
         >>> import torch
@@ -111,8 +111,8 @@ def brier_score(logits: Tensor, labels: Tensor, ignore_index: int = IGNORED) -> 
 def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15, ignore_index: int = IGNORED) -> float:
     """Mean distance between confidence and accuracy over equal-width bins of confidence, weighted by count, in [0, 1].
 
-    It is torchmetrics' but for a confidence of exactly 1, which belongs to the last bin and not into one of its own. Logits
-    that give no probabilities, as those of a diverged network, give NaN.
+    Equals torchmetrics' calibration error, except that a confidence of exactly 1 belongs to the last bin rather than to
+    a bin of its own. Logits that define no probabilities, as in a diverged network, give NaN.
 
     Args:
         logits: ``(N, K)``.
@@ -121,7 +121,7 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15, i
         ignore_index: The label of examples that do not count.
 
     Raises:
-        DiagnosticsError: As :func:`accuracy`, or no bins.
+        DiagnosticsError: As :func:`accuracy`, or ``bins`` is less than 1.
 
     Example:
         >>> import torch
@@ -140,12 +140,12 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15, i
 
 
 class ReliabilityBins(NamedTuple):
-    """What a reliability diagram shows, a number a bin, float64.
+    """The numbers of a reliability diagram, one per bin, float64.
 
     Attributes:
-        counts: How many examples have their confidence in the bin.
+        counts: The number of examples whose confidence is in the bin.
         confidence: Their mean confidence, NaN if there are none.
-        accuracy: The fraction of them that is right, NaN if there are none.
+        accuracy: The fraction of them that are right, NaN if there are none.
 
     """
 
@@ -155,9 +155,9 @@ class ReliabilityBins(NamedTuple):
 
 
 def reliability_bins(logits: Tensor, labels: Tensor, bins: int = 15, ignore_index: int = IGNORED) -> ReliabilityBins:
-    """Confidence and accuracy in equal-width bins of confidence, over which the calibration error sums.
+    """Confidence and accuracy in equal-width bins of confidence, from which the calibration error is computed.
 
-    A bin holds its lower edge and not its upper one, but for the last, which holds 1 too.
+    A bin includes its lower edge but not its upper one, except the last bin, which includes 1.
 
     Args:
         logits: ``(N, K)``.
@@ -166,7 +166,7 @@ def reliability_bins(logits: Tensor, labels: Tensor, bins: int = 15, ignore_inde
         ignore_index: The label of examples that do not count.
 
     Raises:
-        DiagnosticsError: As :func:`accuracy`, no bins, or logits that give no probabilities.
+        DiagnosticsError: As :func:`accuracy`, or ``bins`` is less than 1, or logits define no probabilities.
 
     Example:
         >>> import torch
@@ -186,7 +186,7 @@ def reliability_bins(logits: Tensor, labels: Tensor, bins: int = 15, ignore_inde
 
 
 def bins_of_confidence(confidence: Tensor, correct: Tensor, bins: int = 15) -> ReliabilityBins:
-    """As :func:`reliability_bins`, where only the confidence is known and which predictions are right.
+    """Like :func:`reliability_bins`, from confidences and whether each prediction is right.
 
     Args:
         confidence: ``(N,)`` in [0, 1].
@@ -194,7 +194,7 @@ def bins_of_confidence(confidence: Tensor, correct: Tensor, bins: int = 15) -> R
         bins: How many bins divide [0, 1].
 
     Raises:
-        DiagnosticsError: Shapes that differ, or no bins.
+        DiagnosticsError: Shapes differ, or ``bins`` is less than 1.
 
     Example:
         >>> import torch
@@ -208,9 +208,10 @@ def bins_of_confidence(confidence: Tensor, correct: Tensor, bins: int = 15) -> R
 
 
 def bin_sums(confidence: Tensor, correct: Tensor, bins: int) -> Tensor:
-    """For each bin of confidence its examples, the sum of their confidence, and how many are right: float64 ``(bins, 3)``.
+    """For each bin of confidence: the number of examples, the sum of their confidence, and the number that are right.
 
-    Those of several batches can be added. A confidence that is NaN makes the sum of the last bin NaN.
+    The result is float64 ``(bins, 3)``. Results of several batches can be added. A NaN confidence makes the sum of the
+    last bin NaN.
     """
     confidence, correct = as_tensor("confidence", confidence).double(), as_tensor("correct", correct)
     if confidence.ndim != 1 or confidence.shape != correct.shape:
@@ -222,7 +223,7 @@ def bin_sums(confidence: Tensor, correct: Tensor, bins: int) -> Tensor:
 
 
 def bin_of(probabilities: Tensor, bins: int) -> Tensor:
-    """The bin of each probability: bins of equal width hold their lower edge, and the last one 1 too."""
+    """The index of each probability's bin. Equal-width bins include their lower edge, and the last one also 1."""
     if bins < 1:
         raise DiagnosticsError(f"bins must be at least 1, but is {bins}; 15 is usual")
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=probabilities.device)
@@ -230,15 +231,15 @@ def bin_of(probabilities: Tensor, bins: int) -> Tensor:
 
 
 def bins_from_sums(sums: Tensor) -> ReliabilityBins:
-    """The means of what :func:`bin_sums` adds up."""
+    """The reliability bins for sums from :func:`bin_sums`."""
     counts, confidence, right = sums.unbind(1)
     return ReliabilityBins(counts, confidence / counts, right / counts)
 
 
 def binned_calibration_error(bins: ReliabilityBins) -> float:
-    """The calibration error that a reliability diagram shows; see :func:`expected_calibration_error`."""
+    """The calibration error for given reliability bins; see :func:`expected_calibration_error`."""
     gaps = bins.counts * (bins.confidence - bins.accuracy).abs()
-    # Only what an empty bin gives is left out: a NaN of a bin with examples has a meaning.
+    # Only the NaN of empty bins is masked. In a bin with examples, NaN means that logits were NaN.
     return (gaps.masked_fill(bins.counts == 0, 0).sum() / bins.counts.sum()).item()
 
 
@@ -248,22 +249,24 @@ def fit_temperature(
     bounds: tuple[float, float] = (0.01, 100.0),
     ignore_index: int = IGNORED,
 ) -> float:
-    """The temperature T for which ``logits / T`` have the least negative log likelihood, exact to 1e-6 of itself.
+    """The temperature T for which ``logits / T`` have the lowest negative log likelihood, to a relative 1e-6.
 
-    The likelihood is convex in 1/T, so there is one minimum, found as the root of the derivative. If every example is right, it
-    is at T = 0, and if the logits say nothing or worse, at infinity: then it is the nearer of the bounds.
+    The negative log likelihood is convex in 1/T, so it has a single minimum, found as the root of its derivative. If
+    every example is right, the minimum is at T = 0; if the logits carry no information about the labels, it is at
+    infinity. In these cases the nearer bound is returned.
 
     Args:
         logits: ``(N, K)``.
         labels: Integer ``(N,)``.
-        bounds: Between which T is looked for.
+        bounds: The lowest and highest T to consider.
         ignore_index: The label of examples that do not count.
 
     Raises:
-        DiagnosticsError: As :func:`reliability_bins`, wrong bounds, or a label whose own class is masked by -inf.
+        DiagnosticsError: As :func:`reliability_bins`, or the bounds are invalid, or a label's own class is masked by
+            -inf.
 
     Warns:
-        UserWarning: The best temperature lies outside of the bounds, so that one of them is given.
+        UserWarning: The best temperature is outside the bounds, so one of them is returned.
 
     Example:
         >>> import torch
@@ -285,8 +288,8 @@ def fit_temperature(
     own = logits.double().gather(1, labels[:, None])
     if not own.isfinite().all():
         raise DiagnosticsError(
-            f"{int((~own.isfinite()).sum())} of {len(labels)} labels are of a class that is masked by -inf, so that the "
-            f"likelihood is 0 at every temperature: leave these examples out, or the mask"
+            f"{int((~own.isfinite()).sum())} of {len(labels)} labels are of a class that is masked by -inf, so the "
+            f"likelihood is 0 at every temperature: leave out these examples, or the mask"
         )
     relative = logits.double() - own
 
@@ -299,14 +302,15 @@ def fit_temperature(
         return mean.mean().item(), (square - mean.square()).mean().item()
 
     if not relative.masked_fill(relative == -math.inf, 0).any():
-        return 1.0  # every temperature is as good
+        return 1.0  # every temperature is equally good
     for bound, beyond, meaning in (
         (low, slope(1 / low)[0] <= 0, "every example, or nearly, is right by the largest logit"),
         (high, slope(1 / high)[0] >= 0, "the logits say nothing about the labels, or the opposite"),
     ):
         if beyond:
             warnings.warn(
-                f"the best temperature is beyond the bound {bound:g}, which is given instead: {meaning}; bounds= changes it",
+                f"the best temperature is beyond the bound {bound:g}, which is returned instead: {meaning}; "
+                f"bounds= changes it",
                 stacklevel=2,
             )
             return bound
@@ -314,7 +318,7 @@ def fit_temperature(
 
 
 def _root(slope: Callable[[float], tuple[float, float]], low: float, high: float) -> float:
-    """Where an increasing function is 0, by Newton's method on a logarithmic scale, kept between two bounds."""
+    """The root of an increasing function between two bounds, by Newton's method on a logarithmic scale."""
     x = min(max(1.0, low), high)
     for _ in range(200):
         value, derivative = slope(x)
@@ -333,11 +337,11 @@ def _root(slope: Callable[[float], tuple[float, float]], low: float, high: float
 
 
 class CrossFitted(NamedTuple):
-    """Logits after temperature scaling that never saw their own labels.
+    """Logits scaled by temperatures that were fitted without their own labels.
 
     Attributes:
-        logits: ``(N, K)``, float64; those of examples that do not count too.
-        temperatures: Those fitted on the odd and on the even examples.
+        logits: ``(N, K)``, float64, including ignored examples.
+        temperatures: The temperatures fitted on the odd and on the even examples.
 
     """
 
@@ -346,9 +350,9 @@ class CrossFitted(NamedTuple):
 
 
 def cross_fit_temperature(logits: Tensor, labels: Tensor, ignore_index: int = IGNORED) -> CrossFitted:
-    """Temperature scaling without a further held-out set: each half of the examples gets the temperature of the other.
+    """Temperature scaling without another held-out set: each half of the examples gets the temperature of the other.
 
-    The halves are every other example, so that data in the order of its classes is shared out fairly.
+    The halves are alternate examples, so that data sorted by class is split evenly.
 
     Args:
         logits: ``(N, K)``, with N of at least 2.
@@ -356,7 +360,7 @@ def cross_fit_temperature(logits: Tensor, labels: Tensor, ignore_index: int = IG
         ignore_index: The label of examples that do not count.
 
     Raises:
-        DiagnosticsError: As :func:`fit_temperature`, or a half in which no example counts.
+        DiagnosticsError: As :func:`fit_temperature`, or every example of a half is ignored.
 
     Warns:
         UserWarning: As :func:`fit_temperature`.

@@ -1,4 +1,4 @@
-"""What the diagnostics accept (tensors, NumPy arrays, lists), and what they refuse, with the way out."""
+"""Input conversion (tensors, NumPy arrays, lists) and argument checks of the diagnostics."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = [
 ]
 
 IGNORED = -100
-"""The label that PyTorch's losses leave out unless they are told another."""
+"""The default ``ignore_index`` of PyTorch's losses."""
 
 
 def as_tensor(name: str, values: Any) -> Tensor:
-    """A tensor without gradient of a tensor, a NumPy array or nested lists; a sharded one is gathered."""
+    """A tensor, a NumPy array or nested lists as a detached tensor. A sharded tensor is gathered."""
     if isinstance(values, Tensor):
         return whole(values.detach())
     try:
@@ -42,7 +42,7 @@ def as_tensor(name: str, values: Any) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor itself, or what a sharded one (a DTensor, as FSDP 2 makes) holds on all ranks together.
+    """The full tensor: a sharded one (a DTensor, as in FSDP 2) is gathered from all ranks, any other is returned as is.
 
     Raises:
         DiagnosticsError: It cannot be gathered.
@@ -62,15 +62,15 @@ def check_finite(name: str, values: Tensor) -> None:
     if odd:
         raise DiagnosticsError(
             f"{odd} of the {values.numel()} {name} are NaN or infinite: the network has diverged, its weights were "
-            f"not loaded, or something is masked; leave out what is masked, or train it again with a lower learning rate"
+            f"not loaded, or some are masked; leave out masked values, or train again with a lower learning rate"
         )
 
 
 def check_pairs(name: str, rows: Any, labels: Any, ignore_index: int = IGNORED) -> tuple[Tensor, Tensor]:
-    """The rows ``(M, width)`` and int64 labels ``(M,)`` that count, on the rows' device.
+    """The rows ``(M, width)`` and int64 labels ``(M,)`` that are not ignored, on the rows' device.
 
     Raises:
-        DiagnosticsError: Shapes or dtypes that do not fit, nothing that counts, or rows that are not finite.
+        DiagnosticsError: Shapes or dtypes do not match, everything is ignored, or rows are not finite.
 
     """
     rows, labels = _counted(name, rows, labels, ignore_index)
@@ -79,10 +79,10 @@ def check_pairs(name: str, rows: Any, labels: Any, ignore_index: int = IGNORED) 
 
 
 def counted_logits(logits: Any, labels: Any, ignore_index: int = IGNORED) -> tuple[Tensor, Tensor]:
-    """The logits ``(M, K)`` and int64 labels ``(M,)`` that count; the values of the logits are not looked at.
+    """The logits ``(M, K)`` and int64 labels ``(M,)`` that are not ignored. The values of the logits are not checked.
 
     Raises:
-        DiagnosticsError: Shapes or dtypes that do not fit, nothing that counts, or labels outside of the classes.
+        DiagnosticsError: Shapes or dtypes do not match, everything is ignored, or a label is out of range.
 
     """
     logits, labels = _counted("logits", logits, labels, ignore_index)
@@ -90,16 +90,16 @@ def counted_logits(logits: Any, labels: Any, ignore_index: int = IGNORED) -> tup
     if low < 0 or high >= logits.shape[1]:
         raise DiagnosticsError(
             f"labels must be in [0, {logits.shape[1]}) for logits of shape {tuple(logits.shape)}, but go from {low} to "
-            f"{high}: give labels that are not to count the value {ignore_index}"
+            f"{high}: give labels that should be ignored the value {ignore_index}"
         )
     return logits, labels
 
 
 def check_logits(logits: Any, labels: Any, ignore_index: int = IGNORED) -> tuple[Tensor, Tensor]:
-    """As :func:`counted_logits`; every row must give probabilities too. A class may be masked by -inf.
+    """Like :func:`counted_logits`, but every row must also define probabilities. A class may be masked by -inf.
 
     Raises:
-        DiagnosticsError: As :func:`counted_logits`, or rows with NaN, with +inf, or with -inf alone.
+        DiagnosticsError: As :func:`counted_logits`, or a row has NaN or +inf, or only -inf.
 
     """
     logits, labels = counted_logits(logits, labels, ignore_index)
@@ -107,17 +107,17 @@ def check_logits(logits: Any, labels: Any, ignore_index: int = IGNORED) -> tuple
     if bad:
         raise DiagnosticsError(
             f"logits of {bad} of {len(logits)} examples are not finite: the run diverged, its weights were not "
-            f"loaded, or all classes are masked (one that is masked by -inf is fine); train it again with a lower "
+            f"loaded, or all classes are masked (masking some classes by -inf is fine); train again with a lower "
             f"learning rate"
         )
     return logits, labels
 
 
 def check_maps(logits: Any, labels: Any) -> tuple[Tensor, Tensor]:
-    """Logits ``(N, K, *spatial)`` and int64 labels ``(N, *spatial)``, on the logits' device; ignored ones stay.
+    """Logits ``(N, K, *spatial)`` and int64 labels ``(N, *spatial)``, on the logits' device, including ignored ones.
 
     Raises:
-        DiagnosticsError: Shapes or dtypes that do not fit.
+        DiagnosticsError: Shapes or dtypes do not match.
 
     """
     logits, labels = as_tensor("logits", logits), _integers(labels)
@@ -131,11 +131,16 @@ def check_maps(logits: Any, labels: Any) -> tuple[Tensor, Tensor]:
 
 
 def require_classes(labels: Tensor, least: int, what: str) -> Tensor:
-    """The classes that stand among the labels, if there are enough of them."""
+    """The classes that occur in the labels.
+
+    Raises:
+        DiagnosticsError: There are fewer than ``least``.
+
+    """
     classes = labels.unique()
     if len(classes) < least:
         raise DiagnosticsError(
-            f"{what} needs examples of at least {least} classes, but the labels hold {len(classes)}: "
+            f"{what} needs examples of at least {least} classes, but the labels contain {len(classes)}: "
             f"{classes.tolist()}; give examples of more classes"
         )
     return classes
@@ -155,7 +160,7 @@ def _counted(name: str, rows: Any, labels: Any, ignore_index: int) -> tuple[Tens
     if counts.all():
         return rows, labels
     if not counts.any():
-        raise DiagnosticsError(f"all {len(labels)} labels are {ignore_index}, which does not count: give at least one")
+        raise DiagnosticsError(f"all {len(labels)} labels are {ignore_index}, which is ignored: give at least one more")
     return rows[counts], labels[counts]
 
 

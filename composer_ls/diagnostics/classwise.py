@@ -1,4 +1,4 @@
-"""How good each class's probability is, whether it is the largest or not: calibration, and the parts of the Brier score."""
+"""Quality of all class probabilities, not only the largest: classwise calibration and the Brier decomposition."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = ["BrierDecomposition", "brier_decomposition", "classwise_calibration_e
 def classwise_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15, ignore_index: int = IGNORED) -> float:
     """The calibration error of each class's probability, whether it is the largest or not, averaged over classes.
 
-    For class k, the probabilities of k are compared with how often k is the label. In [0, 1]; with many classes most
-    probabilities are small, and so is this.
+    For class k, the probabilities of k are compared with how often k is the label. The result is in [0, 1]. With many
+    classes most probabilities are small, and so is the result.
 
     Args:
         logits: ``(N, K)``.
@@ -27,8 +27,8 @@ def classwise_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15, 
         ignore_index: The label of examples that do not count.
 
     Raises:
-        DiagnosticsError: Shapes that do not fit, labels outside of the classes, no example that counts, or logits
-            that give no probabilities.
+        DiagnosticsError: Shapes do not match, a label is out of range, every example is ignored, or logits define no
+            probabilities.
 
     Example:
         >>> import torch
@@ -47,13 +47,13 @@ def classwise_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15, 
 
 
 class BrierDecomposition(NamedTuple):
-    """The Brier score's parts: ``score = reliability - resolution + uncertainty``, exactly.
+    """The parts of the Brier score: ``score = reliability - resolution + uncertainty``, exactly.
 
     Attributes:
-        reliability: How far probabilities are from the frequencies of what they foretell: 0 is calibrated.
-        resolution: How much those frequencies differ from the overall ones: larger is better. It includes what the
-            probabilities tell within a bin.
-        uncertainty: The score of always foretelling the overall frequencies, which no classifier changes.
+        reliability: How far the probabilities are from the observed frequencies; 0 is perfectly calibrated.
+        resolution: How much the observed frequencies differ from the overall ones; larger is better. It includes the
+            information that probabilities carry within a bin.
+        uncertainty: The score of always predicting the overall frequencies, which depends on the labels only.
 
     """
 
@@ -67,8 +67,8 @@ def brier_decomposition(
 ) -> BrierDecomposition:
     """The Brier score as reliability - resolution + uncertainty, summed over classes.
 
-    Each class's probabilities are grouped in bins of equal width. What varies within a bin is counted to the
-    resolution, so that the three parts give the score exactly, for any number of bins.
+    Each class's probabilities are grouped in bins of equal width. Variation within a bin is part of the resolution, so
+    the three parts add up to the score exactly for any number of bins.
 
     Args:
         logits: ``(N, K)``.
@@ -77,8 +77,8 @@ def brier_decomposition(
         ignore_index: The label of examples that do not count.
 
     Raises:
-        DiagnosticsError: Shapes that do not fit, labels outside of the classes, no example that counts, or logits
-            that give no probabilities.
+        DiagnosticsError: Shapes do not match, a label is out of range, every example is ignored, or logits define no
+            probabilities.
 
     Example:
         >>> import torch
@@ -97,7 +97,7 @@ def brier_decomposition(
     overall = happened.mean(0)
     reliability = (counts * (foretold - seen).square()).sum() / examples
     between = (counts * (seen - overall.repeat_interleave(bins)).square()).sum() / examples
-    # Within bins: the variance of what is foretold costs, its covariance with what happens pays.
+    # Within bins, the variance of the predictions lowers the resolution and their covariance with the labels raises it.
     deviation = probabilities - foretold[index]
     within = (2 * deviation * (happened - seen[index]) - deviation.square()).sum() / examples
     uncertainty = (overall * (1 - overall)).sum()
@@ -105,14 +105,14 @@ def brier_decomposition(
 
 
 class _Grouped(NamedTuple):
-    """Each class's probabilities in bins, one row of bins after the other: means are 0 in empty bins."""
+    """Each class's probabilities in bins. The bins of all classes are concatenated; means are 0 in empty bins."""
 
     probabilities: Tensor  # (N, K)
     happened: Tensor  # one-hot labels (N, K)
-    place: Tensor  # of the bin of each (N, K)
-    counts: Tensor  # (K * bins,), as the two means that follow
-    foretold: Tensor
-    seen: Tensor
+    place: Tensor  # index of each probability's bin (N, K)
+    counts: Tensor  # (K * bins,), like the two means below
+    foretold: Tensor  # mean probability
+    seen: Tensor  # observed frequency
 
 
 def _grouped(logits: Tensor, labels: Tensor, bins: int) -> _Grouped:

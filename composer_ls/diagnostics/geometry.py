@@ -1,4 +1,4 @@
-"""The penultimate layer: its projection on the plane of three templates, and numbers for what that picture shows."""
+"""Geometry of the penultimate layer: projection on the plane of three templates, and measures of its clusters."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class TemplatePlane:
 
     Attributes:
         classes: The classes.
-        origin: The middle of their templates, float64 ``(D + 1,)``, or ``(D,)`` for a layer without bias.
-        basis: Two orthonormal directions of the plane, float64 ``(2, D + 1)``. The first leads from the first template
-            to the second; the third template lies on the positive side of the other.
-        corners: The templates on the plane, float64 ``(3, 2)`` or ``(2, 2)``.
-        width: D, the width of the features that the layer takes.
+        origin: The mean of their templates, float64 ``(D + 1,)``, or ``(D,)`` for a layer without bias.
+        basis: Two orthonormal directions of the plane, float64 ``(2, D + 1)``. The first points from the first template
+            to the second; the third template is on the positive side of the second direction.
+        corners: The coordinates of the templates in the plane, float64 ``(3, 2)`` or ``(2, 2)``.
+        width: D, the number of input features of the layer.
 
     """
 
@@ -49,9 +49,10 @@ class TemplatePlane:
 def template_plane(
     weight: Tensor, bias: Tensor | None, classes: Sequence[int], features: Tensor | None = None
 ) -> TemplatePlane:
-    """The plane through the templates of three classes, the rows of the last layer with their biases appended.
+    """The plane through the templates of three classes: the rows of the last layer's weight with their bias appended.
 
-    Two classes have a line only. With them, the other direction is the one in which features vary most besides.
+    The templates of two classes define only a line. The second direction is then the one, at right angles to it, in
+    which the features vary most.
 
     Args:
         weight: The last linear layer's weight ``(K, D)``.
@@ -60,8 +61,8 @@ def template_plane(
         features: Inputs of the layer ``(N, D)``, for two classes.
 
     Raises:
-        DiagnosticsError: Not three different classes of the layer (nor two with features), their templates lie on one line, or
-            the features do not vary across it.
+        DiagnosticsError: The classes are not three different classes of the layer (or two, with features), their
+            templates are collinear, or the features do not vary across the line.
 
     Example:
         >>> import torch
@@ -87,8 +88,8 @@ def template_plane(
     across = second - (second @ along) * along
     if across.norm() <= 1e-9 * corners.norm() or first.norm() <= 1e-9 * corners.norm():
         raise DiagnosticsError(
-            f"the templates of the classes {', '.join(map(str, chosen[:-1]))} and {chosen[-1]} lie on one line, so that there is "
-            f"no plane through them: choose other classes"
+            f"the templates of the classes {', '.join(map(str, chosen[:-1]))} and {chosen[-1]} lie on one line, so they "
+            f"do not define a plane: choose other classes"
         )
     basis = torch.stack([along, across / across.norm()])
     origin = corners.mean(0)
@@ -96,14 +97,14 @@ def template_plane(
 
 
 def _most_varying(features: Tensor, along: Tensor, width: int) -> Tensor:
-    """The direction ``(D,)`` or ``(D + 1,)`` in which features vary most, of those at right angles to a direction."""
+    """The direction, ``(D,)`` or ``(D + 1,)``, at right angles to ``along`` in which the features vary most."""
     if features.dim() != 2 or features.shape[1] != width:
         raise DiagnosticsError(
             f"features have shape {tuple(features.shape)}, but must be (N, {width}), as the layer takes them"
         )
     check_finite("features", features)
     x = features.double().to(along.device)
-    x = torch.nn.functional.pad(x, (0, len(along) - width))  # the 1 that belongs to the bias does not vary
+    x = torch.nn.functional.pad(x, (0, len(along) - width))  # the constant 1 for the bias does not vary
     x = x - x.mean(0)
     x = x - (x @ along).unsqueeze(1) * along
     size, directions = torch.linalg.eigh(x.T @ x)
@@ -114,18 +115,18 @@ def _most_varying(features: Tensor, along: Tensor, width: int) -> Tensor:
 
 
 def project(features: Tensor, plane: TemplatePlane) -> Tensor:
-    """Where penultimate features fall on a plane of templates, in the units of the features.
+    """The coordinates of penultimate features in a plane of templates, in the units of the features.
 
     Args:
-        features: Inputs of the last linear layer ``(N, D)``; the 1 that belongs to the bias is appended here. Points
-            that have their last coordinate, such as templates with their biases, are ``(N, D + 1)``.
-        plane: What :func:`template_plane` made of the same layer.
+        features: Inputs of the last linear layer ``(N, D)``; the 1 for the bias is appended here. Points that already
+            have this coordinate, such as templates with their bias, are ``(N, D + 1)``.
+        plane: The result of :func:`template_plane` for the same layer.
 
     Returns:
-        Float64 ``(N, 2)``; the middle of the three templates is at (0, 0).
+        Float64 ``(N, 2)``; the mean of the three templates is at (0, 0).
 
     Raises:
-        DiagnosticsError: The features are not as wide as the layer, or hold NaN.
+        DiagnosticsError: The features do not have the layer's input width, or contain NaN.
 
     Example:
         >>> import torch
@@ -144,7 +145,7 @@ def project(features: Tensor, plane: TemplatePlane) -> Tensor:
     if features.ndim != 2 or features.shape[1] not in (plane.width, full):
         raise DiagnosticsError(
             f"features have shape {tuple(features.shape)}, but the last layer takes (N, {plane.width}): give the inputs "
-            f"of the layer that the templates are from"
+            f"of the layer to which the templates belong"
         )
     check_finite("features", features)
     x = features.double()
@@ -153,10 +154,10 @@ def project(features: Tensor, plane: TemplatePlane) -> Tensor:
 
 
 def relative_spread(features: Tensor, labels: Tensor, ignore_index: int = IGNORED) -> float:
-    """How broad the clusters are: the distance of examples from their class's mean over the distance between means.
+    """The width of clusters: the distance of examples from their class mean, relative to the distance between means.
 
-    Both are averages: the root mean square over examples, and the mean over pairs of classes. 0 is collapse to a point
-    a class; clusters overlap from about 0.5 on. The scale of the features does not matter.
+    The former is a root mean square over examples, the latter a mean over pairs of classes. At 0 each class is a single
+    point; from about 0.5 on clusters overlap. The scale of the features does not matter.
 
     Args:
         features: ``(N, D)``, such as penultimate features or their projections.
@@ -164,7 +165,7 @@ def relative_spread(features: Tensor, labels: Tensor, ignore_index: int = IGNORE
         ignore_index: The label of examples that do not count.
 
     Raises:
-        DiagnosticsError: Fewer than two classes, class means that coincide, or NaN.
+        DiagnosticsError: There are fewer than two classes, all class means coincide, or features are NaN.
 
     Example:
         >>> import torch
@@ -176,18 +177,18 @@ def relative_spread(features: Tensor, labels: Tensor, ignore_index: int = IGNORE
     means, within = _centred(features, labels, ignore_index, "the relative spread")
     between = torch.pdist(means).mean()
     if between <= 1e-12 * means.norm():
-        raise DiagnosticsError("the means of all classes coincide, so that the features do not tell classes apart")
+        raise DiagnosticsError("the means of all classes coincide, so the features do not separate any classes")
     return (within.square().sum(1).mean().sqrt() / between).item()
 
 
 class TemplateDistances(NamedTuple):
-    """What :func:`template_distances` gives; distances in the units of the features.
+    """The result of :func:`template_distances`. Distances are in the units of the features.
 
     Attributes:
         own: Mean distance of examples from the template of their class.
         others: Mean distance of examples from the templates of the other classes.
-        unevenness: How much an example's distances from the other templates differ: their standard deviation over
-            their mean, averaged over examples. 0: as far from each of them.
+        unevenness: How much an example's distances from the other templates differ: their standard deviation divided by
+            their mean, averaged over examples. 0 if each example is equally far from all of them.
 
     """
 
@@ -199,7 +200,7 @@ class TemplateDistances(NamedTuple):
 def template_distances(
     features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None, ignore_index: int = IGNORED
 ) -> TemplateDistances:
-    """How near examples are to the template of their class, and how evenly far from the others.
+    """How close examples are to the template of their class, and how evenly distant from the others.
 
     Args:
         features: Inputs of the last linear layer ``(N, D)``.
@@ -209,7 +210,8 @@ def template_distances(
         ignore_index: The label of examples that do not count.
 
     Raises:
-        DiagnosticsError: Shapes that do not fit, fewer than three classes in the layer, a label outside of it, or NaN.
+        DiagnosticsError: Shapes do not match, the layer has fewer than three classes, a label is out of range, or
+            values are NaN.
 
     Example:
         >>> import torch
@@ -226,7 +228,7 @@ def template_distances(
     if len(rows) < 3:
         raise DiagnosticsError(f"distances to templates need at least 3 classes, but the layer has {len(rows)}")
     if int(labels.min()) < 0 or int(labels.max()) >= len(rows):
-        raise DiagnosticsError(f"labels lie outside of the layer's {len(rows)} classes: give those it was trained on")
+        raise DiagnosticsError(f"labels are outside the layer's {len(rows)} classes: give those it was trained on")
     x = features.double().to(rows.device)
     labels = labels.to(rows.device)
     if bias is not None:
@@ -244,16 +246,16 @@ def template_distances(
 
 
 def simplex_deviation(points: Tensor) -> float:
-    """How far points are from the corners of a regular triangle, or simplex: the variation of their distances.
+    """How far points deviate from a regular triangle or simplex: the coefficient of variation of their distances.
 
     Args:
         points: ``(C, D)`` with C at least 3, such as class means.
 
     Returns:
-        The standard deviation of all distances between two points over their mean: 0 for a regular simplex.
+        The standard deviation of all pairwise distances divided by their mean; 0 for a regular simplex.
 
     Raises:
-        DiagnosticsError: Fewer than three points, points that all coincide, or NaN.
+        DiagnosticsError: There are fewer than three points, all points coincide, or points are NaN.
 
     Example:
         >>> import torch
@@ -266,20 +268,18 @@ def simplex_deviation(points: Tensor) -> float:
     """
     points = as_tensor("points", points)
     if points.ndim != 2 or len(points) < 3:
-        raise DiagnosticsError(
-            f"a triangle takes points (C, D) with C of at least 3, but these are {tuple(points.shape)}"
-        )
+        raise DiagnosticsError(f"points must be (C, D) with C of at least 3, but are {tuple(points.shape)}")
     check_finite("points", points)
     sides = torch.pdist(points.double())
     if sides.max() == 0:
-        raise DiagnosticsError("all points coincide, so that they make no triangle")
+        raise DiagnosticsError("all points coincide, so they form no triangle")
     return (sides.std(correction=0) / sides.mean()).item()
 
 
 def neural_collapse(features: Tensor, labels: Tensor, ignore_index: int = IGNORED) -> float:
-    """NC1, the collapse of within-class variation: ``trace(Σ_W Σ_B⁺) / C``, 0 when every class is one point.
+    """NC1, the collapse of within-class variation: ``trace(Σ_W Σ_B⁺) / C``, which is 0 if every class is one point.
 
-    ``Σ_W`` is the covariance of examples about their class's mean, ``Σ_B`` that of the class means about their mean,
+    ``Σ_W`` is the covariance of examples around their class mean, ``Σ_B`` that of the class means around their mean,
     ``⁺`` the pseudo-inverse and C the number of classes among the labels.
 
     Args:
@@ -288,7 +288,7 @@ def neural_collapse(features: Tensor, labels: Tensor, ignore_index: int = IGNORE
         ignore_index: The label of examples that do not count.
 
     Raises:
-        DiagnosticsError: Fewer than two classes, class means that coincide, or NaN.
+        DiagnosticsError: There are fewer than two classes, all class means coincide, or features are NaN.
 
     Example:
         >>> import torch
@@ -306,14 +306,14 @@ def neural_collapse(features: Tensor, labels: Tensor, ignore_index: int = IGNORE
     _, scales, directions = torch.linalg.svd(centred, full_matrices=False)
     kept = scales > 1e-9 * means.norm()
     if not kept.any():
-        raise DiagnosticsError("the means of all classes coincide, so that the features do not tell classes apart")
+        raise DiagnosticsError("the means of all classes coincide, so the features do not separate any classes")
     variances = (within @ directions[kept].T).square().mean(0)
-    # The eigenvalues of Σ_B are scales² / C: the C of the trace's denominator cancels.
+    # The eigenvalues of Σ_B are scales² / C, which cancels the C in the trace's denominator.
     return (variances / scales[kept].square()).sum().item()
 
 
 def class_means(features: Tensor, labels: Tensor, ignore_index: int = IGNORED) -> Tensor:
-    """The mean feature of every class that stands among the labels, in their order: float64 ``(C, D)``.
+    """The mean feature of every class that occurs in the labels, in ascending order: float64 ``(C, D)``.
 
     Example:
         >>> import torch
@@ -328,7 +328,7 @@ def class_means(features: Tensor, labels: Tensor, ignore_index: int = IGNORED) -
 
 
 def _means(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The class means ``(C, D)``, and the place of each example's class among them."""
+    """The class means ``(C, D)``, and the index of each example's class among them."""
     _, index = labels.unique(return_inverse=True)
     count = int(index.max()) + 1
     sums = features.new_zeros(count, features.shape[1], dtype=torch.float64).index_add_(0, index, features.double())
@@ -336,7 +336,7 @@ def _means(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _centred(features: Tensor, labels: Tensor, ignore_index: int, what: str) -> tuple[Tensor, Tensor]:
-    """The class means ``(C, D)``, and each example's difference from its own."""
+    """The class means ``(C, D)``, and each example's difference from the mean of its class."""
     features, labels = check_pairs("features", features, labels, ignore_index)
     require_classes(labels, 2, what)
     means, index = _means(features, labels)
@@ -360,7 +360,7 @@ def _classes_of_a_plane(classes: Sequence[int], num_classes: int, fewest: int) -
     chosen = [int(value) for value in classes]
     if num_classes < fewest:
         raise DiagnosticsError(
-            f"a plane takes the templates of 3 classes, or of 2 and features, but the last layer has {num_classes}"
+            f"a plane needs the templates of 3 classes, or of 2 with features, but the last layer has {num_classes}"
         )
     different = len(set(chosen)) == len(chosen)
     if not fewest <= len(chosen) <= 3 or not different or not all(0 <= value < num_classes for value in chosen):

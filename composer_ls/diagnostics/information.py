@@ -1,4 +1,4 @@
-"""How much the logits still tell about the single training example: mutual information over augmentations."""
+"""How much the logits still tell about individual training examples: mutual information over augmentations."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["draw_logit_differences", "logit_mutual_information"]
 
 
 def logit_mutual_information(draws: Tensor) -> float:
-    r"""Mutual information between the index of an example and a number that its augmented image gives, in nats.
+    r"""Mutual information between the index of an example and a number computed from its augmented image, in nats.
 
-    The number given the example is taken as Gaussian, with a mean for each example and one variance for all:
+    Given the example, the number is modelled as Gaussian, with one mean per example and a common variance:
 
     .. math::
         \hat I = \frac1N \sum_x \Big[ -\frac{(f_x - \mu_x)^2}{2\sigma^2}
@@ -26,18 +26,18 @@ def logit_mutual_information(draws: Tensor) -> float:
         \quad \sigma^2 = \frac1N \sum_x (f_x - \mu_x)^2 .
 
     Each of the L draws of an example is :math:`f_x` in turn, with :math:`\mu_x` the mean of the other L - 1, and the L
-    results are averaged. (A mean that contained the draw itself would be too near it, and find
-    :math:`\tfrac12\log\tfrac{L}{L-1}` nats in pure noise.)
+    results are averaged. (A mean that included the draw itself would be biased toward it, and give
+    :math:`\tfrac12\log\tfrac{L}{L-1}` nats for pure noise.)
 
     Args:
-        draws: ``(N, L)``, L draws for each of N examples, such as :func:`draw_logit_differences` makes. L at least 2;
-            6 are one draw and a mean of five.
+        draws: ``(N, L)``, L draws for each of N examples, as from :func:`draw_logit_differences`. L is at least 2; 6
+            means one draw and a mean of five.
 
     Returns:
-        Between 0 (the number tells nothing about the example) and log N (it tells which one it is).
+        A value between 0 (the number says nothing about the example) and log N (it identifies the example).
 
     Raises:
-        DiagnosticsError: Fewer than two examples or two draws, or NaN.
+        DiagnosticsError: There are fewer than two examples or two draws, or values are NaN.
 
     Example:
         >>> import torch
@@ -67,9 +67,9 @@ def logit_mutual_information(draws: Tensor) -> float:
 def _estimate(values: Tensor, means: Tensor) -> float:
     """The formula for one draw of each example."""
     variance = (values - means).square().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    # Without any noise (a variance of 0) the own exponent is 0 and the others are 0 or -inf: the limit.
+    # Without noise (a variance of 0) an example's own exponent is 0 and the others are 0 or -inf, as in the limit.
     own = -(values - means).square() / (2 * variance)
-    of_all = [  # a part of the examples against all of them, so that memory does not grow with their square
+    of_all = [  # in chunks of examples against all of them, so that memory does not grow quadratically
         (-(part.unsqueeze(1) - means).square() / (2 * variance)).logsumexp(1)
         for part in values.split(max(1, 2**24 // len(means)))
     ]
@@ -86,19 +86,19 @@ def draw_logit_differences(
     batch_size: int = 256,
     seed: int = 0,
 ) -> Tensor:
-    """Draw the difference of two logits for every image, each time with another augmentation.
+    """The difference of two logits for every image, under several random augmentations.
 
-    The model is put in evaluation mode meanwhile, nothing is differentiated, and PyTorch's random numbers go on
-    afterwards as if nothing had been drawn.
+    The model runs in evaluation mode and without gradients. Its mode and PyTorch's random state are restored
+    afterwards.
 
     Args:
-        model: From images ``(N, ...)`` to logits ``(N, K)``.
+        model: Maps images ``(N, ...)`` to logits ``(N, K)``.
         images: ``(N, ...)``, on the model's device.
-        augment: From a batch of images to a batch that is augmented, each image by itself, by PyTorch's random numbers.
-        classes: The difference is the logit of the first minus that of the second.
-        draws: L.
-        batch_size: Images in one forward pass.
-        seed: Of the augmentations.
+        augment: Augments a batch of images, each independently, with PyTorch's random numbers.
+        classes: The difference is the logit of the first class minus that of the second.
+        draws: L, the number of augmentations per image.
+        batch_size: Images per forward pass.
+        seed: The seed of the augmentations.
 
     Returns:
         Float64 ``(N, draws)``, on the CPU.
@@ -126,10 +126,10 @@ def draw_logit_differences(
         for _ in range(draws):
             parts = []
             for batch in images.split(batch_size):
-                logits = model(augment(batch.clone()))  # which may work in place
+                logits = model(augment(batch.clone()))  # augment may work in place
                 if logits.ndim != 2 or not (0 <= first < logits.shape[1] and 0 <= second < logits.shape[1]):
                     raise DiagnosticsError(
-                        f"the logits have shape {tuple(logits.shape)}, which has not got the classes {first} and {second}"
+                        f"the logits have shape {tuple(logits.shape)}, which lacks the classes {first} and {second}"
                     )
                 parts.append((logits[:, first].double() - logits[:, second].double()).cpu())
             columns.append(torch.cat(parts))

@@ -1,4 +1,4 @@
-"""Looking into a network without changing it: its last linear layer, and what reaches that layer."""
+"""Inspecting a network without changing it: its last linear layer, and the inputs of that layer."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["Penultimate", "check_head", "evaluating", "last_linear", "penultimat
 
 
 def last_linear(model: nn.Module, name: str | None = None) -> nn.Linear:
-    """The linear layer that makes a network's logits.
+    """The linear layer that computes a network's logits.
 
     Args:
         model: The network.
-        name: The layer's name, as ``model.named_modules()`` gives it. ``None``: the last ``nn.Linear`` there is.
+        name: The layer's name in ``model.named_modules()``. ``None``: the last ``nn.Linear``.
 
     Raises:
-        DiagnosticsError: No such layer; the message names those that there are.
+        DiagnosticsError: There is no such layer; the message lists the existing ones.
 
     Example:
         >>> import torch
@@ -35,7 +35,7 @@ def last_linear(model: nn.Module, name: str | None = None) -> nn.Linear:
     layers = {key: module for key, module in model.named_modules() if isinstance(module, nn.Linear)}
     if not layers:
         raise DiagnosticsError(
-            f"{type(model).__name__} has no linear layer, so that it has no templates to measure distances from: these "
+            f"{type(model).__name__} has no linear layer, so it has no templates to measure distances from: these "
             f"diagnostics are for classifiers that end in nn.Linear"
         )
     if name is None:
@@ -46,7 +46,7 @@ def last_linear(model: nn.Module, name: str | None = None) -> nn.Linear:
 
 
 class Penultimate(NamedTuple):
-    """What :func:`penultimate_features` gives, on the CPU.
+    """The result of :func:`penultimate_features`, on the CPU.
 
     Attributes:
         features: Inputs of the last linear layer, float32 ``(N, D)``.
@@ -66,18 +66,18 @@ def penultimate_features(
     layer: str | None = None,
     forward: Callable[[Any], Tensor] | None = None,
 ) -> Penultimate:
-    """What reaches the last linear layer for some examples, with the network in evaluation mode.
+    """The inputs of the last linear layer for some examples, with the network in evaluation mode.
 
-    The network's modes, statistics and gradients are afterwards what they were before.
+    The network's mode, statistics and gradients are left as they were.
 
     Args:
-        model: From inputs to logits ``(N, K)``.
+        model: Maps inputs to logits ``(N, K)``.
         batches: Pairs of inputs, on the model's device, and integer labels ``(N,)``.
-        layer: The name of the last linear layer. ``None``: found as :func:`last_linear` does.
-        forward: From inputs to logits, through the model. ``None``: the model itself.
+        layer: The name of the last linear layer. ``None``: found by :func:`last_linear`.
+        forward: Maps inputs to logits through the model. ``None``: the model itself.
 
     Raises:
-        DiagnosticsError: No linear layer, no examples, or a layer that does not make the logits.
+        DiagnosticsError: There is no linear layer, there are no examples, or the layer does not compute the logits.
 
     Example:
         >>> import torch
@@ -94,7 +94,7 @@ def penultimate_features(
 
     def hook(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         given = arguments[0] if arguments else next(iter(named.values()))
-        inputs.append(_kept(given))  # a copy: what follows may work in place
+        inputs.append(_kept(given))  # copied, because later operations may work in place
 
     handle = head.register_forward_pre_hook(hook, with_kwargs=True)
     try:
@@ -111,12 +111,12 @@ def penultimate_features(
     finally:
         handle.remove()
     if not labels:
-        raise DiagnosticsError("there are no examples to take features of: give at least one batch")
+        raise DiagnosticsError("there are no examples to take features from: give at least one batch")
     return Penultimate(torch.cat(features), torch.cat(outputs), torch.cat(labels))
 
 
 def _kept(tensor: Tensor) -> Tensor:
-    """A copy on the CPU, float32, of a tensor or of what a sharded one holds."""
+    """A float32 copy on the CPU of a tensor, gathered if it is sharded."""
     return whole(tensor.detach()).to("cpu", torch.float32, copy=True)
 
 
@@ -124,15 +124,15 @@ def check_head(head: nn.Linear, features: Tensor, logits: Tensor) -> None:
     """Refuse a layer whose output is not the logits."""
     if features.ndim != 2 or logits.shape != (len(features), head.out_features):
         raise DiagnosticsError(
-            f"the layer {head} was given {tuple(features.shape)}, and the logits are {tuple(logits.shape)}: they must be "
-            f"(N, {head.in_features}) and (N, {head.out_features}), so that the layer is not what makes the logits; name "
-            f"the one that does"
+            f"the layer {head} does not compute the logits: its input has shape {tuple(features.shape)} and the logits "
+            f"{tuple(logits.shape)}, which must be (N, {head.in_features}) and (N, {head.out_features}); name the "
+            f"layer that computes them"
         )
 
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every module's mode is what it was."""
+    """Evaluation mode without gradients. Every module's mode is restored afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -145,7 +145,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """PyTorch's random numbers from a seed; afterwards they go on as if none had been drawn."""
+    """Seeds PyTorch's random numbers. Their state is restored afterwards."""
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng([device] if on_gpu else []):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU too

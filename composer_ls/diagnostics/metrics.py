@@ -1,6 +1,6 @@
-"""Calibration, Brier score and selective prediction as torchmetrics, over the functions of the same names.
+"""Calibration error, Brier score and AURC as torchmetrics classes, based on the functions of the same names.
 
-They take what Composer gives its metrics, logits and labels, and go into ``ComposerClassifier(val_metrics=...)``.
+They take logits and labels, as Composer passes them, and can be used in ``ComposerClassifier(val_metrics=...)``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["AURC", "BrierScore", "ExpectedCalibrationError"]
 
 
 class _OfRows(Metric):
-    """What the metrics share: rows of logits out of batches of any shape.
+    """The common base class, which turns batches of any shape into rows of logits.
 
     Logits are ``(N, K, *spatial)`` and labels ``(N, *spatial)``, integer, as for ``torch.nn.CrossEntropyLoss``.
     """
@@ -42,24 +42,24 @@ class _OfRows(Metric):
         """Add a batch of logits and labels."""
         logits, labels = check_maps(preds, target)
         logits, labels = logits.movedim(1, -1).flatten(0, -2), labels.flatten()
-        if bool((labels != self.ignore_index).any()):  # of a batch without any, nothing is added
+        if bool((labels != self.ignore_index).any()):  # a fully ignored batch adds nothing
             self.add(*counted_logits(logits, labels, self.ignore_index))
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Add rows ``(M, K)`` and their labels ``(M,)``, all of which count."""
+        """Add rows ``(M, K)`` and labels ``(M,)``, none of them ignored."""
         raise NotImplementedError
 
 
 class ExpectedCalibrationError(_OfRows):
-    """:func:`~composer_ls.diagnostics.expected_calibration_error` of all batches, exactly, as their bins add up.
+    """:func:`~composer_ls.diagnostics.expected_calibration_error` over all batches, exactly.
 
     Args:
         bins: How many bins divide [0, 1].
         ignore_index: The label of positions that do not count.
-        **kwargs: Of :class:`torchmetrics.Metric`.
+        **kwargs: Arguments of :class:`torchmetrics.Metric`.
 
     Raises:
-        DiagnosticsError: Shapes that do not fit or labels outside of the classes; no bins.
+        DiagnosticsError: Shapes do not match, a label is out of range, or ``bins`` is less than 1.
 
     Example:
         >>> import torch
@@ -95,14 +95,14 @@ class ExpectedCalibrationError(_OfRows):
 
 
 class BrierScore(_OfRows):
-    """:func:`~composer_ls.diagnostics.brier_score` of all batches.
+    """:func:`~composer_ls.diagnostics.brier_score` over all batches.
 
     Args:
         ignore_index: The label of positions that do not count.
-        **kwargs: Of :class:`torchmetrics.Metric`.
+        **kwargs: Arguments of :class:`torchmetrics.Metric`.
 
     Raises:
-        DiagnosticsError: Shapes that do not fit or labels outside of the classes.
+        DiagnosticsError: Shapes do not match, or a label is out of range.
 
     Example:
         >>> import torch
@@ -134,16 +134,16 @@ class BrierScore(_OfRows):
 
 
 class AURC(_OfRows):
-    """:func:`~composer_ls.diagnostics.aurc` of all batches, with :func:`~composer_ls.diagnostics.log_odds` as the score.
+    """:func:`~composer_ls.diagnostics.aurc` over all batches, with :func:`~composer_ls.diagnostics.log_odds` as score.
 
-    It keeps nine bytes of every example.
+    It stores nine bytes per example.
 
     Args:
         ignore_index: The label of positions that do not count.
-        **kwargs: Of :class:`torchmetrics.Metric`.
+        **kwargs: Arguments of :class:`torchmetrics.Metric`.
 
     Raises:
-        DiagnosticsError: Shapes that do not fit or labels outside of the classes.
+        DiagnosticsError: Shapes do not match, or a label is out of range.
 
     Example:
         >>> import torch
@@ -165,7 +165,7 @@ class AURC(_OfRows):
         self.add_state("right", [], dist_reduce_fx="cat")
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Keep how confident rows are, and whether they are right."""
+        """Store the score of each row and whether it is right."""
         self.scores.append(log_odds(logits))
         self.right.append(logits.argmax(1) == labels)
 

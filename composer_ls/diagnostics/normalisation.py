@@ -1,4 +1,4 @@
-"""Logit normalisation: the repair of confidence for rejecting predictions, which smoothing spoils."""
+"""Logit normalisation, which restores a useful confidence for selective prediction after label smoothing."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ __all__ = ["normalise_logits", "normalised_confidence"]
 
 
 def normalise_logits(logits: Tensor, p: float = 4.0) -> Tensor:
-    r"""Logits on one scale: :math:`(z - \bar z) / \|z - \bar z\|_p` for each row. The order of classes stays.
+    r"""Logits normalised to a common scale, :math:`(z - \bar z) / \|z - \bar z\|_p`, in each row.
+
+    The order of the classes in a row does not change.
 
     Args:
         logits: ``(N, K)``, K at least 3.
-        p: Which norm, at least 1. Between 3 and 6 differ little; it can be chosen on held-out data.
+        p: The order of the norm, at least 1. Values from 3 to 6 differ little; it can be chosen on held-out data.
 
     Returns:
         Float64 ``(N, K)``. A row of equal logits becomes zeros.
 
     Raises:
-        DiagnosticsError: Fewer than three classes, for which every row becomes the same up to its sign; p below 1; NaN.
+        DiagnosticsError: There are fewer than three classes, for which all rows become equal up to their sign; p is
+            less than 1; or logits are NaN.
 
     Example:
         >>> import torch
@@ -38,8 +41,8 @@ def normalise_logits(logits: Tensor, p: float = 4.0) -> Tensor:
     logits = as_tensor("logits", logits)
     if logits.ndim != 2 or logits.shape[1] < 3:
         raise DiagnosticsError(
-            f"logits have shape {tuple(logits.shape)}, but must be (N, K) with at least 3 classes: with two, normalised "
-            f"logits are all alike"
+            f"logits have shape {tuple(logits.shape)}, but must be (N, K) with at least 3 classes: with two, all "
+            f"normalised logits are equal up to their sign"
         )
     if not p >= 1:
         raise DiagnosticsError(f"p must be at least 1, but is {p}; 4 is the default")
@@ -50,7 +53,7 @@ def normalise_logits(logits: Tensor, p: float = 4.0) -> Tensor:
 
 
 def normalised_confidence(logits: Tensor, p: float = 4.0) -> Tensor:
-    """How confident each row is by its largest normalised logit: float64 ``(N,)``, to be ranked, not a probability.
+    """The largest normalised logit of each row: float64 ``(N,)``, a confidence for ranking, not a probability.
 
     Args:
         logits: ``(N, K)``, K at least 3.

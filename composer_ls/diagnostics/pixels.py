@@ -1,4 +1,4 @@
-"""How good label maps are: counts for each image, and the numbers that follow from their sums."""
+"""Metrics of predicted label maps, computed from counts that are kept for each image."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ __all__ = [
 
 
 class PixelCounts(NamedTuple):
-    """What is kept of each image in place of its logits. Pixels that are ignored are in none of it.
+    """The counts kept for each image instead of its logits, without ignored pixels.
 
     Attributes:
-        confusion: Pixels of class (row) that are taken for class (column), int64 ``(N, K, K)``.
-        nll: Sum of the negative log probabilities of the labels, nats, float64 ``(N,)``.
-        bins: For equal-width bins of confidence: the number of pixels, the sum of their confidence, and the number of them
-            that are right, float64 ``(N, bins, 3)``.
+        confusion: The number of pixels of each class (row) predicted as each class (column), int64 ``(N, K, K)``.
+        nll: Sum of the negative log probabilities of the labels, in nats, float64 ``(N,)``.
+        bins: For equal-width bins of confidence: the number of pixels, the sum of their confidence, and the number of
+            pixels that are right, float64 ``(N, bins, 3)``.
 
     """
 
@@ -40,16 +40,16 @@ class PixelCounts(NamedTuple):
 
 
 def count_pixels(logits: Tensor, labels: Tensor, ignore_index: int = -100, bins: int = 15) -> PixelCounts:
-    """Count what the metrics need, image by image.
+    """The counts of each image from which the metrics are computed.
 
     Args:
         logits: ``(N, K, *spatial)``.
         labels: Integer ``(N, *spatial)``.
         ignore_index: The label of pixels that do not count.
-        bins: How many bins divide [0, 1]; one holds its lower edge and not its upper one, but for the last.
+        bins: How many bins divide [0, 1]. A bin includes its lower edge but not its upper one; the last includes 1.
 
     Raises:
-        DiagnosticsError: Shapes that do not fit, or labels outside of the classes.
+        DiagnosticsError: Shapes do not match, or a label is out of range.
 
     Example:
         >>> import torch
@@ -68,8 +68,8 @@ def count_pixels(logits: Tensor, labels: Tensor, ignore_index: int = -100, bins:
     low, high = (int(end) for end in labels[counted].aminmax()) if counted.any() else (0, 0)
     if low < 0 or high >= classes:
         raise DiagnosticsError(
-            f"labels must be in [0, {classes}), but go from {low} to {high}: if one of them marks what does not count, pass it "
-            f"as ignore_index, which is {ignore_index}"
+            f"labels must be in [0, {classes}), but go from {low} to {high}: if one of them marks pixels to ignore, "
+            f"pass it as ignore_index, which is {ignore_index}"
         )
     log_probabilities = logits.float().log_softmax(1)
     best, predicted = log_probabilities.max(1)
@@ -91,9 +91,9 @@ def count_pixels(logits: Tensor, labels: Tensor, ignore_index: int = -100, bins:
 
 
 def mean_iou(counts: PixelCounts) -> float:
-    """Intersection over union of each class in all images together, mean over the classes that occur in labels or predictions.
+    """Intersection over union per class over all images, averaged over the classes in the labels or predictions.
 
-    NaN if logits were NaN, such as those of a network that has diverged: they predict nothing.
+    NaN if any logit was NaN, as in a diverged network.
     """
     if counts.nll.isnan().any():
         return math.nan
@@ -103,7 +103,7 @@ def mean_iou(counts: PixelCounts) -> float:
 
 
 def pixel_accuracy(counts: PixelCounts) -> float:
-    """The fraction of pixels whose class is right; NaN if logits were NaN."""
+    """The fraction of pixels whose predicted class is right; NaN if any logit was NaN."""
     if counts.nll.isnan().any():
         return math.nan
     confusion = counts.confusion.sum(0).double()
@@ -111,18 +111,18 @@ def pixel_accuracy(counts: PixelCounts) -> float:
 
 
 def pixel_nll(counts: PixelCounts) -> float:
-    """Mean negative log probability of the pixels' labels, nats."""
+    """Mean negative log probability of the pixels' labels, in nats."""
     return (counts.nll.sum() / counts.confusion.sum()).item()
 
 
 def pixel_bins(counts: PixelCounts) -> ReliabilityBins:
-    """The reliability diagram of all images together; see :func:`~composer_ls.diagnostics.calibration.reliability_bins`."""
+    """Reliability bins over all images; see :func:`~composer_ls.diagnostics.calibration.reliability_bins`."""
     return bins_from_sums(counts.bins.sum(0))
 
 
 def pixel_calibration_error(counts: PixelCounts) -> float:
     """Mean distance between confidence and accuracy over the bins, weighted by pixels, in [0, 1].
 
-    It is :func:`~composer_ls.diagnostics.calibration.expected_calibration_error` of pixels, and NaN where that is.
+    This is :func:`~composer_ls.diagnostics.calibration.expected_calibration_error` of pixels; NaN where that is NaN.
     """
     return binned_calibration_error(pixel_bins(counts))

@@ -1,4 +1,4 @@
-"""Predicting only when confident: what is risked at each coverage."""
+"""Selective prediction: the error rate when only confident predictions are accepted."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["RiskCoverage", "aurc", "log_odds", "risk_coverage"]
 
 
 class RiskCoverage(NamedTuple):
-    """A risk-coverage curve, a point a threshold that can be told from the next, float64.
+    """A risk-coverage curve with one point per distinct score, float64.
 
     Attributes:
-        coverage: The fraction of examples that is accepted, ascending, the last 1.
-        risk: The fraction of them that is wrong.
+        coverage: The fraction of examples that are accepted, in ascending order; the last is 1.
+        risk: The fraction of the accepted examples that are wrong.
 
     """
 
@@ -29,7 +29,7 @@ class RiskCoverage(NamedTuple):
 def log_odds(logits: Tensor) -> Tensor:
     """``log(p / (1 - p))`` of the largest probability p of each row, ``(N,)`` float64.
 
-    It ranks as p does, but keeps apart what rounds to p = 1.
+    The ranking is that of p, but it also separates rows whose p rounds to 1.
 
     Args:
         logits: ``(N, K)``.
@@ -43,14 +43,14 @@ def log_odds(logits: Tensor) -> Tensor:
     """
     logits = as_tensor("logits", logits)
     if logits.ndim != 2:
-        raise DiagnosticsError(f"logits must be (N, K), but are {tuple(logits.shape)}: give one row for each example")
+        raise DiagnosticsError(f"logits must be (N, K), but are {tuple(logits.shape)}: give one row per example")
     top, place = logits.double().max(1, keepdim=True)
     others = (logits.double() - top).scatter(1, place, -torch.inf)
     return -others.logsumexp(1)
 
 
 def risk_coverage(scores: Tensor, right: Tensor) -> RiskCoverage:
-    """The risk at each coverage, when the examples with the highest scores are accepted first.
+    """The risk at each coverage if the examples with the highest scores are accepted first.
 
     Examples with equal scores are accepted together.
 
@@ -59,7 +59,7 @@ def risk_coverage(scores: Tensor, right: Tensor) -> RiskCoverage:
         right: ``(N,)``, whether the prediction is right.
 
     Raises:
-        DiagnosticsError: Shapes that differ, no examples, or NaN scores.
+        DiagnosticsError: Shapes differ, there are no examples, or scores are NaN.
 
     Example:
         >>> import torch
@@ -79,21 +79,21 @@ def risk_coverage(scores: Tensor, right: Tensor) -> RiskCoverage:
 def aurc(scores: Tensor, right: Tensor) -> float:
     """The area under the risk-coverage curve: the mean risk over the coverages 1/N, 2/N, ..., 1. Lower is better.
 
-    Examples with equal scores count as their mean over all orders, so that the order of the data does not matter.
+    Examples with equal scores are averaged over all their orders, so the order of the data does not matter.
 
     Args:
         scores: ``(N,)``, higher for more confidence, such as :func:`log_odds`.
         right: ``(N,)``, whether the prediction is right.
 
     Raises:
-        DiagnosticsError: Shapes that differ, no examples, or NaN scores.
+        DiagnosticsError: Shapes differ, there are no examples, or scores are NaN.
 
     Example:
         >>> import torch
         >>> from composer_ls.diagnostics.selective import aurc
         >>> round(aurc(torch.tensor([0.9, 0.8]), torch.tensor([True, False])), 4)  # risks 0 and 1/2
         0.25
-        >>> aurc(torch.tensor([0.5, 0.5]), torch.tensor([True, False]))  # a score that says nothing: the error rate
+        >>> aurc(torch.tensor([0.5, 0.5]), torch.tensor([True, False]))  # an uninformative score gives the error rate
         0.5
 
     References:
@@ -110,7 +110,7 @@ def aurc(scores: Tensor, right: Tensor) -> float:
 
 
 def _cumulated(scores: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """How many examples, and how many wrong ones, have at least each distinct score, from the highest down."""
+    """The numbers of examples and of wrong ones with at least each distinct score, from the highest score down."""
     scores, right = as_tensor("scores", scores), as_tensor("right", right)
     if scores.ndim != 1 or scores.shape != right.shape or not len(scores):
         raise DiagnosticsError(

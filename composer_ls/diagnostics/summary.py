@@ -1,4 +1,4 @@
-"""Every diagnostic of one network on one set of examples, as far as each can be computed."""
+"""All diagnostics of one network on one set of examples, as far as they can be computed."""
 
 from __future__ import annotations
 
@@ -32,18 +32,19 @@ __all__ = ["summarise"]
 def summarise(
     taken: Penultimate, weight: Tensor | DiagnosticsError, bias: Tensor | None, ignore_index: int = IGNORED
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """All numbers that can be computed, and of the others why not.
+    """All diagnostics that can be computed, and the reasons why others cannot.
 
     Args:
         taken: Features, logits and labels of some examples.
-        weight: The last linear layer's weight ``(K, D)``, or the reason why it cannot be had.
+        weight: The last linear layer's weight ``(K, D)``, or the error that explains why it is not available.
         bias: Its bias ``(K,)``, or ``None``.
         ignore_index: The label of examples that do not count.
 
     Returns:
-        Numbers by name (``accuracy``, ``nll``, ``ece``, ``classwise_ece``, ``brier_reliability``, ``brier_resolution``,
-        ``aurc``, ``normalised_aurc`` (of normalised logits), ``equivalent_smoothing``, ``relative_spread``, ``nc1``, ``simplex_deviation``, ``template_distance`` (to the
-        own template over to the others) and ``template_unevenness``), and reasons by the same names.
+        Numbers by name, and reasons by name. The names are ``accuracy``, ``nll``, ``ece``, ``classwise_ece``,
+        ``brier_reliability``, ``brier_resolution``, ``aurc``, ``normalised_aurc`` (of normalised logits),
+        ``equivalent_smoothing``, ``relative_spread``, ``nc1``, ``simplex_deviation``, ``template_distance`` (from the
+        own template, divided by that from the others) and ``template_unevenness``.
 
     Example:
         >>> import torch

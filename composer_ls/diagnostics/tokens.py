@@ -1,4 +1,4 @@
-"""How good the probabilities of a sequence model are: scores of each token, and the numbers that follow from them."""
+"""Quality of a sequence model's probabilities: a few scores per token, and metrics computed from them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ __all__ = [
 
 
 class TokenScores(NamedTuple):
-    """What is kept of each token in place of its logits. Tokens that are ignored have no entry.
+    """The scores kept for each token instead of its logits. Ignored tokens have no entry.
 
     Attributes:
-        log_probability: Of the token itself, nats, float32 ``(M,)``.
-        confidence: The probability of the token that is the most likely one, float32 ``(M,)``.
-        correct: Whether that is the token itself, bool ``(M,)``.
+        log_probability: The log probability of the correct token, in nats, float32 ``(M,)``.
+        confidence: The probability of the most likely token, float32 ``(M,)``.
+        correct: Whether the most likely token is the correct one, bool ``(M,)``.
 
     """
 
@@ -46,12 +46,12 @@ def token_scores(
 
     Args:
         batches: Logits ``(N, K, T)`` and integer labels ``(N, T)``.
-        temperatures: By which the logits are divided.
-        ignore_index: The label of tokens that do not count, as padding does not.
+        temperatures: The temperatures by which the logits are divided.
+        ignore_index: The label of tokens that do not count, such as padding.
 
     Raises:
-        DiagnosticsError: Shapes that do not fit, labels outside of the classes, a temperature that is not positive, or no token
-            counts.
+        DiagnosticsError: Shapes do not match, a label is out of range, a temperature is not positive, or every token is
+            ignored.
 
     Example:
         >>> import torch
@@ -77,7 +77,7 @@ def token_scores(
                 f"them marks padding, pass it as ignore_index, which is {ignore_index}"
             )
         best, predicted = rows.max(1)
-        # Made before the loop: small tensors that stay would each break up the memory of a large one that goes.
+        # Allocated before the loop, so that these small long-lived tensors do not fragment the memory of large ones.
         normalisers = rows.new_empty(len(temperatures), len(rows))
         for normaliser, temperature in zip(normalisers, temperatures, strict=True):
             torch.logsumexp(rows / temperature, 1, out=normaliser)
@@ -92,30 +92,30 @@ def token_scores(
 
 
 def token_nll(scores: TokenScores) -> float:
-    """Mean negative log probability of the tokens, nats."""
+    """Mean negative log probability of the tokens, in nats."""
     return -scores.log_probability.double().mean().item()
 
 
 def perplexity(scores: TokenScores) -> float:
-    """``exp`` of :func:`token_nll`; infinite where that is beyond what a float holds."""
+    """``exp`` of :func:`token_nll`; infinite if it overflows."""
     nll = token_nll(scores)
     return math.exp(nll) if nll < 700 else math.inf if nll == nll else math.nan
 
 
 def token_accuracy(scores: TokenScores) -> float:
-    """How often the most likely token is the right one, fraction; NaN if logits were NaN."""
+    """The fraction of tokens for which the most likely one is correct; NaN if any logit was NaN."""
     if scores.log_probability.isnan().any():
         return math.nan
     return scores.correct.double().mean().item()
 
 
 def token_bins(scores: TokenScores, bins: int = 15) -> ReliabilityBins:
-    """The reliability diagram; see :func:`~composer_ls.diagnostics.calibration.reliability_bins`."""
+    """Reliability bins of the tokens; see :func:`~composer_ls.diagnostics.calibration.reliability_bins`."""
     return bins_of_confidence(scores.confidence.double(), scores.correct, bins)
 
 
 def token_calibration_error(scores: TokenScores, bins: int = 15) -> float:
-    """Expected calibration error of the tokens, in [0, 1]; NaN if a confidence is."""
+    """Expected calibration error of the tokens, in [0, 1]; NaN if a confidence is NaN."""
     if not scores.confidence.isfinite().all():
         return math.nan
     return binned_calibration_error(token_bins(scores, bins))

@@ -116,10 +116,10 @@ def test_a_temperature_that_runs_away_stops_at_its_bound():
     logits = torch.tensor([[2.0, 0.0], [0.0, 5.0]])
     right, wrong = torch.tensor([0, 1]), torch.tensor([1, 0])
     with pytest.warns(
-        UserWarning, match="beyond the bound 0.01, which is given instead: every example, or nearly, is right"
+        UserWarning, match="beyond the bound 0.01, which is returned instead: every example, or nearly, is right"
     ):
         assert fit_temperature(logits, right) == 0.01
-    with pytest.warns(UserWarning, match="beyond the bound 100, which is given instead: the logits say nothing"):
+    with pytest.warns(UserWarning, match="beyond the bound 100, which is returned instead: the logits say nothing"):
         assert fit_temperature(logits, wrong) == 100
     with pytest.warns(UserWarning, match="beyond the bound 2, .*bounds= changes it"):
         assert fit_temperature(logits, wrong, bounds=(0.5, 2)) == 2

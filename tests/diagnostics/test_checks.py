@@ -98,7 +98,7 @@ def test_labels_that_are_no_integers_or_all_ignored_are_refused(arrays, function
     logits, labels = arrays
     with pytest.raises(DiagnosticsError, match="labels must be integers, but their dtype is torch.float32"):
         function(logits, labels.float())
-    with pytest.raises(DiagnosticsError, match="all 200 labels are -100, which does not count"):
+    with pytest.raises(DiagnosticsError, match="all 200 labels are -100, which is ignored"):
         function(logits, torch.full_like(labels, -100))
     with pytest.raises(DiagnosticsError, match="must be a tensor, a NumPy array or a list of numbers, but is dict"):
         function({}, labels)

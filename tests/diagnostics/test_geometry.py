@@ -161,7 +161,7 @@ def test_a_regular_triangle_has_no_deviation_and_an_arc_has_one():
 
 @pytest.mark.parametrize("function", [relative_spread, neural_collapse])
 def test_a_single_class_has_no_distance_between_classes(function):
-    with pytest.raises(DiagnosticsError, match=r"at least 2 classes, but the labels hold 1: \[3\]"):
+    with pytest.raises(DiagnosticsError, match=r"at least 2 classes, but the labels contain 1: \[3\]"):
         function(torch.randn(4, 5), torch.full((4,), 3))
 
 
@@ -178,7 +178,7 @@ def test_nan_features_and_labels_that_do_not_fit_are_refused(layer):
         DiagnosticsError, match=r"features must be \(N, width\) and labels \(N,\), but are \(4, 2\) and \(3,\)"
     ):
         neural_collapse(torch.zeros(4, 2), torch.zeros(3).long())
-    with pytest.raises(DiagnosticsError, match="labels lie outside of the layer's 6 classes"):
+    with pytest.raises(DiagnosticsError, match="labels are outside the layer's 6 classes"):
         template_distances(torch.zeros(2, 20), torch.tensor([0, 6]), *layer)
     with pytest.raises(DiagnosticsError, match="labels must be integers"):
         neural_collapse(torch.zeros(4, 2), torch.zeros(4))

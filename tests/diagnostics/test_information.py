@@ -110,5 +110,5 @@ def test_drawing_leaves_modes_statistics_and_random_numbers_alone():
 
 
 def test_classes_that_the_logits_do_not_have_are_refused():
-    with pytest.raises(DiagnosticsError, match="has not got the classes 0 and 3"):
+    with pytest.raises(DiagnosticsError, match="lacks the classes 0 and 3"):
         draw_logit_differences(network(), torch.randn(7, 4), jitter, (0, 3))

@@ -131,8 +131,8 @@ def test_two_classes_are_projected_too(tmp_path, classes):
         ({"test.labels": None}, "features.safetensors in .* is not what a run leaves"),
         ({"train.features": torch.full((400, 16), torch.nan)}, "are NaN or infinite"),
         ({"weight": torch.ones(CLASSES, 16)}, "templates of the classes 0, 1 and 2 lie on one line"),
-        ({"weight": torch.eye(1, 16), "bias": torch.zeros(1)}, "plane takes the templates of 3 classes.*layer has 1"),
-        ({"test.labels": torch.ones(150).long()}, "needs examples of at least 2 classes, but the labels hold 1"),
+        ({"weight": torch.eye(1, 16), "bias": torch.zeros(1)}, "plane needs the templates of 3 classes.*layer has 1"),
+        ({"test.labels": torch.ones(150).long()}, "needs examples of at least 2 classes, but the labels contain 1"),
     ],
 )
 def test_a_projection_that_cannot_be_drawn_shows_its_reason(tmp_path, changes, reason):
