@@ -1,4 +1,4 @@
-"""SmoothingDiagnostics: what smoothing does to a network, watched while it trains."""
+"""SmoothingDiagnostics, a Callback that measures what smoothing does to a network during training."""
 
 from __future__ import annotations
 
@@ -30,40 +30,40 @@ Draws = Callable[[Callable[[Tensor], Tensor]], Tensor]
 
 
 class SmoothingDiagnostics(Callback):
-    """Log calibration, the geometry of the penultimate layer and more, for a bounded number of examples.
+    """Logs calibration, the geometry of the penultimate layer and more, for a limited number of examples.
 
-    Everything is measured by forward passes of its own, in evaluation mode, so that training with and without it gives
-    the same weights to the last bit: no gradient, no statistic of a normalisation layer and no random number is
-    touched. What is logged, to every Composer logger, is ``diagnostics/<set>/<name>`` with the names of
+    Measurements use separate forward passes in evaluation mode and change no gradient, normalisation statistic or
+    random state, so training with and without this callback gives exactly the same weights. Results go to every
+    Composer logger as ``diagnostics/<set>/<name>``, with the names of
     :func:`~composer_ls.diagnostics.summary.summarise`, and ``diagnostics/mutual_information``.
 
     Args:
-        interval: How often, such as ``"1ep"`` or ``"500ba"``. ``None``: after each evaluation.
-        data: The sets to look at, by name: dataloaders, or lists of batches. ``None``: the Trainer's
-            ``eval_dataloader``, by its labels, or what ``Trainer.eval`` is given. Their examples are taken when training
+        interval: How often to measure, such as ``"1ep"`` or ``"500ba"``. ``None``: after each evaluation.
+        data: The sets to measure, by name: dataloaders, or lists of batches. ``None``: the Trainer's
+            ``eval_dataloader``, under its label, or the one given to ``Trainer.eval``. Examples are drawn when training
             starts and for each evaluation outside of training, and kept in between.
-        examples: At most how many of each set. They are spread evenly over the data set of a dataloader that goes through all
-            of it, and are the first ones of anything else, such as a sampler's choice.
-        layer: The name of the linear layer that makes the logits. ``None``: the network's last one.
-        target_key: Where the labels are in the batch: an index or a key. ``ignore_index`` marks labels that do not count.
+        examples: The maximum number of examples per set. They are spread evenly over the data set if the dataloader
+            goes through all of it; otherwise, as with a custom sampler, they are the first ones.
+        layer: The name of the linear layer that computes the logits. ``None``: the network's last linear layer.
+        target_key: Where the labels are in the batch: an index or a key.
         output_key: Where the logits are in the model's output. ``None``: the output is the logits.
-        draws: From the network, as a function from images to logits, to draws of a difference of logits ``(N, L)``:
+        draws: Maps the network, as a function from images to logits, to draws of a difference of logits ``(N, L)``:
             :func:`~composer_ls.diagnostics.information.draw_logit_differences` with its other arguments bound.
             ``None``: no mutual information.
         ignore_index: The label of examples that do not count.
 
     Attributes:
-        numbers: The latest numbers, by the names that they are logged under.
-        taken: The features, logits and labels of each set that they were computed from.
-        mutual_information: Steps and nats that were measured under this Trainer; it is kept in checkpoints.
+        numbers: The latest numbers, by the names under which they are logged.
+        taken: The features, logits and labels of each set from which they were computed.
+        mutual_information: The (step, nats) pairs measured under this Trainer; stored in checkpoints.
 
     Raises:
-        DiagnosticsError: ``examples`` is below 1. When the Trainer is made: the network has no linear layer. When
-            training starts: there are no sets to look at, or one is empty.
+        DiagnosticsError: ``examples`` is below 1. When the Trainer is created: the network has no linear layer. When
+            training starts: there are no sets to measure, or one is empty.
 
     Note:
-        A diagnostic that cannot be computed, such as spread for examples of a single class, is left out, and a warning
-        says once why. Batches are copied before they are looked at, so that transforms and networks may work in place.
+        A diagnostic that cannot be computed, such as the spread of examples of a single class, is skipped, and a
+        warning says why, once. Batches are copied first, so that transforms and networks may work in place.
 
     Example:
         >>> from composer_ls import SmoothingDiagnostics
@@ -110,7 +110,7 @@ class SmoothingDiagnostics(Callback):
         self._told: set[tuple[str, str]] = set()
 
     def run_event(self, event: Event, state: State, logger: Logger) -> None:
-        """Measure when it is due; look for what is missing when training starts."""
+        """Measure when due. Check the network when the Trainer is created, and draw examples when training starts."""
         if event == Event.INIT:
             last_linear(_unwrapped(state), self.layer)
             self._begin()
@@ -143,7 +143,7 @@ class SmoothingDiagnostics(Callback):
         weight: Tensor | DiagnosticsError
         try:
             weight, bias = self.head(state)
-        except DiagnosticsError as error:  # what needs no weight can be had without
+        except DiagnosticsError as error:  # most diagnostics do not need the weight
             weight, bias = error, None
         numbers: dict[str, float] = {}
         self.taken = self.collect(state)
@@ -159,24 +159,26 @@ class SmoothingDiagnostics(Callback):
         return numbers
 
     def head(self, state: State) -> tuple[Tensor, Tensor | None]:
-        """Copies on the CPU of the last linear layer's weight ``(K, D)`` and bias ``(K,)``, gathered if they are sharded.
+        """Copies on the CPU of the last linear layer's weight ``(K, D)`` and bias ``(K,)``, gathered if they are
+        sharded.
 
         Raises:
-            DiagnosticsError: They cannot be had, as those that FSDP 1 has flattened.
+            DiagnosticsError: They are not available, for example because FSDP 1 has flattened them.
 
         """
         layer = last_linear(_unwrapped(state), self.layer)
         shape = (layer.out_features, layer.in_features)
         if not hasattr(layer.weight, "full_tensor") and layer.weight.shape != shape:
             raise DiagnosticsError(
-                f"the weight of {layer} has shape {tuple(layer.weight.shape)} outside of the forward pass, for it is sharded in a "
-                f"way that cannot be gathered here: use FSDP 2, or take what needs the weight from a checkpoint"
+                f"the weight of {layer} has shape {tuple(layer.weight.shape)} outside of the forward pass, because it "
+                f"is sharded in a way that cannot be gathered here: use FSDP 2, or compute diagnostics that need the "
+                f"weight from a checkpoint"
             )
         bias = None if layer.bias is None else whole(layer.bias.detach()).cpu().clone()
         return whole(layer.weight.detach()).cpu().clone(), bias
 
     def collect(self, state: State) -> dict[str, Penultimate]:
-        """The penultimate features, logits and labels of every set, as the network is now."""
+        """The penultimate features, logits and labels of every set, for the network's current weights."""
         self._hold(state)
 
         def batches(held: _Held) -> Iterator[tuple[Any, Tensor]]:
@@ -184,22 +186,22 @@ class SmoothingDiagnostics(Callback):
                 placed = held.transform(state.device.batch_to_device(copied(batch)))
                 yield placed, self._labels(placed)
 
-        with _untouched_random_numbers(), torch.compiler.set_stance("force_eager"):  # hooks are not compiled
+        with _untouched_random_numbers(), torch.compiler.set_stance("force_eager"):  # compiled code would skip hooks
             return {
                 name: penultimate_features(_unwrapped(state), batches(held), self.layer, self._forward(state))
                 for name, held in self._held.items()
             }
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know."""
+        """The measurements to store in checkpoints."""
         return {"mutual_information": self.mutual_information}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what :meth:`state_dict` left."""
+        """Restore the measurements of :meth:`state_dict`."""
         self.mutual_information = [(int(step), float(value)) for step, value in state["mutual_information"]]
 
     def _hold(self, state: State, anew: bool = False) -> None:
-        """Take the examples of every set that is not held yet, or of all; those of an iterator can be taken once."""
+        """Draw examples of every set that has none yet, or of all sets. An iterator is read only once."""
         sets = self.data
         if sets is None:
             sets = self._evaluated
@@ -207,7 +209,7 @@ class SmoothingDiagnostics(Callback):
             sets = {str(evaluator.label): evaluator.dataloader for evaluator in state.evaluators}
         if not sets:
             raise DiagnosticsError(
-                "SmoothingDiagnostics has no examples to look at: give the Trainer an eval_dataloader, or give "
+                "SmoothingDiagnostics has no examples to measure: give the Trainer an eval_dataloader, or give "
                 "SmoothingDiagnostics data={'train': DATALOADER}"
             )
         held: dict[str, _Held] = {}
@@ -274,7 +276,7 @@ def _unwrapped(state: State) -> nn.Module:
 
 
 class _Held(NamedTuple):
-    """The examples of a set, where they are from, and what its DataSpec does to a batch on the device."""
+    """The examples of a set, their source, and the transform that its DataSpec applies on the device."""
 
     source: Any
     batches: list[Any]
@@ -282,12 +284,12 @@ class _Held(NamedTuple):
 
 
 def _loader(source: Any) -> Any:
-    """What batches come from, whatever it is wrapped in."""
+    """The dataloader in a DataSpec, or ``source`` itself."""
     return ensure_data_spec(source).dataloader
 
 
 def _taken(source: Any, examples: int) -> _Held:
-    """About ``examples`` examples, as batches: spread over a map-style data set, else the first ones."""
+    """About ``examples`` examples in batches: spread evenly over a map-style data set, else the first ones."""
     spec = ensure_data_spec(source)
     loader = spec.dataloader
     if isinstance(loader, DataLoader) and _goes_through_all(loader):
@@ -299,16 +301,16 @@ def _taken(source: Any, examples: int) -> _Held:
     left = examples
     for batch in loader:
         left -= spec.get_num_samples_in_batch(batch)
-        held.append(spec.batch_transforms(copied(batch)))  # a copy: the caller's own batches stay as they are
+        held.append(spec.batch_transforms(copied(batch)))  # copied, to leave the caller's batches unchanged
         if left <= 0:
             break
     if not held:
-        raise DiagnosticsError("a set that SmoothingDiagnostics should look at holds no examples: leave it out of data")
+        raise DiagnosticsError("a set for SmoothingDiagnostics has no examples: leave it out of data")
     return _Held(_loader(source), held, spec.microbatch_transforms)
 
 
 def _goes_through_all(loader: DataLoader[Any]) -> bool:
-    """Whether a dataloader makes its batches of single examples, and of all of its data set."""
+    """Whether a dataloader builds its batches from single examples and goes through its whole data set."""
     if isinstance(loader.dataset, IterableDataset) or type(loader.batch_sampler) is not BatchSampler:
         return False
     sampler = loader.batch_sampler.sampler
@@ -320,7 +322,7 @@ def _goes_through_all(loader: DataLoader[Any]) -> bool:
 
 @contextlib.contextmanager
 def _untouched_random_numbers() -> Iterator[None]:
-    """Python's, NumPy's and PyTorch's random numbers go on afterwards as if none had been drawn."""
+    """Restores the random states of Python, NumPy and PyTorch afterwards."""
     states = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):

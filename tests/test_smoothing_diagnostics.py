@@ -193,9 +193,9 @@ def test_labels_that_are_not_found_are_told_before_training_starts():
 
 
 def test_nothing_to_look_at_is_refused_when_training_starts():
-    with pytest.raises(DiagnosticsError, match="no examples to look at: give the Trainer an eval_dataloader"):
+    with pytest.raises(DiagnosticsError, match="no examples to measure: give the Trainer an eval_dataloader"):
         train([SmoothingDiagnostics()])
-    with pytest.raises(DiagnosticsError, match="holds no examples"):
+    with pytest.raises(DiagnosticsError, match="has no examples"):
         train([SmoothingDiagnostics(data={"test": []})])
     with pytest.raises(DiagnosticsError, match="examples must be at least 1"):
         SmoothingDiagnostics(examples=0)

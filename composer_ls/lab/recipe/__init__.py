@@ -1,1 +1,1 @@
-"""Recipes: their schema, and reading them from YAML with overrides."""
+"""Recipes: their schema, and how they are read from YAML with overrides."""

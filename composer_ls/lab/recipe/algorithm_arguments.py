@@ -1,4 +1,4 @@
-"""Which algorithms a recipe can name, and their arguments, known without importing Composer, which takes seconds."""
+"""The algorithms that a recipe can name and their arguments, found without importing Composer, which takes seconds."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ OURS = {
     "distillation": ("training/teacher.py", "DistillationFromRun"),
     "label_smoothing": ("../algorithm.py", "LabelSmoothing"),
 }
-"""The files of our own, from the folder of the lab, and their classes."""
+"""Our own algorithms: the file, relative to the lab's folder, and the class."""
 
 BATCH_FORM = frozenset({"input_key", "target_key", "output_key"})
-"""Where things are in a batch or an output, which is up to the caller of a library and fixed in a recipe."""
+"""Arguments that describe the form of batches and outputs, which is fixed in a recipe."""
 
 IMPLEMENTATIONS = ("composer_ls", "composer")
-"""Of ``label_smoothing``: ours, or Composer's own to compare it with."""
+"""The values of ``label_smoothing.implementation``: ours, or Composer's for comparison."""
 
 
 def check_algorithms(mapping: Mapping[str, Any]) -> None:
-    """Raise a RecipeError if an algorithm does not exist or does not take an argument; what is allowed is named.
+    """Raise a RecipeError, which lists what is allowed, for an unknown algorithm or an argument that it does not take.
 
     Example:
         >>> from composer_ls.lab.recipe.algorithm_arguments import check_algorithms
@@ -40,7 +40,7 @@ def check_algorithms(mapping: Mapping[str, Any]) -> None:
 
 
 def algorithm_mistakes(mapping: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """The mistakes in the ``algorithms`` of a recipe: the keys that lead there, and a message."""
+    """The mistakes in a recipe's ``algorithms``, each as a path of keys and a message."""
     known = algorithm_names()
     for name, arguments in mapping.items():
         if name not in known:
@@ -89,7 +89,7 @@ def _is_fraction(value: Any) -> bool:
 
 @functools.cache
 def algorithm_names() -> tuple[str, ...]:
-    """The names of Composer's algorithms, which are those of their folders, and of our own, sorted."""
+    """The sorted names of Composer's algorithms, taken from their folders, and of our own."""
     folder = _composers_folder()
     names = {place.name for place in folder.iterdir() if (place / f"{place.name}.py").is_file()}
     return tuple(sorted(names | set(OURS)))
@@ -101,7 +101,7 @@ def arguments_of(name: str, *, composers_own: bool = False) -> tuple[str, ...]:
 
     Args:
         name: One of :func:`algorithm_names`.
-        composers_own: Take Composer's algorithm where ours has the same name.
+        composers_own: Whether to use Composer's algorithm if ours has the same name.
 
     """
     if name in OURS and not composers_own:
@@ -117,14 +117,14 @@ def arguments_of(name: str, *, composers_own: bool = False) -> tuple[str, ...]:
 
 
 def _composers_folder() -> Path:
-    found = importlib.util.find_spec("composer")  # which does not import it
+    found = importlib.util.find_spec("composer")  # does not import it
     assert found is not None, "Composer is one of our requirements"
     assert found.submodule_search_locations
     return Path(found.submodule_search_locations[0]) / "algorithms"
 
 
 def _class_in(file: Path, name: str | None = None) -> ast.ClassDef | None:
-    """A class by its name, or else the one that derives from ``Algorithm``."""
+    """The class with this name, or without a name the one that derives from ``Algorithm``."""
     classes = [one for one in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(one, ast.ClassDef)]
     for one in classes:
         bases = [base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "") for base in one.bases]

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in words: the key, who set it, what is allowed and what was probably meant."""
+"""Error messages for recipes: the key, where it was set, what is allowed, and what was probably meant."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ ALIASES = {
     "smoothing": "algorithms.label_smoothing.smoothing",
     "wd": "optimizer.weight_decay",
 }
-"""Where keys are that people try, besides keys that stand in another section."""
+"""Keys that people often try, and the keys they mean."""
 
 LENGTHS = {"epoch": "ep", "step": "ba", "batch": "ba", "batche": "ba", "iteration": "ba"}
-"""Words for the length of a run, without a plural's s and a word such as ``max_`` before them, and the unit that they mean."""
+"""Words for the length of a run (without a prefix such as ``max_`` and a plural s) and the unit that they stand for."""
 
 
 @dataclass(frozen=True)
 class Override:
-    """A change to a recipe, as it was given."""
+    """A change to a recipe, as the user gave it."""
 
     text: str
     keys: tuple[str, ...]
     value: Any
 
     def concerns(self, keys: Sequence[str]) -> bool:
-        """Whether it has set the value of these keys, a part of it, or what that is a part of."""
+        """Whether it sets the value at this path of keys, a part of that value, or a mapping that contains it."""
         return all(own == other for own, other in zip(self.keys, keys, strict=False))
 
 
 def explain(error: ValidationError, where: str, overrides: Sequence[Override]) -> str:
-    """All mistakes, after the override that made them, or else the file that they are in."""
+    """A message with all mistakes, grouped by the override that caused them, or else by the file."""
     by_place: dict[str, list[str]] = {}
     for problem in error.errors():
         keys, section = place_of(problem["loc"])
@@ -61,7 +61,7 @@ def explain(error: ValidationError, where: str, overrides: Sequence[Override]) -
 
 
 def told(keys: Sequence[str], message: str, where: str, overrides: Sequence[Override]) -> str:
-    """A message on some keys, after the override that set them, or else the file."""
+    """A message about a path of keys, preceded by the override that set it, or else by the file."""
     return f"{_place(_guilty(keys, overrides), where)}: {message}"
 
 
@@ -74,7 +74,7 @@ def _texts(overrides: Sequence[Override]) -> str:
 
 
 def _guilty(keys: Sequence[str], overrides: Sequence[Override]) -> Override | None:
-    """The last override that set these keys; a mistake of the whole is nobody's."""
+    """The last override that set these keys, or None; None too for a mistake of the recipe as a whole."""
     return next((one for one in reversed(overrides) if keys and one.concerns(keys)), None)
 
 
@@ -113,12 +113,12 @@ def _message(
         words = "true or false" if isinstance(given, bool) else "a number"
         text = override.text.partition("=")[2] if override and len(override.keys) == len(keys) else given
         quoted = f"""{path}='"{text}"'""" if override else f'{keys[-1]}: "{text}"'
-        message = f"YAML takes it for {words}; if it is text, put it in quotes: {quoted}"
+        message = f"YAML reads it as {words}; if it is text, put it in quotes: {quoted}"
     return f"{path} is {given!r}: {message}"
 
 
 FIRST_ARGUMENTS = {"cutmix": "alpha", "label_smoothing": "smoothing", "mixup": "alpha"}
-"""What a bare number is meant for."""
+"""The argument that a bare number is meant for."""
 
 
 def _arguments_in_words(name: str, given: Any) -> str:
@@ -132,7 +132,7 @@ def _arguments_in_words(name: str, given: Any) -> str:
 
 
 def _unknown(keys: Sequence[str], section: type[BaseModel], given: Any, override: Override | None) -> str:
-    """An unknown key, and what was probably meant: where it is from an override, as one."""
+    """A message about an unknown key and what was probably meant, written as an override if the key came from one."""
     allowed = list(section.model_fields)
     tail = ""  # what follows the key in the override
     if override:
@@ -182,7 +182,7 @@ def _length(key: str, given: Any) -> str | None:
 
 
 def _keys_of(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The keys of all sections, each with its path; of keys of one name the outermost comes last, and so counts."""
+    """The keys of all sections, each with its path. Outer sections come last, so their keys take precedence."""
     for name, field in section.model_fields.items():
         for inner in _sections(field.annotation):
             yield from _keys_of(inner, f"{prefix}{name}.")
@@ -196,9 +196,9 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
 
 
 def place_of(loc: Sequence[str | int]) -> tuple[list[str], type[BaseModel]]:
-    """The keys that lead to a mistake, and the section that it is in, or that section around it that has a schema.
+    """The path of keys to a mistake, and the innermost section with a schema that contains it.
 
-    Where a section is one of several, pydantic puts the ``name`` that has told which between the keys.
+    If a section is one of several alternatives, pydantic puts the ``name`` that selected it between the keys.
     """
     section: type[BaseModel] = recipe_schema()
     keys, rest = [], [str(part) for part in loc]

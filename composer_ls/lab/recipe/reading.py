@@ -1,4 +1,4 @@
-"""Reading a recipe: its file, overrides, and messages that name the key and the way out."""
+"""Reads a recipe from its file, applies overrides, and checks the result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["load_recipe", "recipe_path", "shipped_recipes"]
 
 
 def recipe_folder() -> Path:
-    """Where the shipped recipes are: inside the installed package, or at the top of a checkout."""
+    """The folder of the shipped recipes: inside the installed package, or at the top of a checkout."""
     package = Path(__file__).resolve().parents[2]
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
@@ -34,7 +34,7 @@ def recipe_path(name: str | Path) -> Path:
     """The file of a recipe given as a shipped name or as a path.
 
     Raises:
-        RecipeError: There is no such recipe; near matches are named.
+        RecipeError: There is no such recipe; the message suggests similar names.
 
     """
     shipped = shipped_recipes()
@@ -52,7 +52,7 @@ def recipe_path(name: str | Path) -> Path:
 
 
 def _light(names: Sequence[str]) -> list[str]:
-    """Those of the shipped recipes that a laptop can train, if there are any, or else all of these."""
+    """The recipes among ``names`` that a laptop can train, or all of them if there are none."""
     recipes = [load_recipe(name) for name in names]
     light = [one.name for one in recipes if "GPU" not in one.needs and int(one.duration.removesuffix("ep")) <= 100]
     return light or list(names)
@@ -62,7 +62,8 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply overrides such as ``optimizer.learning_rate=0.2``, whose values are YAML.
 
     Raises:
-        RecipeError: No such recipe, broken YAML, an unknown key or a wrong value; the message names file, line or key.
+        RecipeError: There is no such recipe, the YAML is invalid, a key is unknown or a value is wrong; the message
+            names the file, line or key.
 
     Example:
         >>> from composer_ls.lab.recipe.reading import load_recipe
@@ -77,7 +78,7 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"the recipe {path} cannot be read: {error}") from error
     content = parse_yaml(text, str(path))
     if not isinstance(content, dict):
-        raise RecipeError(f"{path} holds {type(content).__name__}, but a recipe is a mapping from keys to values")
+        raise RecipeError(f"{path} contains {type(content).__name__}, but a recipe is a mapping from keys to values")
     changes = [_apply_override(content, override) for override in overrides]
     return _validated(content, f"the recipe {name}" if str(name) in shipped_recipes() else str(path), changes)
 

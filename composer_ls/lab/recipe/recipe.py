@@ -1,4 +1,4 @@
-"""The recipe: everything that decides a run, put together from what all tasks share and what each task adds."""
+"""The recipe, which determines a run completely: its schema combines sections of all tasks with those of each task."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ __all__ = ["Recipe", "TaskSchema", "differing_keys", "recipe_schema", "use_tasks
 
 @dataclass(frozen=True)
 class TaskSchema:
-    """A task's part of a recipe.
+    """A task's part of the recipe schema.
 
     Attributes:
         task: The task's name.
-        data: Its ``data`` section. The values of ``name`` belong to no other task, so a mistake is told against these keys.
+        data: Its ``data`` section. No other task uses the same values of ``name``, which identify the section.
         model: Its ``model`` section, likewise.
-        losses: What ``loss`` may be.
-        diagnostics: Its ``diagnostics`` section; ``None``: it has none.
-        files: Patterns of the files that only its runs leave.
+        losses: The allowed values of ``loss``.
+        diagnostics: Its ``diagnostics`` section, or ``None``.
+        files: Glob patterns of the additional files of its runs.
 
     """
 
@@ -52,33 +52,33 @@ class TaskSchema:
 
 
 class Recipe(Section):
-    """Everything that decides a run."""
+    """The complete description of a run."""
 
     tasks: ClassVar[Mapping[str, TaskSchema]] = {}
-    """By their names; empty until :func:`recipe_schema` adds them."""
+    """The tasks by name; empty until :func:`recipe_schema` adds them."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    description: str = Field("", description="one line on what it is")
-    needs: str = Field("", description="one line on what it needs")
+    description: str = Field("", description="what it is, in one line")
+    needs: str = Field("", description="what it needs, in one line")
     seed: Seed = 17
     duration: WholeDuration
     precision: Literal["auto", "fp32", "amp_bf16", "amp_fp16"] = Field(
-        "fp32", description="auto: amp_bf16 on a GPU that has it, else fp32"
+        "fp32", description="auto: amp_bf16 on a GPU that supports it, else fp32"
     )
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    microbatch_size: Integer | None = Field(None, ge=1, description="examples in one forward pass of one process")
+    microbatch_size: Integer | None = Field(None, ge=1, description="examples per forward pass of one process")
     eval_interval: Duration = "1ep"
     data: DataSection
     model: ModelSection
     loss: str = Field(
-        "cross_entropy", description="what is minimised; dice and cross_entropy+dice are for segmentation"
+        "cross_entropy", description="the training loss; dice and cross_entropy+dice are for segmentation"
     )
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     algorithms: dict[str, dict[str, Any] | None] = Field(
         {}, description="label_smoothing, mixup, cutmix and Composer's other algorithms, each with its arguments"
     )
-    diagnostics: Section | None = Field(None, description="{} watches training with the defaults; null does not")
+    diagnostics: Section | None = Field(None, description="{}: measure during training with the defaults; null: do not")
     checkpoints: Checkpoints = Checkpoints()
 
     @model_validator(mode="after")
@@ -97,12 +97,12 @@ class Recipe(Section):
             )
         if self.diagnostics is not None and type(self.diagnostics) is not schema.diagnostics:
             having = [task.task for task in self.tasks.values() if task.diagnostics is type(self.diagnostics)]
-            raise ValueError(f"diagnostics look at {' and '.join(having)} only: use diagnostics=null for {self.task}")
+            raise ValueError(f"diagnostics are for {' and '.join(having)} only: use diagnostics=null for {self.task}")
         return self
 
     @property
     def task(self) -> str:
-        """The kind of problem, which follows from the data."""
+        """The name of the task, which follows from the data section."""
         return next(task.task for task in self.tasks.values() if type(self.data) is task.data)
 
     def to_yaml(self) -> str:
@@ -110,9 +110,9 @@ class Recipe(Section):
         return dump_yaml(self.model_dump())
 
     def identity(self) -> dict[str, Any]:
-        """What decides the run: every key that is not at its default. Two recipes with equal ones are the same run.
+        """The keys that determine the run and are not at their default. Recipes with equal identities are the same run.
 
-        The words about it do not count, nor do algorithms that are switched off, which a smoothing of 0 is too.
+        The description does not count, nor do algorithms that are switched off, including a smoothing of 0.
         """
         content = self.model_dump(exclude={"description", "needs"}, exclude_defaults=True)
         on = {name: arguments for name, arguments in self.algorithms.items() if arguments is not None}
@@ -121,7 +121,7 @@ class Recipe(Section):
         return content | {"algorithms": on}
 
     def fingerprint(self) -> str:
-        """Eight characters that change when anything that decides the run changes."""
+        """Eight characters that change with the recipe's identity."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
 
     @property
@@ -137,7 +137,7 @@ _tasks: Callable[[], Sequence[TaskSchema]] | None = None
 
 
 def use_tasks(tasks: Callable[[], Sequence[TaskSchema]]) -> None:
-    """Set where the tasks' schemas come from, which are asked for when the first recipe is read."""
+    """Set the function that returns the tasks' schemas. It is called when the first recipe is read."""
     global _tasks
     _tasks = tasks
     recipe_schema.cache_clear()
@@ -146,7 +146,7 @@ def use_tasks(tasks: Callable[[], Sequence[TaskSchema]]) -> None:
 @functools.cache
 def recipe_schema() -> type[Recipe]:
     """The schema of recipes: :class:`Recipe` with the sections of every task."""
-    assert _tasks is not None, "the registry of tasks, which importing composer_ls.lab loads, sets them"
+    assert _tasks is not None, "importing composer_ls.lab loads the registry, which sets the tasks"
     tasks = _tasks()
     losses = tuple(dict.fromkeys(loss for task in tasks for loss in task.losses))
     diagnostics = [task.diagnostics for task in tasks if task.diagnostics is not None]
@@ -166,7 +166,7 @@ def _one_of(types: Sequence[Any]) -> Any:
 
 
 def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The dotted keys whose values differ between two recipes; the words about a recipe do not count."""
+    """The dotted keys whose values differ between two recipes, not counting their descriptions."""
     keys: list[str] = []
     for key in [*a, *(key for key in b if key not in a)]:
         if not prefix and key in {"description", "needs"}:

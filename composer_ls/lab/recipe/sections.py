@@ -1,4 +1,4 @@
-"""The parts of a recipe that are the same for all tasks, and the kinds of values in them."""
+"""The sections of a recipe that all tasks share, and the types of values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 
 
 def number_in_words(value: Any) -> Any:
-    """Text that is a number, as it is in quotes, is taken for that number. ``true`` is none."""
+    """Convert text that is a number, such as one in quotes. Booleans are refused."""
     if isinstance(value, bool):
         raise ValueError("input should be a number")
     if isinstance(value, str):
@@ -37,7 +37,7 @@ def number_in_words(value: Any) -> Any:
 
 
 def _truth_in_words(value: Any) -> Any:
-    """YAML 1.1's other words for true and false."""
+    """Convert YAML 1.1's other words for true and false."""
     words = {"yes": True, "on": True, "no": False, "off": False}
     return words.get(value.lower(), value) if isinstance(value, str) else value
 
@@ -53,7 +53,7 @@ def _length(value: Any, fraction: bool = True) -> Any:
         number = isinstance(value, int) and not isinstance(value, bool)
         example = f"{value}ep" if number and value > 0 else "10ep"
         raise ValueError(
-            f"a duration is a whole number with ep, ba or sp (epochs, steps, examples) behind it, such as {example}"
+            f"a duration is a whole number followed by ep, ba or sp (epochs, steps, examples), such as {example}"
             f"{', or a fraction of the run, such as 0.5dur' if fraction else ''}"
         )
     if value.endswith("dur") and float(value.removesuffix("dur")) > 1:
@@ -69,7 +69,7 @@ def _more_than_none(value: str) -> str:
 
 def _not_of_itself(value: str) -> str:
     if value.endswith("dur"):
-        raise ValueError("the run cannot be a fraction of itself: give it in ep, ba or sp, such as 10ep")
+        raise ValueError("the run cannot be a fraction of itself: use ep, ba or sp, such as 10ep")
     return value
 
 
@@ -84,44 +84,44 @@ WholeDuration = Annotated[
 
 
 class Section(BaseModel):
-    """A part of a recipe. Unknown keys are errors."""
+    """A section of a recipe. Unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class DataSection(Section):
-    """What every task's data section has."""
+    """The base of every task's data section."""
 
     name: str
 
 
 class ModelSection(Section):
-    """What every task's model section has."""
+    """The base of every task's model section."""
 
     name: str
     compile: Truth = Field(False, description="torch.compile: a minute of compiling for faster steps")
 
 
 class Optimizer(Section):
-    """How the weights change."""
+    """The optimizer and its settings."""
 
     name: Literal["sgd", "adamw"] = "sgd"
     learning_rate: Number = Field(0.1, gt=0)
     momentum: Number = Field(0.9, ge=0, lt=1, description="for sgd")
     nesterov: Truth = Field(False, description="for sgd")
     weight_decay: Number = Field(0.0, ge=0)
-    decoupled: Truth = Field(False, description="weight decay apart from the gradient (adamw always does)")
+    decoupled: Truth = Field(False, description="decoupled weight decay for sgd (adamw always decouples it)")
 
 
 class Schedule(Section):
-    """How the learning rate changes over the run."""
+    """The schedule of the learning rate."""
 
     name: Literal["constant", "cosine", "linear", "multistep", "inverse_sqrt"] = Field(
         "cosine",
-        description="cosine and linear fall to zero; inverse_sqrt with the square root of time, from the end of its warmup",
+        description="cosine and linear fall to zero; inverse_sqrt falls as 1/sqrt(time) after its warmup",
     )
     warmup: Warmup = "0ba"
-    milestones: list[Duration] = Field([], description="when multistep multiplies the rate by gamma")
+    milestones: list[Duration] = Field([], description="times at which multistep multiplies the rate by gamma")
     gamma: Number = Field(0.1, gt=0)
 
     @model_validator(mode="after")
@@ -132,7 +132,7 @@ class Schedule(Section):
 
 
 class Checkpoints(Section):
-    """What is saved on the way, so that a killed run can go on."""
+    """Checkpoints, from which an interrupted run resumes."""
 
     interval: Duration = Field("1ep", description="how often to save")
     keep: Truth = Field(False, description="keep the last checkpoint when the run is finished")

@@ -1,4 +1,4 @@
-"""YAML as recipes use it: the numbers of YAML 1.2, and no key twice."""
+"""YAML for recipes: numbers as in YAML 1.2, and duplicate keys are errors."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from composer_ls.errors import RecipeError
 
 __all__ = ["dump_yaml", "parse_yaml"]
 
-# Each kind of plain value, what it looks like and the characters that it starts with, as in YAML 1.2's core schema. A date and 1:30
-# stay text, and 010 is ten. Octal numbers are written 0o10. Words for true and false are those of YAML 1.1 without yes, no, on, off.
+# For each kind of plain value: its tag, pattern and possible first characters, as in YAML 1.2's core schema. Dates and
+# 1:30 stay text, 010 is ten, and octal numbers are written 0o10. true and false are as in YAML 1.1, without yes, no, on
+# and off.
 KINDS = (
     ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("tag:yaml.org,2002:int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
@@ -36,14 +37,14 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = RESOLVERS
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """A mapping, unless a key stands in it twice."""
+        """A mapping. A duplicate key is an error."""
         first: dict[Any, Any] = {}
         for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":
                 key = self.construct_object(key_node)
                 if key in first:
-                    line = f", first in line {first[key] + 1}" if first[key] != key_node.start_mark.line else ""
-                    problem = f"the key {key} stands twice{line}"
+                    line = f", first on line {first[key] + 1}" if first[key] != key_node.start_mark.line else ""
+                    problem = f"the key {key} occurs twice{line}"
                     raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
                 first[key] = key_node.start_mark.line
         return super().construct_mapping(node, deep)
@@ -64,7 +65,7 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _number)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Text is quoted if either version would take it for something else."""
+    """Quotes text that either version of YAML would read as something else."""
 
     yaml_implicit_resolvers = {
         start: [*yaml.SafeDumper.yaml_implicit_resolvers.get(start, []), *RESOLVERS.get(start, [])]
@@ -73,14 +74,14 @@ class _Dumper(yaml.SafeDumper):
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """What YAML says, of plain values only: mappings, lists, text, numbers, true, false and null.
+    """Parse YAML that contains plain values only: mappings, lists, text, numbers, true, false and null.
 
     Args:
         text: The YAML.
-        where: Where it stands, for messages: a file or an override.
+        where: Its source, for messages: a file or an override.
 
     Raises:
-        RecipeError: It is not valid, or a mapping has a key twice; the message gives the line and the column.
+        RecipeError: The YAML is invalid, or a mapping has a duplicate key; the message gives line and column.
 
     Example:
         >>> from composer_ls.lab.recipe.yaml_text import parse_yaml
@@ -100,5 +101,5 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def dump_yaml(content: Any) -> str:
-    """YAML that :func:`parse_yaml` reads back as the same, and readers of YAML 1.1 too, in the order of the keys."""
+    """YAML that :func:`parse_yaml` and YAML 1.1 parsers both read back unchanged. Keys keep their order."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

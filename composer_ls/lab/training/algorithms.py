@@ -1,4 +1,4 @@
-"""From the `algorithms` mapping of a recipe to Composer algorithms."""
+"""Builds Composer algorithms from the `algorithms` mapping of a recipe."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ OURS: dict[str, type[Algorithm]] = {"distillation": DistillationFromRun, "label_
 
 SMOOTHERS: dict[str, type[Algorithm]] = {
     "composer_ls": LabelSmoothing,
-    "composer": composer.algorithms.LabelSmoothing,  # which stays where the recipe puts it
+    "composer": composer.algorithms.LabelSmoothing,  # stays at its position in the recipe
 }
 
 
 def algorithms_by_name() -> dict[str, type[Algorithm]]:
-    """Every algorithm that a recipe can name: Composer's, by the names of their modules, and our own."""
+    """Every algorithm that a recipe can name: Composer's, under the names of their modules, and our own."""
     classes = [cls for cls in vars(composer.algorithms).values() if inspect.isclass(cls) and issubclass(cls, Algorithm)]
     return {cls.__module__.split(".")[2]: cls for cls in classes} | OURS
 
@@ -39,15 +39,16 @@ def build_algorithms(
     num_classes: int | None = None,
     label_counts: Callable[[], Tensor] | None = None,
 ) -> list[Algorithm]:
-    """One algorithm an entry, in order. An entry whose value is ``None`` is switched off.
+    """One algorithm per entry, in order. An entry whose value is ``None`` is switched off.
 
     Args:
-        mapping: From names to arguments.
-        num_classes: K, if it is known, so that a prior can be checked.
-        label_counts: How often each class is a training label, ``(K,)``, for label smoothing's ``prior: unigram``.
+        mapping: Arguments by the algorithm's name.
+        num_classes: K, if known, to check a prior.
+        label_counts: Returns the number of training labels of each class, ``(K,)``, for ``prior: unigram``.
 
     Raises:
-        RecipeError: An unknown name or argument (what is allowed is named), or a value that the algorithm refuses.
+        RecipeError: A name or an argument is unknown (the message lists what is allowed), or an algorithm refuses a
+            value.
 
     Example:
         >>> from composer_ls.lab.training.algorithms import build_algorithms
@@ -77,7 +78,7 @@ def build_algorithms(
 
 
 def _named_prior(prior: Any, label_counts: Callable[[], Tensor] | None) -> Any:
-    """A prior that is given as numbers, or by name: ``uniform``, or ``unigram`` for the training labels' frequencies."""
+    """The prior for numbers, or for a name: ``uniform``, or ``unigram`` for the frequencies of the training labels."""
     if not isinstance(prior, str):
         return prior
     if prior not in {"uniform", "unigram"}:

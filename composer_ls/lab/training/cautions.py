@@ -1,4 +1,4 @@
-"""What to be careful about in a finished run, in sentences for its result, the terminal and the pages."""
+"""Warnings about a finished run, as sentences for its result, the terminal and the reports."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader
 __all__ = ["dropped_share", "not_finite", "training_cautions"]
 
 FEW_STEPS = 100
-"""Under this many steps, a network trained from scratch has learnt little."""
+"""With fewer steps than this, a network trained from scratch has learnt little."""
 
 
 def dropped_share(loader: object) -> float:
-    """The part of the training examples that an epoch leaves out, since they do not fill the last batch, in [0, 1)."""
+    """The fraction of training examples that an epoch drops because they do not fill the last batch, in [0, 1)."""
     if isinstance(loader, DataSpec):
         loader = loader.dataloader
     if not isinstance(loader, DataLoader) or not loader.drop_last or not loader.batch_size:
@@ -24,12 +24,12 @@ def dropped_share(loader: object) -> float:
 
 
 def not_finite(metrics: Mapping[str, float]) -> list[str]:
-    """The metrics that are no finite numbers, which shows that a run diverged."""
+    """The metrics that are not finite, which means that the run diverged."""
     return [name for name, value in metrics.items() if not math.isfinite(value)]
 
 
 def training_cautions(steps: int, metrics: Mapping[str, float]) -> list[str]:
-    """What is wrong with a run of so many steps that ended with these metrics.
+    """Warnings about a run with this number of steps and these final metrics.
 
     Example:
         >>> from composer_ls.lab.training.cautions import training_cautions

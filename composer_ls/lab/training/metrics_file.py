@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: one line for each epoch of a run."""
+"""``metrics.jsonl``: one line per epoch of a run."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["MetricsFile"]
 
 
 class MetricsFile(LoggerDestination):
-    """One JSON line an epoch: the mean training loss since the line before, and the latest of every other metric.
+    """Writes one JSON line per epoch: the mean training loss since the last line, and the latest other metrics.
 
-    A run that ends within an epoch has a line for the part of it. A number that is not finite is ``null``.
+    A run that ends in the middle of an epoch has a line for the partial epoch. A number that is not finite is ``null``.
 
     Args:
-        path: The file. Lines from after the checkpoint that a run resumes from are cut off.
-        each_line: Is given each line of a whole epoch when it is written.
+        path: The file. When a run resumes, lines from after its checkpoint are removed.
+        each_line: Called with each line of a complete epoch when it is written.
 
     """
 
@@ -45,7 +45,7 @@ class MetricsFile(LoggerDestination):
                 self._latest[name] = float(value)
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Cut off what a killed run wrote after its last checkpoint."""
+        """Remove the lines that a killed run wrote after its last checkpoint."""
         if dist.get_global_rank() != 0:
             return
         batches = int(state.timestamp.batch)
@@ -54,14 +54,15 @@ class MetricsFile(LoggerDestination):
 
     @property
     def line_an_epoch(self) -> Callback:
-        """The callback that writes the lines; before the checkpoint, so that a run killed in between loses none.
+        """The callback that writes the lines.
 
-        (Composer calls its loggers last.)
+        It writes before the checkpoint is saved, so that a run killed in between loses no line. The logger itself could
+        not, because Composer calls loggers last.
         """
         return _LineAnEpoch(self)
 
     def write_line(self, state: State) -> None:
-        """Write what was logged since the line before."""
+        """Write a line with what was logged since the last one."""
         if dist.get_global_rank() != 0:
             return
         line = self._line(state)
@@ -71,9 +72,9 @@ class MetricsFile(LoggerDestination):
             self._each_line(line)
 
     def finish(self, state: State) -> None:
-        """Write what came after the last line. To be called after ``fit``: the last evaluation follows ``fit_end``.
+        """Write what was logged after the last line. Call it after ``fit``: the last evaluation follows ``fit_end``.
 
-        It becomes a line of its own, if the run stopped within an epoch, or else a part of the last line.
+        This adds a line if the run stopped in the middle of an epoch, and extends the last line otherwise.
         """
         if dist.get_global_rank() != 0 or not (self._latest or self._losses):
             return
@@ -83,7 +84,7 @@ class MetricsFile(LoggerDestination):
         write_text(self.path, "".join([*lines, json.dumps(finite(line)) + "\n"]))
 
     def _line(self, state: State) -> dict[str, float]:
-        """What was logged since the line before, which is then forgotten."""
+        """What was logged since the last line. Resets it."""
         line: dict[str, float] = {"epoch": int(state.timestamp.epoch), "batch": int(state.timestamp.batch)}
         if self._losses:
             line["loss/train/total"] = sum(self._losses) / len(self._losses)
@@ -97,7 +98,7 @@ class _LineAnEpoch(Callback):
         self._file = file
 
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Write a line: evaluation, if due in an epoch, is over."""
+        """Write a line. If an evaluation was due in this epoch, it is done by now."""
         self._file.write_line(state)
 
 

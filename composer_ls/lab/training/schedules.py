@@ -1,4 +1,4 @@
-"""Schedules of the learning rate that Composer does not have."""
+"""Learning rate schedules that Composer does not provide."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["InverseSquareRootScheduler"]
 
 
 class InverseSquareRootScheduler(ComposerScheduler):
-    r"""Rise linearly for w steps, then fall with the square root of time: :math:`\min(t/w, \sqrt{w/t})`, which is 1 at w.
+    r"""A linear warmup of length w, then a decay with the square root of time: :math:`\min(t/w, \sqrt{w/t})`.
 
     Args:
         warmup: w, such as ``"1000ba"`` or ``"0.1dur"``; more than 0.
@@ -28,7 +28,7 @@ class InverseSquareRootScheduler(ComposerScheduler):
         self.warmup = warmup
 
     def __call__(self, state: State, ssr: float = 1.0) -> float:
-        """The factor of the learning rate at the state's time."""
+        """The factor by which the learning rate is multiplied at the state's time."""
         warmup = _convert_time(self.warmup, state, ssr=ssr)
         now, until = int(state.timestamp.get(warmup.unit)), max(1, int(warmup))
         return now / until if now < until else (until / now) ** 0.5

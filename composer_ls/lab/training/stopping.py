@@ -1,4 +1,4 @@
-"""Ctrl-C in training: a checkpoint of where it is, and then the end."""
+"""Handles Ctrl-C during training: saves a checkpoint, then stops."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["StopOnInterrupt", "StoppedInTraining"]
 
 
 class StoppedInTraining(KeyboardInterrupt):
-    """The run was stopped by Ctrl-C and has saved where it is.
+    """The run was stopped by Ctrl-C and has saved a checkpoint.
 
     Attributes:
-        epoch: Whole epochs that it has done.
-        step: Steps that it has done.
+        epoch: The number of complete epochs.
+        step: The number of steps.
 
     """
 
@@ -33,11 +33,11 @@ class StoppedInTraining(KeyboardInterrupt):
 class StopOnInterrupt(Callback):
     """After the first Ctrl-C, finish the step, save a checkpoint and raise :class:`StoppedInTraining`.
 
-    The second one ends the process at once. Several processes are left to their launcher, and a process that ignores Ctrl-C goes
-    on doing so.
+    A second Ctrl-C ends the process at once. With several processes, Ctrl-C is left to their launcher. If the process
+    ignores SIGINT, it still does.
 
     Attributes:
-        save: Writes a checkpoint of the trainer; to be set before training.
+        save: Writes a checkpoint of the trainer. Set it before training.
 
     """
 
@@ -47,23 +47,23 @@ class StopOnInterrupt(Callback):
         self._before: Any = None
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Listen for Ctrl-C."""
+        """Install the handler for Ctrl-C."""
         here = threading.current_thread() is threading.main_thread()
         if here and dist.get_world_size() == 1 and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
             self._before = signal.signal(signal.SIGINT, self._handle)
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Stop after a step; the last one of an epoch has its epoch's evaluation first."""
+        """Stop after a step, unless it is the last one of an epoch, whose evaluation comes first."""
         if state.dataloader_len is None or int(state.timestamp.batch_in_epoch) < int(state.dataloader_len):
             self._stop_if_asked(state)
 
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Stop after an epoch, unless the run is over with it."""
+        """Stop after an epoch, unless the run is finished."""
         if state.max_duration is None or state.timestamp < state.max_duration:
             self._stop_if_asked(state)
 
     def close(self, state: State, logger: Logger) -> None:
-        """Leave Ctrl-C to whoever had it before."""
+        """Restore the previous handler."""
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
             self._before = None

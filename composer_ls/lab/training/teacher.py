@@ -1,4 +1,4 @@
-"""A finished run's network, to learn from."""
+"""Teachers for distillation: the networks of finished runs."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ __all__ = ["DistillationFromRun", "Teacher", "check_teachers", "load_teacher"]
 
 @dataclass(frozen=True)
 class Teacher:
-    """A network with the weights that training left.
+    """A trained network.
 
     Attributes:
-        module: From images to logits, in evaluation mode.
-        smoothing: What it was trained with; ``None`` if nobody knows.
-        classes: The names of its classes; ``None`` if nobody knows.
-        image_shape: (C, H, W) of its images; ``None`` if nobody knows.
+        module: Maps images to logits; in evaluation mode.
+        smoothing: The smoothing with which it was trained; ``None`` if unknown.
+        classes: The names of its classes; ``None`` if unknown.
+        image_shape: (C, H, W) of its images; ``None`` if unknown.
 
     """
 
@@ -46,18 +46,18 @@ def load_teacher(source: str | Path, architecture: nn.Module | None = None) -> T
     A checkpoint is a pickle, which can run code when it is read: use your own, or those of people you trust.
 
     Args:
-        source: A run folder, or a checkpoint's file.
-        architecture: A network into which a checkpoint's weights fit. A run folder's recipe tells its own, and so does
-            one around a checkpoint.
+        source: A run folder, or a checkpoint file.
+        architecture: A network that the checkpoint's weights fit. Not needed for a run folder or a checkpoint inside
+            one, whose recipe names the network.
 
     Raises:
-        TeacherError: There is no such folder or file; the run is not finished or did not keep its checkpoint; the
+        TeacherError: There is no such folder or file, the run is not finished or did not keep its checkpoint, or the
             weights do not fit the network. The message says what to do.
 
     """
     path = Path(source).expanduser()
     if not path.exists():
-        raise TeacherError(f"there is no teacher at {path.absolute()}: give a run folder or a checkpoint's file")
+        raise TeacherError(f"there is no teacher at {path.absolute()}: give a run folder or a checkpoint file")
     run, checkpoint = path, path / "checkpoints" / "latest-rank0.pt"
     if path.is_file():
         run, checkpoint = path.parent.parent, path
@@ -65,13 +65,13 @@ def load_teacher(source: str | Path, architecture: nn.Module | None = None) -> T
             return Teacher(_with_weights(_given(architecture, path), checkpoint))
     result = _result(run)
     recipe = load_recipe(run / "recipe.yaml")
-    with torch.random.fork_rng([]):  # the student's first weights are those that it would have without a teacher
+    with torch.random.fork_rng([]):  # keeps the student's initial weights the same as without a teacher
         module = task_class(recipe.task).teacher(recipe, result)
     if module is None:
         raise TeacherError(f"the run in {run} is for {recipe.task}, but a teacher is a classifier: give another run")
     if not checkpoint.is_file():
         raise TeacherError(
-            f"the run in {run} did not keep its checkpoint, so that there are no weights to teach with: train it again, "
+            f"the run in {run} did not keep its checkpoint, so there are no weights to teach with: train it again, "
             f"with composer-ls train {run / 'recipe.yaml'} checkpoints.keep=true --out {run} --overwrite"
         )
     image_shape, classes = tuple(result["image_shape"]), tuple(result["classes"])
@@ -79,11 +79,11 @@ def load_teacher(source: str | Path, architecture: nn.Module | None = None) -> T
 
 
 class DistillationFromRun(Distillation):
-    """The :class:`~composer_ls.Distillation` that a recipe names: its teacher is a finished run.
+    """The :class:`~composer_ls.Distillation` of recipes, whose teacher is a finished run.
 
     Args:
-        teacher: A run folder that ``composer-ls train`` left with ``checkpoints.keep=true``, or a checkpoint's file in
-            one. Files are pickles: use trusted ones.
+        teacher: A run folder written by ``composer-ls train`` with ``checkpoints.keep=true``, or a checkpoint file in
+            one. Checkpoints are pickles: use trusted ones only.
         temperature: As for Distillation.
         weight: As for Distillation.
         student_temperature: As for Distillation.
@@ -93,7 +93,7 @@ class DistillationFromRun(Distillation):
         TeacherError: As :func:`load_teacher`.
 
     Warns:
-        UserWarning: The teacher was trained with label smoothing, which erases what it could teach.
+        UserWarning: The teacher was trained with label smoothing, which removes information that students learn from.
 
     """
 
@@ -115,16 +115,16 @@ class DistillationFromRun(Distillation):
             warnings.warn(_smoothed_teacher(self.name, self.run.smoothing), stacklevel=2)
 
     def check_data(self, classes: Sequence[str], image_shape: Sequence[int]) -> None:
-        """Refuse a student's data that the teacher was not trained for.
+        """Check that the teacher was trained for the student's classes and images.
 
         Raises:
-            TeacherError: Other classes, or images of another shape.
+            TeacherError: The classes or the shape of images differ.
 
         """
         own = self.run
         if own.classes is not None and own.classes != tuple(classes):
             raise TeacherError(
-                f"the teacher in {self.name} tells {_listed(own.classes)} apart, but the student's classes are "
+                f"the classes of the teacher in {self.name} are {_listed(own.classes)}, but the student's are "
                 f"{_listed(classes)}: give a teacher that was trained on the student's classes"
             )
         if own.image_shape is not None and own.image_shape != tuple(image_shape):
@@ -135,14 +135,14 @@ class DistillationFromRun(Distillation):
 
 
 def check_teachers(algorithms: Sequence[Algorithm], facts: Mapping[str, Any]) -> None:
-    """Refuse a teacher that was not trained for a task's classes and images.
+    """Check that teachers were trained for a task's classes and images.
 
     Args:
-        algorithms: Of the student's run.
-        facts: Of its task; see :class:`~composer_ls.lab.tasks.task.Task`.
+        algorithms: The algorithms of the student's run.
+        facts: The facts of its task; see :class:`~composer_ls.lab.tasks.task.Task`.
 
     Raises:
-        TeacherError: Other classes, or images of another shape.
+        TeacherError: The classes or the shape of images differ.
 
     """
     for algorithm in algorithms:
@@ -152,10 +152,10 @@ def check_teachers(algorithms: Sequence[Algorithm], facts: Mapping[str, Any]) ->
 
 def _smoothed_teacher(name: str, smoothing: float) -> str:
     return (
-        f"the teacher in {name} was trained with smoothing {smoothing:g}, which erases the likeness of classes that a "
-        f"student learns from: Müller et al. (2019, section 4) found that a teacher on MNIST got better with smoothing, "
-        f"from 0.67 to 0.59 % errors, and its student worse, from 0.74 to 0.91 %, and that on CIFAR-10 no student of a smoothed "
-        f"teacher was better than a student trained without one; train the teacher with "
+        f"the teacher in {name} was trained with smoothing {smoothing:g}, which removes the information about similar "
+        f"classes that a student learns from: Müller et al. (2019, section 4) found that smoothing improved a teacher "
+        f"on MNIST from 0.67 to 0.59 % errors but made its student worse, from 0.74 to 0.91 %, and that on CIFAR-10 no "
+        f"student of a smoothed teacher was better than a student trained without one; train the teacher with "
         f"algorithms.label_smoothing.smoothing=0"
     )
 
@@ -167,7 +167,7 @@ def _listed(classes: Sequence[str]) -> str:
 def _given(architecture: nn.Module | None, path: Path) -> nn.Module:
     if architecture is None:
         raise TeacherError(
-            f"{path} lies in no run folder, so that nobody knows which network its weights belong to: give "
+            f"{path} is not in a run folder, so it is unknown to which network its weights belong: give "
             f"architecture=MODULE, or a run folder as the teacher"
         )
     return architecture
@@ -185,8 +185,8 @@ def _result(run: Path) -> dict[str, Any]:
         return {key: result[key] for key in ("smoothing", "classes", "image_shape")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TeacherError(
-            f"{file} does not tell what the teacher is ({error!r}): it is damaged, or an older version wrote it; train "
-            f"the teacher again"
+            f"{file} does not describe the teacher ({error!r}): it is damaged, or was written by an older version; "
+            f"train the teacher again"
         ) from error
 
 
@@ -202,14 +202,14 @@ def _with_weights(module: nn.Module, checkpoint: Path) -> nn.Module:
     except RuntimeError as error:
         raise TeacherError(
             f"the weights in {checkpoint} do not fit the network {type(module).__name__} "
-            f"({' '.join(str(error).split())[:300]}): algorithms that rebuild a network, such as blurpool, must not be in "
+            f"({' '.join(str(error).split())[:300]}): algorithms that rebuild a network, such as blurpool, cannot be in "
             f"a teacher's recipe; give Distillation the network itself instead"
         ) from error
     return module.eval()
 
 
 def _matching(weights: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """Weights by the module's own names: a ComposerClassifier puts ``module.`` before those of its network."""
+    """The weights under the module's own names, without the prefix ``module.`` that a ComposerClassifier adds."""
     own = module.state_dict().keys()
     stripped = {name.removeprefix("module."): value for name, value in weights.items()}
     return stripped if stripped.keys() == own else weights

@@ -1,4 +1,4 @@
-"""A whole training run: from a recipe to a finished run folder."""
+"""Runs a recipe, from reading the data to the finished run folder."""
 
 from __future__ import annotations
 
@@ -57,25 +57,25 @@ def train(
     each_line: Callable[[Mapping[str, float]], None] | None = None,
     debug: bool = False,
 ) -> dict[str, Any]:
-    """Train as the recipe says and return what ``result.json`` holds.
+    """Train a recipe and return the contents of ``result.json``.
 
-    A finished run is not run again, and one that was killed goes on from its last checkpoint.
+    A finished run is not run again, and an interrupted one resumes from its last checkpoint.
 
     Args:
-        recipe: What to do.
-        folder: Where to leave it.
-        overwrite: Forget what the folder holds and start afresh.
-        progress: Show Composer's progress bar.
-        each_line: Is given each line of ``metrics.jsonl`` when it is written, once an epoch.
-        debug: Show the messages of Composer, too, that a user can do nothing about.
+        recipe: The recipe.
+        folder: The run folder.
+        overwrite: Whether to discard the contents of the folder and start over.
+        progress: Whether to show Composer's progress bar.
+        each_line: Called with each line of ``metrics.jsonl`` when it is written, once per epoch.
+        debug: Whether to show Composer's messages about things that a user cannot change.
 
     Raises:
-        RecipeError: An algorithm that does not exist or refuses its arguments, a batch size that does not fit, or
-            anything else that Composer refuses. What the folder holds is left as it is.
-        DataNotFoundError: The data is not there.
+        RecipeError: An algorithm does not exist or refuses its arguments, a batch size does not fit, or Composer
+            refuses something else. The folder's contents are left as they are.
+        DataNotFoundError: The data does not exist.
         RunFolderError: The folder cannot be written or holds another recipe's run.
         RunFolderBusyError: Another process is doing this run.
-        StoppedInTraining: By Ctrl-C; the folder holds a checkpoint of where it was.
+        StoppedInTraining: The user pressed Ctrl-C; a checkpoint was saved.
 
     """
     claim = claimed(folder.path) if dist.get_global_rank() == 0 else contextlib.nullcontext()
@@ -83,7 +83,7 @@ def train(
         try:
             return _train(recipe, folder, overwrite, progress, each_line, debug)
         finally:
-            with contextlib.suppress(OSError):  # there are checkpoints in it
+            with contextlib.suppress(OSError):  # it is not empty
                 folder.checkpoint_folder.rmdir()
 
 
@@ -98,8 +98,8 @@ def _train(
     device = _device(recipe.device)
     if isinstance(device, DeviceCPU) and recipe.precision.startswith("amp"):
         raise RecipeError(
-            f"precision={recipe.precision} does not go with device={recipe.device}, which is the CPU here: "
-            f"use precision=auto or fp32, or device=gpu where there is one"
+            f"precision={recipe.precision} does not work with device={recipe.device}, which is the CPU here: "
+            f"use precision=auto or fp32, or device=gpu if there is one"
         )
     precision = _precision(recipe.precision, device)
     dist.initialize_dist(device)  # does nothing for one process
@@ -118,7 +118,7 @@ def _train(
     algorithms = build_algorithms(recipe.algorithms, task.num_classes, task.label_counts)
     task.check(algorithms)
     check_teachers(algorithms, task.facts)
-    reproducibility.seed_all(recipe.seed)  # again: one seed gives the same weights, whatever data and algorithms drew
+    reproducibility.seed_all(recipe.seed)  # again, so that initial weights do not depend on data and algorithms
     model = task.model()
     metrics_file = MetricsFile(folder.metrics_file, each_line)
     training_loader, stopper = task.training_loader(), StopOnInterrupt()
@@ -144,7 +144,7 @@ def _train(
             save_folder=str(folder.checkpoint_folder),
             save_interval=recipe.checkpoints.interval,
             save_num_checkpoints_to_keep=1,
-            autoresume=not overwrite,  # what is to be overwritten is still there
+            autoresume=not overwrite,  # the checkpoints to be overwritten still exist at this point
         )
     except InputError:
         raise
@@ -153,16 +153,16 @@ def _train(
     stopper.save = trainer.save_checkpoint_to_save_folder
     for destination in trainer.logger.destinations:
         if isinstance(destination, ProgressBarLogger) and not debug:
-            destination.hparams_already_logged_to_console = True  # a dump of settings, between lines of asterisks
+            destination.hparams_already_logged_to_console = True  # suppresses a dump of settings
     try:
-        dist.barrier()  # every process has got here, so nothing of the recipe is wrong: the old run may go
+        dist.barrier()  # all processes accepted the recipe, so the old run can be deleted
         if dist.get_global_rank() == 0:
             if overwrite:
                 folder.clear()
-                folder.checkpoint_folder.mkdir(exist_ok=True)  # Composer made it and counts on it
+                folder.checkpoint_folder.mkdir(exist_ok=True)  # Composer created it earlier and relies on it
             folder.write_recipe()
         dist.barrier()
-        if trainer.state.timestamp < recipe.duration:  # else it was stopped between its last step and its result
+        if trainer.state.timestamp < recipe.duration:  # false if it was stopped between its last step and its result
             _fit(trainer, recipe)
             metrics_file.finish(trainer.state)
         measured = task.measure(trainer)
@@ -206,9 +206,9 @@ def _train(
 
 @contextlib.contextmanager
 def _without_noise() -> Iterator[None]:
-    """Hide what nobody can do anything about, in the middle of the progress bar.
+    """Hide warnings that a user cannot act on and that disturb the progress bar.
 
-    Composer warns that the last, smaller batch of the test images is not split; some diagnostics, that there are two classes.
+    Composer warns that the last, smaller evaluation batch is not split, and some diagnostics that there are two classes.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\s*The warmup duration is 0", UserWarning)  # at most a step was asked for
@@ -258,7 +258,7 @@ def _command() -> str:
 def _optimizer(settings: Optimizer, model: torch.nn.Module) -> torch.optim.Optimizer:
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.name == "adamw":
-        # Composer's decay is not multiplied by the rate; PyTorch's is, which is what people tune.
+        # PyTorch multiplies the decay by the learning rate, as people expect when they tune it; Composer does not.
         return torch.optim.AdamW(model.parameters(), rate, weight_decay=decay)
     sgd = DecoupledSGDW if settings.decoupled else torch.optim.SGD
     return sgd(model.parameters(), rate, momentum=settings.momentum, weight_decay=decay, nesterov=settings.nesterov)

@@ -139,7 +139,7 @@ def test_train_help_shows_examples(capsys):
         (["train", "digits-mlp", "algorithms.label_smoothing.prior=[0.5, 0.5]"], "have K = 10 classes"),
         (["train", "cifar10-resnet20", "data.root=nowhere"], "data.download=true"),
         (["train", "digits-mlp", "device=gpu"], "device is gpu, but PyTorch sees none"),
-        (["train", "digits-mlp", "precision=amp_fp16"], "precision=amp_fp16 does not go with device=auto"),
+        (["train", "digits-mlp", "precision=amp_fp16"], "precision=amp_fp16 does not work with device=auto"),
         (["train", "digits-mlp", "model.name=resnet18"], "takes images of 3 channels"),
         (["train", "digits-mlp", "schedule.warmup=1sp"], "Composer refuses the recipe digits-mlp"),
         (["recipes", "--show", "digits"], "did you mean"),

@@ -121,7 +121,7 @@ def test_the_fingerprint_does_not_change_when_a_default_is_written_out_or_an_alg
             "unknown key optimiser: did you mean optimizer.name=sgd\\? allowed are name, description",
         ),
         ("optimizer.learning_rate=fast", "optimizer.learning_rate is 'fast': input should be a valid number"),
-        ("duration=3", "duration is 3: a duration is a whole number with ep, ba or sp .* behind it, such as 3ep"),
+        ("duration=3", "duration is 3: a duration is a whole number followed by ep, ba or sp .*such as 3ep"),
         ("duration=1.5ep", "duration is '1.5ep': a duration is a whole number"),
         ("duration=0ep", "duration is '0ep': it must be more than 0"),
         ("duration=0.5dur", "duration is '0.5dur': the run cannot be a fraction of itself"),
@@ -185,7 +185,7 @@ def test_broken_yaml_is_reported_with_file_and_line(tmp_path):
     with pytest.raises(RecipeError, match=r"broken.yaml, line 3, column 5: not valid YAML"):
         load_recipe(path)
     path.write_text("- a\n- b\n", encoding="utf-8")
-    with pytest.raises(RecipeError, match="holds list, but a recipe is a mapping"):
+    with pytest.raises(RecipeError, match="contains list, but a recipe is a mapping"):
         load_recipe(path)
     path.write_text("name: a\n", encoding="utf-8")
     with pytest.raises(RecipeError, match="the key duration is missing; the key data is missing"):
@@ -251,7 +251,7 @@ def test_a_mistake_is_blamed_on_the_override_that_made_it_and_others_on_the_reci
 
 
 def test_quotes_are_explained_where_text_came_out_as_something_else(tmp_path):
-    with pytest.raises(RecipeError, match="""data.root is 2024: YAML takes it for a number; .*data.root='"2024"'"""):
+    with pytest.raises(RecipeError, match="""data.root is 2024: YAML reads it as a number; .*data.root='"2024"'"""):
         load_recipe("digits-mlp", ["data.root=2024"])
     with pytest.raises(RecipeError, match="data.root is given no value"):
         load_recipe("digits-mlp", ["data.root="])

@@ -69,7 +69,7 @@ def test_a_run_and_its_checkpoint_are_the_network_that_was_trained(teachers):
 
 
 def test_a_smoothed_teacher_is_warned_of_with_the_papers_figures(teachers):
-    message = r"trained with smoothing 0.1, which erases.*0.67 to 0.59 %.*0.74 to 0.91 %.*smoothing=0"
+    message = r"trained with smoothing 0.1, which removes.*0.67 to 0.59 %.*0.74 to 0.91 %.*smoothing=0"
     with pytest.warns(UserWarning, match=message):
         DistillationFromRun(teachers / "smoothed")
 
@@ -81,13 +81,13 @@ def test_a_run_without_weights_or_a_result_says_how_to_get_them(tmp_path, teache
     with pytest.raises(TeacherError, match="holds no finished run .*finish it with composer-ls train"):
         DistillationFromRun(tmp_path)
     (tmp_path / "result.json").write_text("{}")
-    with pytest.raises(TeacherError, match="does not tell what the teacher is"):
+    with pytest.raises(TeacherError, match="does not describe the teacher"):
         DistillationFromRun(tmp_path)
 
 
 def test_a_file_that_is_no_checkpoint_or_does_not_fit_is_refused(tmp_path, teachers):
     (tmp_path / "notes.pt").write_text("not weights")
-    with pytest.raises(TeacherError, match="lies in no run folder.*architecture=MODULE"):
+    with pytest.raises(TeacherError, match="is not in a run folder.*architecture=MODULE"):
         load_teacher(tmp_path / "notes.pt")
     with pytest.raises(TeacherError, match=r"notes.pt is not a checkpoint of Composer's Trainer"):
         load_teacher(tmp_path / "notes.pt", architecture=nn.Linear(64, 5))
@@ -101,7 +101,7 @@ def test_a_file_that_is_no_checkpoint_or_does_not_fit_is_refused(tmp_path, teach
         (
             "classes",
             ["cat", "dog"],
-            r"tells cat, dog \(2\) apart, but the student's classes are 0, 1, 2, 3, 4, ... \(10\)",
+            r"are cat, dog \(2\), but the student's are 0, 1, 2, 3, 4, ... \(10\)",
         ),
         ("image_shape", [3, 32, 32], r"takes images of shape \(3, 32, 32\), but the student's are \(1, 8, 8\)"),
     ],

@@ -110,7 +110,7 @@ def test_a_run_on_label_maps_is_no_teacher(finished):
 
 
 def test_diagnostics_of_label_maps_are_refused(tmp_path, root):
-    with pytest.raises(RecipeError, match="diagnostics look at classification only: use diagnostics=null"):
+    with pytest.raises(RecipeError, match="diagnostics are for classification only: use diagnostics=null"):
         run(tmp_path, root, "diagnostics={}")
 
 
@@ -133,7 +133,7 @@ def test_compare_finds_what_does_not_fit_before_anything_runs(tmp_path, root, ca
     with pytest.raises(SystemExit) as exit_info:
         main(["compare", "camvid-unet", f"data.root={root}", "diagnostics={}", "--out", str(tmp_path / "out")])
     assert exit_info.value.code == 2
-    assert "diagnostics look at classification only" in capsys.readouterr().err
+    assert "diagnostics are for classification only" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
