@@ -1,4 +1,4 @@
-"""``composer-ls bench``: its arguments, checked."""
+"""``composer-ls bench``: measure the loss and the training step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 def add_to(app: typer.Typer) -> None:
     """Add ``bench`` to the command line."""
-    bench = typer.Typer(help="Measure against others.", no_args_is_help=True, rich_markup_mode="markdown")
+    bench = typer.Typer(
+        help="Benchmark against other implementations.", no_args_is_help=True, rich_markup_mode="markdown"
+    )
     bench.command("loss", epilog=EXAMPLES)(loss)
     bench.command("step")(step)
     app.add_typer(bench, name="bench")
@@ -42,29 +44,28 @@ EXAMPLES = """
 def loss(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     shapes: Annotated[
-        str, typer.Option(help="Shapes of the logits, NxK or NxKxHxW, with commas between.")
+        str, typer.Option(help="Shapes of the logits, NxK or NxKxHxW, separated by commas.")
     ] = "512x10,256x1000,2048x32000",
-    dtype: Annotated[str, typer.Option(help=f"Of the logits: {', '.join(DTYPES)}.")] = "float32",
-    cases: Annotated[str, typer.Option(help="Which of hard, smoothed and mixed.")] = "hard,smoothed,mixed",
+    dtype: Annotated[str, typer.Option(help=f"Dtype of the logits: {', '.join(DTYPES)}.")] = "float32",
+    cases: Annotated[str, typer.Option(help="Targets to measure: hard, smoothed, mixed.")] = "hard,smoothed,mixed",
     ignored: Annotated[float, typer.Option(help="The fraction of labels to ignore.")] = 0.0,
     peers: Annotated[
-        str, typer.Option(help=f"Only these of {', '.join(PEERS)}, besides PyTorch's own. Default: all.")
+        str, typer.Option(help=f"Implementations besides PyTorch's, from {', '.join(PEERS)}. Default: all.")
     ] = "",
     seconds: Annotated[float, typer.Option(help="How long to repeat each shape, at least five times.")] = 20.0,
-    memory: Annotated[bool, typer.Option(help="Measure memory too, each in its own process.")] = True,
-    width: Annotated[
-        int | None, typer.Option(help="Measure the loss together with the linear layer of this width before it.")
-    ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures there.")] = None,
-    plot_file: Annotated[Path | None, typer.Option("--plot", help="Draw time and memory over K there.")] = None,
+    memory: Annotated[bool, typer.Option(help="Measure memory too, in a separate process each.")] = True,
+    width: Annotated[int | None, typer.Option(help="Include a linear layer of this width before the loss.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers to this file.")] = None,
+    plot_file: Annotated[Path | None, typer.Option("--plot", help="Plot time and memory over K to this file.")] = None,
 ) -> None:
-    """Time and memory of the loss, forward and backward, against every peer that is installed.
+    """Measure time and memory of the loss, forward and backward, for every installed implementation.
 
-    Each way goes from labels to the gradient of the logits: what it takes to smooth and to mix counts. Times (ms, and
-    half the distance of their quartiles) are of repeats that take turns in one process. /hard and /smooth are ratios to
-    `F.cross_entropy` with labels, without and with `label_smoothing=`; /copy is to a copy of the logits, the floor.
-    Memory is the peak beyond the logits, over their size. With `--width`, each way goes from hidden states and a weight to
-    their gradients, memory is the peak beyond those, and `linear_cross_entropy` takes part, which makes no logits.
+    Each implementation goes from labels to the gradient of the logits, so smoothing and mixing count. Times are in ms,
+    with half the distance between their quartiles, from repeats that alternate in one process. /hard and /smooth are
+    ratios to `F.cross_entropy` with labels, without and with `label_smoothing=`; /copy is the ratio to a copy of the
+    logits, the lower bound. Memory is the peak beyond the logits, divided by their size. With `--width`, each
+    implementation goes from hidden states and a weight to their gradients, memory is the peak beyond these, and
+    `linear_cross_entropy`, which never holds all logits, takes part.
     """
     parsed = _shapes(shapes)
     chosen = _cases(cases)
@@ -82,7 +83,7 @@ def loss(
     names = tuple(name.strip() for name in peers.split(",")) if peers else ()
     for name in names:
         if name not in PEERS:
-            raise InputError(f"--peers has {name!r}, but a peer is one of {', '.join(PEERS)}; commas go between peers")
+            raise InputError(f"--peers has {name!r}, but a peer is one of {', '.join(PEERS)}; separate peers by commas")
 
     from rich.console import Console
     from rich.text import Text
@@ -109,13 +110,13 @@ def loss(
 
 def step(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 128,
     seconds: Annotated[float, typer.Option(help="How long to repeat, at least five times.")] = 60.0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures there.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers to this file.")] = None,
 ) -> None:
-    """What LabelSmoothing adds to a step of ResNet-20 on 32x32 images through Composer's Trainer, with CutMix.
+    """Measure what LabelSmoothing adds to a training step: ResNet-20, 32x32 images, CutMix, Composer's Trainer.
 
-    Two trainers, without and with it, take turns in one process.
+    Two trainers, with and without it, alternate in one process.
     """
     if batch_size < 2:
         raise InputError(f"--batch-size is {batch_size}, but CutMix needs at least 2 images")
@@ -129,8 +130,8 @@ def step(
 
     times = measure_step(device, batch_size, seconds)
     low, high = times.spread
-    print(f"without LabelSmoothing  {times.plain * 1e3:.1f} ms a step")
-    print(f"with it                 {times.smoothed * 1e3:.1f} ms a step")
+    print(f"without LabelSmoothing  {times.plain * 1e3:.1f} ms per step")
+    print(f"with it                 {times.smoothed * 1e3:.1f} ms per step")
     print(f"ratio                   {times.ratio:.3f} (quartiles {low:.3f} to {high:.3f}, {times.blocks} pairs)")
     if json_file is not None:
         record = {"machine": machine(device), "batch_size": batch_size, "result": asdict(times)}
@@ -155,7 +156,7 @@ def _shapes(text: str) -> tuple[tuple[int, ...], ...]:
         sizes = part.strip().lower().split("x")
         if len(sizes) < 2 or not all(size.isdecimal() and int(size) > 0 for size in sizes):
             raise InputError(
-                f"--shapes has {part.strip()!r}, but a shape is NxK, such as 256x1000, or NxKxHxW; commas go between shapes"
+                f"--shapes has {part.strip()!r}, but a shape is NxK, such as 256x1000, or NxKxHxW; separate shapes by commas"
             )
         shapes.append(tuple(map(int, sizes)))
     return tuple(shapes)
@@ -166,7 +167,7 @@ def _cases(text: str) -> tuple[str, ...]:
     chosen = tuple(part.strip() for part in text.split(","))
     for case in chosen:
         if case not in known:
-            raise InputError(f"--cases has {case!r}, but a case is one of {', '.join(known)}; commas go between cases")
+            raise InputError(f"--cases has {case!r}, but a case is one of {', '.join(known)}; separate cases by commas")
     return chosen
 
 

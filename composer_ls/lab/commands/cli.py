@@ -1,4 +1,4 @@
-"""The command line ``composer-ls``: its options, its commands, and how it fails."""
+"""The command line ``composer-ls``: its options, its commands, and how it reports errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from composer_ls.lab.commands import bench, compare, diagnose, recipes, report, 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    help="Label smoothing for Composer: train with it from a recipe.",
+    help="Label smoothing for Composer: train from recipes, compare runs, and look at the results.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -38,7 +38,7 @@ def _print_version(wanted: bool) -> None:
 def _options(
     context: typer.Context,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error, and all that Composer prints.")
+        bool, typer.Option("--debug", help="Show the traceback of an error, and everything that Composer prints.")
     ] = False,
     versions: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the versions.")
@@ -52,9 +52,9 @@ for command in (train, compare, report, recipes, diagnose, translate, bench):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; a mistake in what was given becomes one paragraph and exit status 2."""
+    """Run the command line. Wrong input is reported as one paragraph, with exit status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in arguments  # wherever it stands
+    debug = "--debug" in arguments  # at any position
     try:
         rest = [argument for argument in arguments if argument != "--debug"]
         app(["--debug", *rest] if debug else rest, prog_name="composer-ls")

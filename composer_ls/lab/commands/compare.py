@@ -1,4 +1,4 @@
-"""``composer-ls compare``: many runs, and whether smoothing helps."""
+"""``composer-ls compare``: train with several smoothing factors and seeds, and report whether smoothing helps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 NARROW = 60
-"""Columns below which the live display has no room for its numbers."""
+"""The live display needs at least this many columns for its numbers."""
 
 EXAMPLES = """
 **Examples**
@@ -45,33 +45,35 @@ def compare(
         list[str] | None, typer.Argument(help="Changes to the recipe, as `key.path=value`; values are YAML.")
     ] = None,
     smoothing: Annotated[
-        str, typer.Option(help="Factors of smoothing, with commas between; 0 is the baseline.")
+        str, typer.Option(help="Smoothing factors, separated by commas; 0 is the baseline.")
     ] = "0,0.1",
     seeds: Annotated[int, typer.Option(help="How many seeds: the recipe's own and those after it.")] = 5,
     vary: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=[V1, V2]", help="A further axis: a key and a YAML list. May be repeated."),
+        typer.Option(metavar="KEY=[V1, V2]", help="Another key to vary, with a YAML list of values. Can be repeated."),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(help="Runs at once. Default: one a GPU, or one a core, up to 8.", show_default=False)
+        int | None,
+        typer.Option(help="Runs at a time. Default: one per GPU, or one per core, up to 8.", show_default=False),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The folder for all runs. Default: runs/compare-RECIPE-FINGERPRINT.")
     ] = None,
     purpose: Purpose = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Do all runs of this comparison afresh, losing what they left before.")
+        bool, typer.Option("--overwrite", help="Run everything in this comparison again, discarding earlier results.")
     ] = False,
-    list_only: Annotated[bool, typer.Option("--list", help="Print one command a run, and do nothing.")] = False,
+    list_only: Annotated[bool, typer.Option("--list", help="Print one command per run, and run nothing.")] = False,
 ) -> None:
-    """Find out whether smoothing helps: train with several factors over several seeds, and make one page of it.
+    """Find out whether smoothing helps: train with several factors over several seeds, and write a report.
 
-    It ends with what to do: the factor to use, or that nothing is shown to help. If the recipe has data.validation, runs are judged
-    on the images that were held out, and the test images have no say.
+    The report ends with advice: the factor to use, or that no factor is shown to help. If the recipe has
+    data.validation, runs are judged on the held-out images, and the test images play no part in the choice.
 
-    Seeds are paired: whatever the smoothing, a seed means the same initial weights, order and augmentation. What is finished in the
-    folder is not run again, and what was stopped goes on, so the same command resumes, and several machines that share the folder
-    may give it. A run that fails leaves its log, and the others go on; the exit status is then 1.
+    Seeds are paired: runs with the same seed share initial weights, data order and augmentation, whatever the
+    smoothing. Finished runs are skipped and interrupted ones continue, so the same command resumes a comparison, and
+    several machines that share the folder can run it together. If a run fails, its log is kept and the other runs
+    continue; the exit status is then 1.
     """
     from composer_ls.lab.compare.planned_runs import make_plan
     from composer_ls.lab.tasks.registry import task_report
@@ -113,10 +115,10 @@ def compare(
 
 
 def _do(plan: Any, jobs: int | None, command: str, overwrite: bool, errors: Console) -> list[Any]:
-    """Do what is not finished, or everything; the failures."""
+    """Run what is not finished (with ``overwrite``, everything), and return the failures."""
     todo = [run for run in plan.runs if overwrite or not run.finished]
     if not todo:
-        errors.print("all runs were found finished")
+        errors.print("all runs are already finished")
         return []
     from composer_ls.lab.compare.execute import check, default_jobs, execute, forget
     from composer_ls.lab.compare.progress import LiveDisplay, PlainDisplay
@@ -126,10 +128,10 @@ def _do(plan: Any, jobs: int | None, command: str, overwrite: bool, errors: Cons
     device = plan.recipe.device
     jobs = jobs or default_jobs(device, len(plan.runs))
     try:
-        with errors.status("looking for the data and starting"):
+        with errors.status("checking the data and starting"):
             check(todo)
         if overwrite:
-            forget(todo)  # now that nothing is wrong: a comparison that is stopped goes on without --overwrite
+            forget(todo)  # only after the check; if interrupted later, it can be resumed without --overwrite
         commands = plan.out / COMMANDS
         known = commands.read_text(encoding="utf-8").splitlines() if commands.is_file() else []
         if command not in known:
@@ -140,5 +142,5 @@ def _do(plan: Any, jobs: int | None, command: str, overwrite: bool, errors: Cons
             return execute(todo, jobs, device, display)
     except KeyboardInterrupt:
         without = " without --overwrite" if overwrite else ""
-        errors.print(f"stopped; the same command{without} goes on from here")
+        errors.print(f"stopped; run the same command{without} to continue")
         raise typer.Exit(130) from None

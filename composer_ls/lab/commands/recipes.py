@@ -1,4 +1,4 @@
-"""``composer-ls recipes``: the recipes that are shipped."""
+"""``composer-ls recipes``: list the shipped recipes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``composer-ls report``: the page of runs that are there already."""
+"""``composer-ls report``: the report of runs that already exist."""
 
 from __future__ import annotations
 
@@ -24,25 +24,23 @@ Purpose = Annotated[
     typer.Option(
         "--for",
         metavar="METRIC",
-        help="The metric that smoothing is chosen for: accuracy, nll, brier, ece, ece_scaled or aurc of a classifier. Decide before "
-        "you look. Default: accuracy, mean_iou or bleu, by the task.",
+        help="The metric to choose smoothing by: accuracy, nll, brier, ece, ece_scaled or aurc for a classifier. Decide before "
+        "you look at results. Default: accuracy, mean_iou or bleu, depending on the task.",
         show_default=False,
     ),
 ]
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="A folder with run folders in it, at any depth.")],
+    folder: Annotated[Path, typer.Argument(help="A folder that contains run folders, at any depth.")],
     purpose: Purpose = None,
 ) -> None:
-    """Make summary.csv, summary.json and report.html of the finished runs in a folder, and print verdicts and advice.
+    """Write summary.csv, summary.json and report.html for the finished runs in a folder, and print verdicts and advice.
 
-    Everything but BLEU is computed again from the predictions that the runs left.
+    All metrics except BLEU are computed again from the saved predictions.
     """
     if not folder.is_dir():
-        raise InputError(
-            f"there is no folder {folder.absolute()}: give the one that `composer-ls compare` made, or ran in"
-        )
+        raise InputError(f"there is no folder {folder.absolute()}: give the folder that `composer-ls compare` created")
     show_report(folder, Console(), purpose)
 
 

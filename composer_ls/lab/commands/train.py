@@ -1,4 +1,4 @@
-"""``composer-ls train``: one run."""
+"""``composer-ls train``: train one recipe."""
 
 from __future__ import annotations
 
@@ -52,11 +52,13 @@ def train(
         list[str] | None, typer.Argument(help="Changes to the recipe, as `key.path=value`; values are YAML.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/RECIPE-FINGERPRINT.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start afresh, losing what the folder holds.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start over, discarding what the folder holds.")
+    ] = False,
 ) -> None:
-    """Train as a recipe says, and leave a run folder.
+    """Train a recipe, and write a run folder.
 
-    A run that was killed goes on from its last checkpoint; a finished one is not run again.
+    An interrupted run continues from its last checkpoint; a finished one is not run again.
     """
     from composer_ls.lab.recipe.reading import load_recipe
     from composer_ls.lab.run_folder.folder import RunFolder
@@ -84,7 +86,8 @@ def train(
             )
         except StoppedInTraining as stopped:
             again = shlex.join(["composer-ls", *(word for word in sys.argv[1:] if word != "--overwrite")])
-            print(f"\ncomposer-ls: {stopped}. It is saved; to go on from there:\n  {again}", file=sys.stderr)
+            message = f"\ncomposer-ls: {stopped}. A checkpoint is saved; to continue from there:\n  {again}"
+            print(message, file=sys.stderr)
             raise SystemExit(130) from None
     if os.environ.get("RANK", "0") != "0":
         return
@@ -103,13 +106,13 @@ def train(
 def next_commands(
     recipe: str, overrides: Sequence[str], smoothing: float, folder: RunFolder
 ) -> tuple[tuple[str, str], tuple[str, str]]:
-    """The two commands that a user would type next, each after what it is for.
+    """The two commands that a user is likely to run next, each with its purpose.
 
     Args:
-        recipe: What the run was given.
-        overrides: Likewise.
-        smoothing: Of the run.
-        folder: Of the run.
+        recipe: The recipe argument of the run.
+        overrides: The override arguments of the run.
+        smoothing: The run's smoothing.
+        folder: The run's folder.
 
     """
     from composer_ls.lab.compare.settings import SMOOTHING
@@ -133,13 +136,13 @@ def _shown(purpose: str, words: Sequence[str]) -> tuple[str, str]:
 
 
 def _print_line(line: Mapping[str, float]) -> None:
-    """Say how an epoch went, where no terminal shows a progress bar."""
+    """Print the result of an epoch, for output without a progress bar."""
     loss = f": training loss {line['loss/train/total']:.4f}" if "loss/train/total" in line else ""
     print(f"epoch {line['epoch']}, step {line['batch']}{loss}", file=sys.stderr, flush=True)
 
 
 def _show_result(console: Console, result: Mapping[str, Any], report: TaskReport, folder: RunFolder) -> None:
-    """Print the numbers of a run, what to be careful about, and how its confidence fits its accuracy."""
+    """Print the metrics of a run, its warnings, and how its confidence compares with its accuracy."""
     from composer_ls.lab.compare.setup import setup_in_words
 
     metrics = {metric.key: metric for metric in report.in_result}
@@ -163,7 +166,7 @@ def _show_result(console: Console, result: Mapping[str, Any], report: TaskReport
 
 
 def _calibration(report: TaskReport, folder: RunFolder) -> str:
-    """Whether the network is over- or under-confident; "" where its predictions cannot be read."""
+    """Whether the network is over- or under-confident, in a sentence; "" if its predictions cannot be read."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -1,1 +1,1 @@
-"""Many runs: planning and executing them, and what follows from what they measured."""
+"""Comparisons of many runs: planning and executing them, and drawing conclusions from the results."""

@@ -1,4 +1,4 @@
-"""What to do: which factor of smoothing to use for a purpose, or that nothing is shown."""
+"""Advice from a comparison: which smoothing factor to use, or that none is shown to help."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from composer_ls.lab.compare.statistics import holm, interval_of_mean, paired_p_
 __all__ = ["RULE", "Advice", "advise", "smallest_not_worse"]
 
 RULE = (
-    "Smoothing is recommended only if it is shown to help the metric that the comparison is for, after Holm's correction. Of the "
-    "factors that help, the smallest one is recommended that is not shown to be worse than the best."
+    "Smoothing is recommended only if it is shown to help the metric that the comparison is for, after Holm's correction. "
+    "Of the factors that help, the recommendation is the smallest one that is not shown to be worse than the best."
 )
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What to do in one setting.
+    """The advice for one setting.
 
     Attributes:
-        setting: Its name.
-        verdict: ``use`` a factor; ``keep`` what you have, since nothing is shown to help; or ``unknown``, where there is too
-            little to judge by.
-        differences: Of the metric that the comparison is for, one for each factor, on the part that is judged.
+        setting: The setting's name.
+        verdict: ``use`` a factor; ``keep`` the current training, because no factor is shown to help; or ``unknown``, if
+            there are too few runs.
+        differences: The differences in the metric that the comparison is for, one per factor, on the judged part.
         smoothing: The factor to use; ``None`` unless the verdict is ``use``.
-        temperature: Divides the logits of the recommended network (without smoothing, if none is recommended) so that they
-            are calibrated: the geometric mean over seeds. ``None`` if it is not known.
-        part: The part of the data that all this is from.
-        worse: Names of the other metrics that are shown to get worse at the factor.
-        maybe_worse: Those of which there is a hint that they do.
-        on_test: The difference on the test part, if that is not the part that was judged.
+        temperature: The temperature that calibrates the recommended network (the one without smoothing if no factor is
+            recommended), as a geometric mean over seeds. ``None`` if unknown.
+        part: The part of the data on which runs are judged.
+        worse: Names of other metrics that are shown to get worse with the factor.
+        maybe_worse: Names of other metrics for which there is a hint that they get worse.
+        on_test: The difference on the test part, if another part was judged.
 
     """
 
@@ -49,15 +49,15 @@ class Advice:
 
     @property
     def chosen(self) -> Difference | None:
-        """What the recommended factor does to the metric."""
+        """The difference that the recommended factor makes to the metric."""
         return next((one for one in self.differences if one.smoothing == self.smoothing), None)
 
     @property
     def headline(self) -> str:
-        """What to do, in a sentence without its full stop."""
+        """The advice in a sentence, without a full stop."""
         if self.verdict == "unknown":
             return (
-                f"Nothing can be said yet: run at least {FEWEST} seeds, and better 5, both with and without smoothing"
+                f"Nothing can be said yet: run at least {FEWEST} seeds, preferably 5, both with and without smoothing"
             )
         name = self.differences[0].metric.name
         if self.chosen is not None:
@@ -68,7 +68,7 @@ class Advice:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What else to know, in sentences without their full stops."""
+        """Additional remarks, as sentences without full stops."""
         return tuple(filter(None, [self._hint(), self._price(), self._scaling(), self._where()]))
 
     def _at(self, outcome: str) -> list[str]:
@@ -97,16 +97,16 @@ class Advice:
             return ""
         if self.part == "test":
             return (
-                "This was chosen on the test examples that it is reported on"
+                "This was chosen on the same test examples on which it is reported"
                 if self.chosen
                 else "This was judged on the test examples themselves"
             )
         if self.on_test is not None and self.on_test.interval is not None:
-            return f"On the test examples, which had no say in this, the difference is {self.on_test.numbers}"
-        return "This was judged on the validation examples; the test examples had no say"
+            return f"On the test examples, which played no part in this, the difference is {self.on_test.numbers}"
+        return "This was judged on the validation examples; the test examples played no part"
 
     def as_dict(self) -> dict[str, Any]:
-        """What ``summary.json`` says, in the metric's own units (accuracy as a fraction)."""
+        """The entry for ``summary.json``, in the metric's own units (accuracy as a fraction)."""
         return {
             "setting": self.setting,
             "verdict": self.verdict,
@@ -143,7 +143,7 @@ def _interval(difference: Difference | None) -> dict[str, Any] | None:
 
 
 def advise(comparison: Comparison, setting: str) -> Advice:
-    """What to do in a setting, by the rule in :data:`RULE`. The test part has no say in it where there is another."""
+    """The advice for a setting by the rule in :data:`RULE`. The test part is not used if there is a validation part."""
     metric = comparison.purpose
     differences = tuple(
         comparison.differences[setting, factor, metric.key] for factor in comparison.runs[setting] if factor != 0
@@ -186,8 +186,8 @@ def smallest_not_worse(scores: Mapping[float, Mapping[int, float]], level: float
     """The smallest factor that is not shown to be worse than the best by Holm's correction of paired t tests.
 
     Args:
-        scores: Of each factor by seed; higher is better. Factors share their seeds.
-        level: The chance of wrongly showing any of them to be worse, if the best were chosen beforehand.
+        scores: The scores of each factor by seed; higher is better. Factors share their seeds.
+        level: The probability of wrongly finding any factor worse, if the best were chosen beforehand.
 
     Example:
         >>> from composer_ls.lab.compare.advice import smallest_not_worse

@@ -1,4 +1,4 @@
-"""Runs by setting, smoothing and seed, and what follows from them: means, paired differences, verdicts."""
+"""A comparison of runs by setting, smoothing and seed: means, paired differences and verdicts."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from composer_ls.lab.tasks.task_report import TaskReport
 __all__ = ["FEWEST", "Comparison", "Difference", "Verdict", "compare_runs", "listed"]
 
 FEWEST = 3
-"""Seeds that a verdict takes at the least: from two, an interval is so wide that it says nothing."""
+"""The minimum number of seeds for a verdict. With two, intervals are too wide to be useful."""
 MOST = 1000
-"""More seeds than anybody will run for a difference."""
+"""The largest number of seeds that is ever suggested."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A metric's paired difference from no smoothing.
+    """A metric's paired difference between a smoothing factor and no smoothing.
 
     Attributes:
         setting: The setting's name.
-        smoothing: Of the runs that are compared with those at 0.
-        metric: Which.
-        interval: Of the differences by seed, in shown units; ``None`` if no seed was run both ways.
-        corrected_p: Holm's p-value, NaN if there is none: of the metric that the comparison is for over its own
-            differences alone, of another over all differences of the comparison, and doubled.
+        smoothing: The factor that is compared with 0.
+        metric: The metric.
+        interval: The interval of the differences by seed, in displayed units; ``None`` if no seed has both runs.
+        corrected_p: Holm's p-value, or NaN if there is none. For the metric that the comparison is for, the correction
+            covers this metric's differences only; for other metrics it covers all differences, and is doubled.
 
     """
 
@@ -48,10 +48,10 @@ class Difference:
 
     @property
     def outcome(self) -> str:
-        """What is shown after the correction: ``helps`` or ``hurts``; or why nothing is.
+        """``helps`` or ``hurts`` if that is shown after the correction; otherwise the reason why not.
 
-        That is ``may help`` or ``may hurt`` (shown only without the correction), ``small``, ``unclear``, ``constant``,
-        ``equal``, ``few`` (seeds) or ``no pair``.
+        Other values are ``may help`` or ``may hurt`` (shown only without the correction), ``small``, ``unclear``,
+        ``constant``, ``equal``, ``few`` (seeds) and ``no pair``.
         """
         if self.interval is None:
             return "no pair"
@@ -69,7 +69,7 @@ class Difference:
 
     @property
     def numbers(self) -> str:
-        """``+0.31 points [0.05, 0.57]``."""
+        """The mean and interval as text, such as ``+0.31 points [0.05, 0.57]``."""
         if self.interval is None:
             return ""
         mean = " ".join(filter(None, [self.metric.shown(self.interval.mean, sign=True), self.metric.unit]))
@@ -79,7 +79,7 @@ class Difference:
 
     @property
     def conclusion(self) -> str:
-        """What follows from the interval, in words that can stand behind the numbers."""
+        """What the interval implies, in words to follow the numbers."""
         worth = " ".join(filter(None, [f"{self.metric.worth:g}", self.metric.unit]))
         return {
             "helps": "helps",
@@ -96,7 +96,7 @@ class Difference:
 
     @property
     def reservation(self) -> str:
-        """What must be added to the conclusion, if anything."""
+        """A caveat to add to the conclusion, or ""."""
         if self.outcome in {"may help", "may hurt"}:
             return "not shown after correction"
         if self.outcome == "constant":
@@ -111,12 +111,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known about one metric in one setting: a sentence over all factors of smoothing.
+    """The verdict on one metric in one setting: a sentence about all smoothing factors.
 
     Attributes:
         setting: The setting's name.
-        metric: Which.
-        differences: One a factor, ascending.
+        metric: The metric.
+        differences: One per factor, in ascending order.
 
     """
 
@@ -165,10 +165,10 @@ class Comparison:
     """Finished runs of one recipe.
 
     Attributes:
-        folder: Where they are.
-        task: How they are judged.
-        runs: By the setting's name, smoothing and seed.
-        left_out: Folders that could not be used.
+        folder: The folder that contains them.
+        task: The report definition of their task.
+        runs: The runs by the setting's name, smoothing and seed.
+        left_out: Run folders that could not be used.
         purpose: The metric that the comparison is for.
 
     """
@@ -187,12 +187,12 @@ class Comparison:
 
     @property
     def part(self) -> str:
-        """The part of the data that everything here is of: ``validation`` if every run has one, else ``test``."""
+        """The part of the data on which runs are judged: ``validation`` if every run has one, else ``test``."""
         return next(run.part for _, _, runs in self for run in runs.values())
 
     @cached_property
     def on_test(self) -> Comparison | None:
-        """The same runs on the test part, if they are judged on another."""
+        """The same comparison on the test part, or ``None`` if that is the judged part."""
         if self.part == "test":
             return None
         runs = {
@@ -205,12 +205,12 @@ class Comparison:
         return replace(self, runs=runs)
 
     def mean(self, metric: Metric, setting: str, smoothing: float) -> Interval:
-        """A metric's mean over seeds, in shown units."""
+        """A metric's mean over seeds, in displayed units."""
         runs = self.runs[setting][smoothing].values()
         return _interval([run.values[metric.key] for run in runs], 0, metric.highest).scaled(metric.scale)
 
     def difference(self, metric: Metric, setting: str, smoothing: float) -> Interval | None:
-        """A metric's mean difference from no smoothing over the seeds that were run both ways, in shown units."""
+        """A metric's mean difference from no smoothing over seeds that have both runs, in displayed units."""
         runs, baseline = self.runs[setting][smoothing], self.runs[setting].get(0.0, {})
         common = [seed for seed in runs if seed in baseline]
         if not common or smoothing == 0:
@@ -230,7 +230,7 @@ class Comparison:
         p_values = [
             math.nan if one.interval is None or one.outcome == "few" else paired_p_value(one.interval) for one in found
         ]
-        # Doubled, since the purpose is tested besides: then anything wrongly "helps" in less than 5 % of comparisons.
+        # Doubled, because the purpose is tested too: so fewer than 5 % of comparisons contain a wrong "helps".
         corrected = [min(1.0, 2 * p) if p == p else p for p in holm(p_values)]
         primary = [index for index, one in enumerate(found) if one.metric == self.purpose]
         for index, p in zip(primary, holm([p_values[index] for index in primary]), strict=True):
@@ -242,11 +242,11 @@ class Comparison:
 
     @property
     def tests(self) -> int:
-        """How many differences have an interval that could exclude 0."""
+        """The number of differences with an interval."""
         return sum(not math.isnan(one.corrected_p) for one in self.differences.values())
 
     def verdicts(self, setting: str) -> list[Verdict]:
-        """One a metric; none if only one factor was run, or none without smoothing."""
+        """One verdict per metric, or none if there are no runs with or none without smoothing."""
         factors = [smoothing for smoothing in self.runs[setting] if smoothing != 0]
         if not factors or 0.0 not in self.runs[setting]:
             return []
@@ -256,7 +256,7 @@ class Comparison:
         ]
 
     def warnings(self, setting: str) -> list[str]:
-        """What gets worse, such as ``NLL gets worse at 0.1 and 0.2``."""
+        """Warnings about metrics that get worse, such as ``NLL gets worse at 0.1 and 0.2``."""
         texts = []
         for verdict in self.verdicts(setting):
             worse = [f"{one.smoothing:g}" for one in verdict.differences if one.outcome == "hurts"]
@@ -266,20 +266,20 @@ class Comparison:
 
     @property
     def columns(self) -> tuple[Metric, ...]:
-        """What a table shows."""
+        """The columns of a table."""
         return (*self.task.metrics, STEP_TIME)
 
 
 def compare_runs(
     folder: Path, runs: Sequence[Run], left_out: Sequence[LeftOut], purpose: str | None = None
 ) -> Comparison:
-    """Sort runs by setting, smoothing and seed, and judge them on the validation part if all have one.
+    """The comparison of runs by setting, smoothing and seed, judged on the validation part if all have one.
 
     Args:
-        folder: Where they are.
-        runs: At least one.
-        left_out: What could not be used.
-        purpose: The key of the metric that the comparison is for. ``None``: the first of the task.
+        folder: The folder that contains them.
+        runs: The finished runs, at least one.
+        left_out: Run folders that could not be used.
+        purpose: The key of the metric that the comparison is for. ``None``: the task's first metric.
 
     Raises:
         InputError: There are no runs, they are of several recipes, or their task has no such metric.
@@ -288,7 +288,7 @@ def compare_runs(
     if not runs:
         unusable = "".join(f"; {one.folder}: {one.reason}" for one in left_out[:3])
         raise InputError(
-            f"there are no finished runs in {folder.absolute()}{unusable}: `composer-ls compare` makes some, as does "
+            f"there are no finished runs in {folder.absolute()}{unusable}: create some with `composer-ls compare`, or with "
             f"`composer-ls train RECIPE --out {folder}/NAME`"
         )
     kinds = sorted({(run.recipe.name, run.recipe.task) for run in runs})
@@ -296,7 +296,7 @@ def compare_runs(
         names = [name if len({task for _, task in kinds}) == 1 else f"{name} for {task}" for name, task in kinds]
         raise InputError(
             f"{folder.absolute()} holds runs of several recipes ({', '.join(names)}), which cannot be compared by seed: "
-            f"give the folder of one"
+            f"give a folder with runs of one recipe"
         )
     task = task_report(runs[0].recipe.task)
     metric = task.metric(purpose)
@@ -320,7 +320,7 @@ def compare_runs(
 
 
 def _interval(values: Sequence[float], lowest: float, highest: float) -> Interval:
-    """The mean with its interval, as far as that is possible; without it where the values are too few."""
+    """The mean and its interval, clipped to possible values; without the interval if there are too few values."""
     found = interval_of_mean(values)
     return found.within(lowest, highest) if found.size >= FEWEST else found._replace(low=math.nan, high=math.nan)
 
@@ -328,7 +328,7 @@ def _interval(values: Sequence[float], lowest: float, highest: float) -> Interva
 def _with_baselines(
     runs: dict[str, dict[float, dict[int, Run]]],
 ) -> dict[str, dict[float, dict[int, Run]]]:
-    """Settings that differ only in how they smooth share their runs without smoothing."""
+    """Let settings that differ only in how they smooth share their runs without smoothing."""
     baselines: dict[str, dict[int, Run]] = {}
     for factors in runs.values():
         for seed, run in factors.get(0.0, {}).items():
@@ -342,7 +342,7 @@ def _with_baselines(
 
 
 def _natural(name: str) -> tuple[bool, list[tuple[bool, float, str]]]:
-    """A key that sorts plain first, and numbers within names by size."""
+    """A sort key that puts "plain" first and sorts numbers in names by size."""
     parts = re.split(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)", name)
     return name != "plain", [
         (bool(index % 2), float(part) if index % 2 else 0.0, part) for index, part in enumerate(parts)

@@ -1,4 +1,4 @@
-"""Doing many runs at once, each in a process of its own that is forked from one that has imported everything."""
+"""Executes runs in parallel, each in its own process, forked from one that has already imported everything."""
 
 from __future__ import annotations
 
@@ -30,57 +30,57 @@ __all__ = ["Display", "Failure", "check", "default_jobs", "execute", "forget"]
 BUSY, UNWRITABLE = 3, 4  # exit statuses of a run's process
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 10.0
-"""How long a process may take to end after it was asked to."""
+"""How long to wait for a process to end before it is killed."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that failed: why, in a sentence, and where its log is."""
+    """A failed run, and the reason in a sentence."""
 
     run: PlannedRun
     reason: str
 
     @property
     def log(self) -> Path:
-        """Where all that it printed is."""
+        """The file with everything that the run printed."""
         return self.run.folder / LOG
 
 
 class Display(Protocol):
-    """Who is told how it goes."""
+    """Receives the events of an execution."""
 
     def started(self, run: PlannedRun) -> None:
-        """A run began."""
+        """A run has started."""
 
     def finished(self, run: PlannedRun) -> None:
-        """A run is done."""
+        """A run has finished."""
 
     def failed(self, failure: Failure) -> None:
-        """A run failed."""
+        """A run has failed."""
 
     def waiting(self, run: PlannedRun, whom: str) -> None:
-        """Another process is doing a run."""
+        """Another process, ``whom``, is doing a run."""
 
     def tick(self) -> None:
-        """Time has passed."""
+        """Called about twice a second."""
 
 
 def default_jobs(device: str, runs: int) -> int:
-    """As many runs at once as there are GPUs, or on the CPU as there are cores, up to 8."""
+    """The default number of parallel runs: one per GPU, or on the CPU one per core, up to 8."""
     return min(_gpus(device) or min(_cores(), 8), runs)
 
 
 def execute(runs: Sequence[PlannedRun], jobs: int, device: str, display: Display) -> list[Failure]:
-    """Do runs that are not finished, and wait for those that another process is doing.
+    """Execute runs that are not finished, and wait for those that another process is doing.
 
     Args:
-        runs: In which order.
-        jobs: How many at once. They share the cores, and the GPUs if there are several.
+        runs: The runs, in order.
+        jobs: How many to run in parallel. They share the cores, and the GPUs if there are several.
         device: The recipes' ``device``.
-        display: Is told of every event.
+        display: Receives all events.
 
     Returns:
-        What failed. The rest is finished.
+        The failed runs. All others are finished.
 
     """
     work = _Work(list(runs), max(1, _cores() // jobs), _gpus(device), display)
@@ -98,22 +98,22 @@ def execute(runs: Sequence[PlannedRun], jobs: int, device: str, display: Display
 
 
 def check(runs: Sequence[PlannedRun]) -> None:
-    """Raise the InputError that runs would fail with for want of data or for wrong algorithms, before any of them begins.
+    """Check data and algorithms before any run starts, and raise the InputError with which a run would fail.
 
-    What the data need to be made ready (decoding, downloading) is done here, once.
+    Data is prepared here too (downloaded, decoded), so that this happens only once.
     """
     receiver, sender = multiprocessing.Pipe(duplex=False)
     process = _context().Process(target=_check, args=([run.recipe.model_dump() for run in runs], sender))
     with _started(process):
         sender.close()
-        with contextlib.suppress(EOFError):  # it crashed: the runs will too, and leave logs
+        with contextlib.suppress(EOFError):  # the check crashed: the runs will crash too, and write logs
             problem = receiver.recv()
             if problem is not None:
                 raise InputError(problem)
 
 
 def forget(runs: Sequence[PlannedRun]) -> None:
-    """Delete what runs left, so that they are done afresh.
+    """Delete the results of runs, so that they are executed again.
 
     Raises:
         RunFolderBusyError: Another process is doing one of them.
@@ -128,7 +128,7 @@ def forget(runs: Sequence[PlannedRun]) -> None:
 
 @dataclass
 class _Work:
-    """The state of :func:`execute`: each run is in one of the four lists, or finished."""
+    """The state of :func:`execute`. Each run is in one of the four collections, or finished."""
 
     todo: list[PlannedRun]
     threads: int
@@ -169,7 +169,7 @@ class _Work:
                 self.display.failed(failure)
 
     def look_elsewhere(self) -> None:
-        """Take back what another process has finished or given up."""
+        """Queue again the runs that another process has finished or given up."""
         if not self.elsewhere or time.monotonic() - self._looked < 2:
             return
         self._looked = time.monotonic()
@@ -181,7 +181,7 @@ class _Work:
 def _reason(folder: Path, status: int) -> str:
     if status < 0:
         return f"it was killed by {signal.Signals(-status).name}" + (
-            ", perhaps for want of memory: try fewer --jobs" if -status == signal.SIGKILL else ""
+            ", perhaps for lack of memory: try fewer --jobs" if -status == signal.SIGKILL else ""
         )
     if status == UNWRITABLE:
         return f"{folder.absolute()} cannot be written"
@@ -195,8 +195,8 @@ def _context() -> multiprocessing.context.ForkServerContext:
 
 
 def _start(process: BaseProcess) -> None:
-    """Start a process, and with the first one the server that all are forked from, whose own words nobody reads."""
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # else looking for a GPU spoils it for forked processes
+    """Start a process. The first call also starts the server from which all are forked, with its output discarded."""
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # a plain check would break CUDA in forked processes
     saved = [os.dup(stream) for stream in (1, 2)]
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
@@ -244,7 +244,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-# What follows happens in the processes.
+# The functions below run in the child processes.
 
 
 def _run(recipe: dict[str, Any], folder: str, arguments: Sequence[str], threads: int, gpu: str | None) -> None:
@@ -277,7 +277,7 @@ def _train(recipe: dict[str, Any], folder: str, threads: int) -> None:
 
 
 def _guarded(action: Callable[[], None]) -> None:
-    """Do it, and end the process with a status that says how it went."""
+    """Run an action, and end the process with an exit status for its error, if any."""
     try:
         action()
     except RunFolderBusyError:
@@ -318,7 +318,7 @@ def _check(recipes: Sequence[dict[str, Any]], answer: Connection) -> None:
 
 
 def _end_with_the_parent() -> None:
-    """Leave Ctrl-C to the parent, and do not outlive it, even if it is killed."""
+    """Ignore Ctrl-C, which the parent handles, and end with the parent, even if that is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,4 +1,4 @@
-"""The log that each run of a comparison leaves in its folder."""
+"""The log file of each run of a comparison."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from pathlib import Path
 __all__ = ["LOG", "first_words", "last_words"]
 
 LOG = "log.txt"
-"""Its name."""
+"""The name of the log file."""
 
 _START = "--- "
 
 
 def first_words(time: str, arguments: str) -> str:
-    """The line that begins the log of a run."""
+    """The first line of a run's log."""
     return f"{_START}{time} UTC: composer-ls {arguments}"
 
 
 def last_words(folder: Path) -> str | None:
-    r"""The last line of the log of a run: of one that failed, why. ``None`` if no run of ours left one there.
+    r"""The last line of a run's log, which for a failed run is the reason; ``None`` if there is no such log.
 
     Example:
         >>> import tempfile

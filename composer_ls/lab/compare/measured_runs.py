@@ -1,4 +1,4 @@
-"""Reading run folders into measurements, which are computed again from the predictions that a run left; but for BLEU."""
+"""Reads run folders and measures them. All metrics except BLEU are computed again from the saved predictions."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ HELD_OUT = "validation."
 
 @dataclass(frozen=True)
 class Scores:
-    """How a run did on one part of the data.
+    """The scores of a run on one part of the data.
 
     Attributes:
         values: Each metric's value by key, unscaled.
-        bins: The reliability diagram.
-        temperature: The one that suits these examples best; ``None`` where logits are not kept.
-        labels: What is known of the labels, example by example; ``None``: nothing.
+        bins: The bins of the reliability diagram.
+        temperature: The temperature that fits these examples best; ``None`` if logits are not kept.
+        labels: What is known about the labels of each example; ``None`` if nothing.
 
     """
 
@@ -49,15 +49,15 @@ class Scores:
 
 @dataclass(frozen=True)
 class Run:
-    """What a finished run left, measured.
+    """A finished run and its scores.
 
     Attributes:
-        folder: Where it is.
-        recipe: How it was trained.
+        folder: The run folder.
+        recipe: The run's recipe.
         result: Its ``result.json``.
-        lines: Its ``metrics.jsonl``.
-        parts: Its scores on ``test``, and on ``validation`` if it held some training examples out.
-        part: The part that it is judged by, to which the other attributes belong.
+        lines: The lines of its ``metrics.jsonl``.
+        parts: Its scores on ``test``, and on ``validation`` if some training examples were held out.
+        part: The part on which it is judged, to which the properties below refer.
 
     """
 
@@ -75,17 +75,17 @@ class Run:
 
     @property
     def bins(self) -> ReliabilityBins:
-        """The reliability diagram."""
+        """The bins of the reliability diagram."""
         return self.parts[self.part].bins
 
     @property
     def temperature(self) -> float | None:
-        """The temperature that suits the examples best; ``None`` where logits are not kept."""
+        """The temperature that fits the examples best; ``None`` if logits are not kept."""
         return self.parts[self.part].temperature
 
 
-class LeftOut(Exception):  # noqa: N818  (it is no error to have a run that is not finished)
-    """A run folder that a report cannot use, and why."""
+class LeftOut(Exception):  # noqa: N818  (an unfinished run is not an error)
+    """A run folder that a report cannot use, and the reason."""
 
     def __init__(self, folder: Path, reason: str) -> None:
         super().__init__(f"{folder}: {reason}")
@@ -93,7 +93,7 @@ class LeftOut(Exception):  # noqa: N818  (it is no error to have a run that is n
 
 
 def find_runs(root: Path) -> Iterator[tuple[Path, Recipe | LeftOut]]:
-    """Every folder in ``root``, at any depth, in which a run of ours has begun, with its recipe if that can be read."""
+    """Every run folder below ``root``, at any depth, with its recipe, or the reason why it cannot be read."""
     for place, folders, files in os.walk(root):
         folders.sort()
         if "recipe.yaml" not in files:
@@ -106,12 +106,12 @@ def find_runs(root: Path) -> Iterator[tuple[Path, Recipe | LeftOut]]:
             yield Path(place), LeftOut(Path(place), str(error))
             continue
         if recipe is not None:
-            folders.clear()  # nothing else is in a run folder
+            folders.clear()  # run folders are not nested
             yield Path(place), recipe
 
 
 def read_runs(root: Path) -> tuple[list[Run], list[LeftOut]]:
-    """The finished runs in a folder, and what had to be left out."""
+    """The finished runs below a folder, and the run folders that cannot be used."""
     runs, left_out = [], []
     for folder, recipe in find_runs(root):
         try:
@@ -127,7 +127,7 @@ def read_run(folder: Path, recipe: Recipe) -> Run:
     """Read and measure one finished run.
 
     Raises:
-        LeftOut: It is not finished, it diverged, or what it left is damaged.
+        LeftOut: The run is not finished, it diverged, or its files are damaged.
 
     """
     task = task_report(recipe.task)
@@ -161,13 +161,13 @@ def read_run(folder: Path, recipe: Recipe) -> Run:
     except FileNotFoundError as error:
         raise LeftOut(folder, "its predictions.safetensors is missing") from error
     except KeyError as error:
-        raise LeftOut(folder, f"{error} is missing from what it left") from error
+        raise LeftOut(folder, f"{error} is missing from its files") from error
     except (OSError, SafetensorError, ValueError, LookupError, RuntimeError, TypeError, ArithmeticError) as error:
-        raise LeftOut(folder, f"what it left cannot be used: {' '.join(str(error).split())}") from error
+        raise LeftOut(folder, f"its files cannot be used: {' '.join(str(error).split())}") from error
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)  # null, in strict JSON, is what was not finite
+    return isinstance(value, int | float) and math.isfinite(value)  # in strict JSON, non-finite numbers are null
 
 
 def _log_ends(folder: Path) -> str:
@@ -192,7 +192,7 @@ def _scores(
 
 
 def _lines(file: Path) -> list[dict[str, float]]:
-    """The whole lines of ``metrics.jsonl``; one that is cut off says nothing."""
+    """The complete lines of ``metrics.jsonl``. A truncated line is ignored."""
     lines = []
     try:
         for text in file.read_text(encoding="utf-8").splitlines():

@@ -1,4 +1,4 @@
-"""The runs of a comparison: every setting, factor and seed, each with its recipe and its folder."""
+"""Plans the runs of a comparison: one per setting, factor and seed, each with its recipe and folder."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class PlannedRun:
     """One run of a comparison.
 
     Attributes:
-        name: What sets it apart, for people.
-        recipe: How it trains.
-        arguments: What ``composer-ls`` must be given to do it.
-        folder: Where it goes, or is.
+        name: A display name that says how it differs from the others.
+        recipe: Its recipe.
+        arguments: The arguments of ``composer-ls`` that run it.
+        folder: Its run folder, which may exist already.
 
     """
 
@@ -51,24 +51,24 @@ class PlannedRun:
 
     @property
     def command(self) -> str:
-        """The command that does it."""
+        """The command that runs it."""
         return shlex.join(["composer-ls", *self.arguments])
 
     @property
     def finished(self) -> bool:
-        """Whether it is done."""
+        """Whether it is finished."""
         return RunFolder(self.folder, self.recipe).result_file.is_file()
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All runs of a comparison, so ordered that one stopped half way has pairs.
+    """All runs of a comparison, ordered by seed, so that an interrupted comparison has complete pairs.
 
     Attributes:
-        recipe: Before anything is varied.
-        out: The folder of all.
-        runs: Seed by seed.
-        notes: What people should be told of how their words were taken.
+        recipe: The base recipe.
+        out: The folder of all runs.
+        runs: The runs, seed by seed.
+        notes: Messages about how arguments were interpreted.
 
     """
 
@@ -79,15 +79,15 @@ class Plan:
 
 
 def parse_smoothing(text: str) -> tuple[tuple[float, ...], tuple[str, ...]]:
-    """Factors of smoothing from ``0,0.05,0.1``, ascending and once each, and a note if that changed them.
+    """Smoothing factors from ``0,0.05,0.1``, sorted and without duplicates, and a note if that changed them.
 
     Raises:
-        InputError: One is no number in [0, 1].
+        InputError: One of them is not a number in [0, 1].
 
     Example:
         >>> from composer_ls.lab.compare.planned_runs import parse_smoothing
         >>> parse_smoothing("0.1,0,0.1")
-        ((0.0, 0.1), ('--smoothing 0.1,0,0.1 is taken as 0,0.1, sorted and each once',))
+        ((0.0, 0.1), ('--smoothing 0.1,0,0.1 is read as 0,0.1, sorted and without duplicates',))
 
     """
     given = []
@@ -98,20 +98,20 @@ def parse_smoothing(text: str) -> tuple[tuple[float, ...], tuple[str, ...]]:
             factor = math.nan
         if not 0 <= factor <= 1:
             raise InputError(
-                f"--smoothing has {part.strip()!r}, but a factor is a number in [0, 1], with commas between, such as 0,0.05,0.1"
+                f"--smoothing has {part.strip()!r}, but factors are numbers in [0, 1], separated by commas, as in 0,0.05,0.1"
             )
         given.append(abs(factor))
     factors = tuple(sorted(set(given)))
     if list(factors) == given:
         return factors, ()
-    return factors, (f"--smoothing {text} is taken as {','.join(map(decimal, factors))}, sorted and each once",)
+    return factors, (f"--smoothing {text} is read as {','.join(map(decimal, factors))}, sorted and without duplicates",)
 
 
 def parse_axis(text: str) -> tuple[Axis, tuple[str, ...]]:
-    """A key and its values from ``KEY=[V1, V2]``, and a note if a value stood there twice.
+    """A key and its values from ``KEY=[V1, V2]``, and a note if there was a duplicate value.
 
     Raises:
-        InputError: It is not of this form, or the key is one that compare varies anyway.
+        InputError: The text does not have this form, or compare varies the key anyway.
 
     Example:
         >>> from composer_ls.lab.compare.planned_runs import parse_axis
@@ -134,31 +134,31 @@ def parse_axis(text: str) -> tuple[Axis, tuple[str, ...]]:
         option = "--smoothing" if key == SMOOTHING else "--seeds"
         raise InputError(f"--vary {key}: compare varies this key anyway, with {option}")
     if key in {"name", "description", "needs"}:
-        raise InputError(f"--vary {key}: this key is only words, so there is nothing to compare")
+        raise InputError(f"--vary {key}: this key only describes the recipe, so there is nothing to compare")
     values_once: dict[str, Any] = {}
     for value in parsed:
         values_once.setdefault(json.dumps(_plain(value), sort_keys=True, default=str), value)
     once = list(values_once.values())
-    notes = () if len(once) == len(parsed) else (f"--vary {key} has a value twice, which is taken once",)
+    notes = () if len(once) == len(parsed) else (f"--vary {key} has a duplicate value, which is used once",)
     return Axis(key, tuple(once)), notes
 
 
 def make_plan(
     recipe: str, overrides: Sequence[str], smoothing: str, seeds: int, vary: Sequence[str], out: Path | None
 ) -> Plan:
-    """Lay out a comparison, and find what of it is in its folder already.
+    """Plan a comparison, and find the runs that already exist in its folder.
 
     Args:
         recipe: A shipped recipe's name or a path.
         overrides: Changes to it, ``key.path=value``.
-        smoothing: Factors, with commas between.
-        seeds: How many: the recipe's own seed and those after it.
-        vary: Further axes, each ``KEY=[V1, V2]``.
-        out: The folder; ``None`` for one below ``runs`` that follows from the recipe and the axes.
+        smoothing: Smoothing factors, separated by commas.
+        seeds: The number of seeds: the recipe's own and those after it.
+        vary: Additional axes, each ``KEY=[V1, V2]``.
+        out: The folder; ``None`` for one below ``runs`` that depends on the recipe and the axes.
 
     Raises:
-        InputError: Wrong factors or axes, or a folder with runs of another recipe.
-        RecipeError: A recipe, an override or a value that cannot be used.
+        InputError: Factors or axes are wrong, or the folder contains runs of another recipe.
+        RecipeError: A recipe, an override or a value cannot be used.
 
     """
     factors, notes = parse_smoothing(smoothing)
@@ -193,7 +193,7 @@ def make_plan(
     runs = []
     for one, some, setting, slug in zip(recipes, changes, *_names(recipes), strict=True):
         identity = _identity(one)
-        if identity in planned:  # without smoothing, its other arguments change nothing
+        if identity in planned:  # without smoothing, the other arguments of label_smoothing have no effect
             continue
         planned.add(identity)
         name = ", ".join(filter(None, [setting, f"smoothing {decimal(one.smoothing)}", f"seed {one.seed}"]))
@@ -206,7 +206,7 @@ def make_plan(
 
 
 def decimal(value: float) -> str:
-    """A number as YAML reads it back: without an exponent."""
+    """A number without an exponent, as YAML reads it back."""
     return f"{value:.12f}".rstrip("0").rstrip(".")
 
 
@@ -223,7 +223,7 @@ def _refuse_clashes(keys: Sequence[str], overrides: Sequence[str]) -> None:
 
 
 def _names(recipes: Sequence[Recipe]) -> tuple[list[str], list[str]]:
-    """The name of each recipe's setting, and one that is fit for a folder."""
+    """The name of each recipe's setting, and a version of it for folder names."""
     names = names_of_settings(recipes)
     slugs: dict[str, str] = {}
     for name in names:
@@ -243,7 +243,7 @@ def _free(folder: Path, taken: set[Path]) -> Path:
 
 
 def _found(out: Path, base: Recipe, keys: Sequence[str]) -> dict[str, Path]:
-    """The folders of the runs in ``out`` by what decides them; finished ones before others.
+    """The folders of the runs in ``out`` by their identity. A finished run takes precedence over others.
 
     Raises:
         InputError: There are runs of another recipe.
@@ -286,9 +286,9 @@ def _identity(recipe: Recipe) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The same with every number as a float and every duration as short as it can be: equal values become equal words.
+    """A normal form, with numbers as floats and durations without leading zeros, so that equal values compare equal.
 
-    So are 1, 1.0 and "1e0", which YAML 1.1 makes of 1e0; and 2ep and 02ep.
+    Examples are 1, 1.0 and "1e0" (which YAML 1.1 reads as text), and 2ep and 02ep.
     """
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}

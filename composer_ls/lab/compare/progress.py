@@ -1,4 +1,4 @@
-"""How a comparison goes, while it goes: a live display on a terminal, a line an event elsewhere."""
+"""Progress of a comparison: a live display on a terminal, one line per event elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["LiveDisplay", "PlainDisplay", "progress_of", "time_left"]
 
 
 def progress_of(run: PlannedRun) -> float:
-    """Which part of a run is done, from the last line of its ``metrics.jsonl``."""
+    """The fraction of a run that is done, from the last line of its ``metrics.jsonl``."""
     try:
         lines = RunFolder(run.folder, run.recipe).metrics_file.read_text(encoding="utf-8").splitlines()
         return min(1.0, _part(run.recipe, json.loads(lines[-1])))
@@ -36,7 +36,7 @@ def _part(recipe: Recipe, line: Mapping[str, float]) -> float:
 
 
 def time_left(done: float, total: float, seconds: float) -> str:
-    """In words, from how much was done in how many seconds; "" while nothing is known.
+    """The time left in words, from the work done in some seconds; "" if nothing is done yet.
 
     Example:
         >>> from composer_ls.lab.compare.progress import time_left
@@ -55,7 +55,7 @@ def time_left(done: float, total: float, seconds: float) -> str:
 
 
 class _Tally:
-    """What is done of what there was to do when it began."""
+    """Counts finished and failed runs, and estimates the time left."""
 
     def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.total, self.done, self.failed = total, 0, 0
@@ -63,40 +63,40 @@ class _Tally:
 
     @property
     def over(self) -> int:
-        """How many are over, well or not."""
+        """The number of runs that have finished or failed."""
         return self.done + self.failed
 
     def left(self, active: float = 0.0) -> str:
-        """The time left, given what the active runs sum to."""
+        """The time left in words. ``active`` is the sum of the active runs' progress."""
         return time_left(self.over + active, self.total, self.clock() - self.began)
 
 
 class PlainDisplay(Display):
-    """A line an event, for files and for terminals that are none."""
+    """One line per event, for files and terminals without live display."""
 
     def __init__(self, console: Console, total: int, found: int) -> None:
         self.console, self.tally = console, _Tally(total)
-        self._say(f"{total} runs to do" + (f", {found} found finished" if found else ""))
+        self._say(f"{total} runs to do" + (f", {found} already finished" if found else ""))
 
     def started(self, run: PlannedRun) -> None:
-        """Say nothing: its end will be told."""
+        """Print nothing: only the end of a run is reported."""
 
     def finished(self, run: PlannedRun) -> None:
-        """Say so, with the time left."""
+        """Print it, with the time left."""
         self.tally.done += 1
         self._count(f"finished: {run.name}")
 
     def failed(self, failure: Failure) -> None:
-        """Say so, and why."""
+        """Print it, with the reason."""
         self.tally.failed += 1
         self._count(f"failed: {failure.run.name}: {failure.reason} ({failure.log})")
 
     def waiting(self, run: PlannedRun, whom: str) -> None:
-        """Say for whom."""
+        """Print who is doing the run."""
         self._say(f"{run.name} is being done by {whom}")
 
     def tick(self) -> None:
-        """Nothing happened."""
+        """Do nothing."""
 
     def _count(self, words: str) -> None:
         left = "" if self.tally.over == self.tally.total else self.tally.left()
@@ -107,7 +107,7 @@ class PlainDisplay(Display):
 
 
 class LiveDisplay(Display):
-    """A bar over all runs and one for each that is active. A context manager, which leaves the terminal as it was."""
+    """A progress bar for all runs and one for each active run. A context manager that restores the terminal."""
 
     def __init__(self, console: Console, total: int, found: int) -> None:
         self.console, self.tally = console, _Tally(total)
@@ -119,7 +119,7 @@ class LiveDisplay(Display):
             transient=True,
         )
         if found:
-            console.print(Text(f"{found} of {total + found} runs were found finished"))
+            console.print(Text(f"{found} of {total + found} runs are already finished"))
         self.all = self.bars.add_task("all runs", total=total, words="starting")
         self.tasks: dict[str, tuple[TaskID, PlannedRun]] = {}
 
@@ -131,28 +131,28 @@ class LiveDisplay(Display):
         self.bars.stop()
 
     def started(self, run: PlannedRun) -> None:
-        """Give it a bar."""
+        """Add a bar for the run."""
         self.tasks[run.name] = self.bars.add_task(f"  {run.name}", total=1.0, words=""), run
 
     def finished(self, run: PlannedRun) -> None:
-        """Take its bar away."""
+        """Remove the run's bar."""
         self.tally.done += 1
         self._remove(run)
 
     def failed(self, failure: Failure) -> None:
-        """Say so above the bars."""
+        """Print the failure above the bars."""
         self.tally.failed += 1
         self._remove(failure.run)
         words = Text(f"failed: {failure.run.name}: {failure.reason}", style="red")
         self.console.print(words, Text(f"  {failure.log}"), sep="\n", soft_wrap=True)
 
     def waiting(self, run: PlannedRun, whom: str) -> None:
-        """Say for whom above the bars."""
+        """Print who is doing the run above the bars."""
         self._remove(run)
         self.console.print(Text(f"{run.name} is being done by {whom}"), soft_wrap=True)
 
     def tick(self) -> None:
-        """Move the bars."""
+        """Update the bars."""
         active = 0.0
         for task, run in self.tasks.values():
             part = progress_of(run)

@@ -1,4 +1,4 @@
-"""Which runs were trained and tested on the same data, by what their folders hold."""
+"""Finds out which runs were trained and tested on the same data, from the contents of their folders."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from composer_ls.lab.compare.measured_runs import LeftOut, Run
 __all__ = ["data_differences", "on_the_same_data"]
 
 Runs = Mapping[float, Mapping[int, Run]]
-"""By smoothing and seed."""
+"""Runs by smoothing and seed."""
 
 
 def data_differences(run: Run, other: Run, part: str = "test") -> list[str]:
-    """In what the data of a run differs from that of another, in words; nothing if it is the same as far as is known.
+    """How the data of two runs differs, in words. Empty if it is the same as far as is known.
 
-    Classes, the numbers of examples and the labels of one part are compared. Images are not kept, so they are not.
+    The comparison covers classes, numbers of examples and the labels of one part. Images are not kept, so they are not
+    compared.
 
     Args:
         run: A finished run.
-        other: What it is held against.
-        part: ``test``, or ``validation`` where both have one.
+        other: The run to compare with.
+        part: ``test``, or ``validation`` if both have one.
 
     """
     found = []
@@ -50,10 +51,10 @@ def _classes(mine: list[str], theirs: list[str]) -> str:
 
 
 def on_the_same_data(runs: Runs) -> tuple[dict[float, dict[int, Run]], list[LeftOut]]:
-    """The runs of a setting that can stand beside each other, and what is left out since it was done on other data.
+    """The runs of a setting that can be compared, and those left out because they used other data.
 
-    Of several test sets the one stays that has the most pairs of a run with and without smoothing; of equally many, the one
-    with more runs, and then the one whose runs are the newest.
+    If there are several test sets, the one with the most pairs of runs with and without smoothing is kept. Ties are
+    decided by the number of runs, then by the newest run.
     """
     groups: list[list[tuple[float, int, Run]]] = []
     for one in _each(runs):
@@ -97,5 +98,6 @@ def _rank(group: list[tuple[float, int, Run]]) -> tuple[int, int, str]:
 def _left_out(run: Run, reference: Run, differing: list[str]) -> LeftOut:
     return LeftOut(
         run.folder,
-        f"its data is not that of {reference.folder}: {', '.join(differing)}. Pairs need the same data: run again with --overwrite",
+        f"its data differs from that of {reference.folder}: {', '.join(differing)}. Pairs need the same data: run again with "
+        f"--overwrite",
     )

@@ -1,4 +1,4 @@
-"""What differs between the recipes of a comparison besides smoothing and the seed, and what that is called."""
+"""Settings of a comparison: how its recipes differ besides smoothing and the seed, and names for that."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["SMOOTHING", "names_of_settings", "other_keys", "without_smoothing"]
 
 SMOOTHING = "algorithms.label_smoothing.smoothing"
 
-# What may differ between machines without being another experiment.
+# Keys that may differ between machines without changing the experiment.
 _PLACES = (
     "seed",
     "description",
@@ -27,7 +27,7 @@ _PLACES = (
 
 
 def other_keys(recipes: Sequence[Recipe]) -> list[str]:
-    """The dotted keys in which recipes differ, besides smoothing, the seed, and where and how fast they run.
+    """The dotted keys in which recipes differ, except smoothing, the seed, and keys about where and how fast they run.
 
     Example:
         >>> from composer_ls.lab.compare.settings import other_keys
@@ -48,9 +48,9 @@ def other_keys(recipes: Sequence[Recipe]) -> list[str]:
 
 
 def names_of_settings(recipes: Sequence[Recipe]) -> list[str]:
-    """What sets each recipe apart, besides smoothing and the seed, in words; "" if nothing does.
+    """A name for each recipe that says how it differs from the others, besides smoothing and seed; "" if it does not.
 
-    Equal names are equal settings.
+    Equal names mean equal settings.
 
     Example:
         >>> from composer_ls.lab.compare.settings import names_of_settings
@@ -73,7 +73,7 @@ def names_of_settings(recipes: Sequence[Recipe]) -> list[str]:
 
 
 def _comparable(recipe: Recipe) -> dict[str, Any]:
-    """The recipe without its smoothing and without what is switched off."""
+    """The recipe without its smoothing and without algorithms that are switched off."""
     content = recipe.model_dump()
     algorithms = {name: arguments for name, arguments in content["algorithms"].items() if arguments is not None}
     smoothing = {key: value for key, value in algorithms.pop("label_smoothing", {}).items() if key != "smoothing"}
@@ -81,7 +81,7 @@ def _comparable(recipe: Recipe) -> dict[str, Any]:
 
 
 def without_smoothing(recipe: Recipe) -> str:
-    """A key that recipes share if they differ only in how they smooth, in the seed, or in where and how fast they run."""
+    """A key that is equal for recipes that differ only in smoothing, the seed, or where and how fast they run."""
     content = _comparable(recipe)
     content["algorithms"].pop("label_smoothing", None)
     for place in _PLACES:

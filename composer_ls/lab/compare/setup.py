@@ -1,4 +1,4 @@
-"""What runs trained on what, in words from their resolved recipes and results, and what to be careful about."""
+"""Descriptions of runs in words: network, data, size of the training, and warnings."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from composer_ls.lab.recipe.recipe import Recipe
 __all__ = ["cautions", "count_of", "failures", "name_of_setup", "setup_in_words"]
 
 MOST_CAUTIONS = 5
-"""How many warnings are spelt out."""
+"""The maximum number of warnings that are listed."""
 
 _LAYOUTS = {"imagefolder", "parallel_text"}
-"""Values of ``data.name`` that say how a folder is laid out. What data it is, only the folder tells."""
+"""Values of ``data.name`` that name the layout of a folder. The data itself is then named by the folder."""
 
 
 def name_of_setup(recipe: Recipe) -> str:
-    """The network and the data, for a title.
+    """The network and the data in words, for a title.
 
     Example:
         >>> from composer_ls.lab.compare.setup import name_of_setup
@@ -38,7 +38,7 @@ def name_of_setup(recipe: Recipe) -> str:
 
 
 def setup_in_words(recipe: Recipe, result: Mapping[str, Any]) -> str:
-    """One sentence: network, data and where it lies, classes, examples, epochs and steps.
+    """A sentence with network, data and its folder, classes, examples, epochs and steps.
 
     Example:
         >>> from composer_ls.lab.compare.setup import setup_in_words
@@ -66,7 +66,7 @@ def _examples(result: Mapping[str, Any]) -> str:
 
 
 def count_of(result: Mapping[str, Any], part: str) -> str:
-    """How many examples a part of the data has, in words, "" if that is not known.
+    """The number of examples in a part of the data, in words; "" if unknown.
 
     Example:
         >>> from composer_ls.lab.compare.setup import count_of
@@ -100,7 +100,7 @@ def _length(result: Mapping[str, Any]) -> str:
 
 
 def cautions(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The warnings of finished runs, each once, with how many of the runs gave it, in sentences.
+    """The warnings of finished runs as sentences, each once, with the number of runs that gave it.
 
     Example:
         >>> from composer_ls.lab.compare.setup import cautions
@@ -117,7 +117,7 @@ def cautions(results: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def failures(left_out: Sequence[LeftOut]) -> str:
-    """How many runs are left out, in a sentence; "" if none is.
+    """A sentence about the runs that are left out; "" if there are none.
 
     Example:
         >>> from pathlib import Path

@@ -1,4 +1,4 @@
-"""Means with intervals, paired differences, and how many seeds a difference takes to be seen: pure functions of numbers."""
+"""Statistics as pure functions: means with intervals, paired tests, and the number of seeds needed for a difference."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Interval(NamedTuple):
 
     Attributes:
         mean: The mean.
-        low: The interval's lower end; NaN for one value, of which nothing can be said.
+        low: The interval's lower end; NaN for a single value.
         high: Its upper end.
-        deviation: The sample standard deviation; NaN for one value, 0 if all are the same but for rounding.
-        size: How many values.
+        deviation: The sample standard deviation; NaN for a single value, 0 if all values are equal up to rounding.
+        size: The number of values.
 
     """
 
@@ -39,11 +39,11 @@ class Interval(NamedTuple):
 
     @property
     def is_symmetrical(self) -> bool:
-        """Whether the mean is in the middle, so that the interval is the mean ± half its width."""
+        """Whether the mean is in the middle of the interval."""
         return math.isclose(self.high - self.mean, self.mean - self.low, abs_tol=1e-9)
 
     def within(self, lowest: float, highest: float) -> Interval:
-        """The same without what is not possible.
+        """The interval clipped to possible values.
 
         Example:
             >>> from composer_ls.lab.compare.statistics import Interval
@@ -56,19 +56,19 @@ class Interval(NamedTuple):
         return self._replace(low=max(self.low, lowest), high=min(self.high, highest))
 
     def scaled(self, factor: float) -> Interval:
-        """The same in another unit."""
+        """The interval in another unit."""
         mean, low, high, deviation = (factor * value for value in self[:4])
         return Interval(mean, low, high, deviation, self.size)
 
 
 def interval_of_mean(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """The mean of independent values and its interval by Student's t.
+    """The mean of independent values, and its interval by Student's t.
 
-    Of differences paired by seed it is the interval of the paired t test.
+    For differences paired by seed this is the interval of the paired t test.
 
     Args:
-        values: At least one.
-        level: The part of such intervals that hold the true mean, if the values are normal.
+        values: At least one value.
+        level: The fraction of such intervals that contain the true mean, if the values are normal.
 
     Example:
         >>> from composer_ls.lab.compare.statistics import interval_of_mean
@@ -91,9 +91,9 @@ def interval_of_mean(values: Sequence[float], level: float = LEVEL) -> Interval:
 
 
 def paired_p_value(difference: Interval) -> float:
-    """The two-sided p-value of no difference; NaN where there is no spread to judge by.
+    """The two-sided p-value of no difference; NaN if the differences have no spread.
 
-    It is below 0.05 exactly where the 95 % interval excludes 0.
+    It is below 0.05 exactly if the 95 % interval excludes 0.
 
     Example:
         >>> from composer_ls.lab.compare.statistics import interval_of_mean, paired_p_value
@@ -108,7 +108,7 @@ def paired_p_value(difference: Interval) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values: those below 0.05 hold together with 95 % confidence. NaN stays NaN and does not count.
+    """Holm's adjusted p-values, which control the family-wise error rate. NaN stays NaN and is not counted.
 
     Example:
         >>> from composer_ls.lab.compare.statistics import holm
@@ -131,14 +131,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def seeds_needed(
     deviation: float, difference: float, power: float = 0.8, level: float = LEVEL, most: int = 10_000
 ) -> int | None:
-    """How many paired seeds show a true difference with this probability; ``None`` for more than ``most``.
+    """The number of paired seeds that show a true difference with this probability; ``None`` if more than ``most``.
 
     Args:
         deviation: The standard deviation of the paired differences.
         difference: The true difference, in the same unit.
         power: The probability that the interval excludes 0.
         level: The interval's level.
-        most: Where to stop looking.
+        most: The largest number to consider.
 
     Example:
         >>> from composer_ls.lab.compare.statistics import seeds_needed

@@ -1,1 +1,1 @@
-"""From run folders to answers: comparing runs, and pages that show them."""
+"""Reports, for the terminal and as HTML pages."""

@@ -1,4 +1,4 @@
-"""Whether a network is over- or under-confident, in words."""
+"""Says in words whether a network is over- or under-confident."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from composer_ls.diagnostics.calibration import ReliabilityBins
 __all__ = ["calibration_in_words", "confidence_and_accuracy"]
 
 CALIBRATED = 0.02
-"""A smaller distance between mean confidence and accuracy is not called over- or under-confident."""
+"""Networks whose mean confidence and accuracy differ by less than this are called calibrated."""
 
 
 def confidence_and_accuracy(bins: ReliabilityBins) -> tuple[float, float]:
@@ -20,11 +20,11 @@ def confidence_and_accuracy(bins: ReliabilityBins) -> tuple[float, float]:
 
 
 def calibration_in_words(bins: ReliabilityBins, counted: str) -> str:
-    """One sentence.
+    """A sentence that compares mean confidence with accuracy.
 
     Args:
-        bins: Of the predictions.
-        counted: What they are of, such as ``test examples``.
+        bins: The reliability bins of the predictions.
+        counted: What the predictions are for, such as ``test examples``.
 
     Example:
         >>> import torch
@@ -32,7 +32,7 @@ def calibration_in_words(bins: ReliabilityBins, counted: str) -> str:
         >>> from composer_ls.lab.report.calibration_words import calibration_in_words
         >>> bins = reliability_bins(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
         >>> calibration_in_words(bins, "test examples")
-        'This network is under-confident: on average it says 73.1 %, and it is right in 100.0 % of the test examples.'
+        'This network is under-confident: its mean confidence is 73.1 %, and it is right for 100.0 % of the test examples.'
 
     """
     confidence, accuracy = confidence_and_accuracy(bins)
@@ -40,6 +40,6 @@ def calibration_in_words(bins: ReliabilityBins, counted: str) -> str:
         kind = "close to calibrated on average"
     else:
         kind = "over-confident" if confidence > accuracy else "under-confident"
-    return f"This network is {kind}: on average it says {confidence:.1%}, and it is right in {accuracy:.1%} of the {counted}.".replace(
+    return f"This network is {kind}: its mean confidence is {confidence:.1%}, and it is right for {accuracy:.1%} of the {counted}.".replace(
         "%", " %"
     )

@@ -1,4 +1,4 @@
-"""From a folder of runs to ``summary.csv``, ``summary.json`` and ``report.html``."""
+"""Writes ``summary.csv``, ``summary.json`` and ``report.html`` for a folder of runs."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ __all__ = ["COMMANDS", "FILES", "build_report", "html", "runs_of", "setups", "su
 FILES = ("summary.csv", "summary.json", "report.html")
 
 COMMANDS = "commands.txt"
-"""The file in which a comparison's commands are, one a line."""
+"""The file that lists a comparison's commands, one per line."""
 
 
 def build_report(folder: Path, purpose: str | None = None) -> Comparison:
     """Read every run in a folder, write the ``FILES`` there, and return the comparison.
 
     Args:
-        folder: Where the run folders are, at any depth.
-        purpose: The key of the metric that the comparison is for. ``None``: the first of the task.
+        folder: A folder that contains run folders, at any depth.
+        purpose: The key of the metric that the comparison is for. ``None``: the task's first metric.
 
     Raises:
-        InputError: There are no finished runs, they are of several recipes or have no such metric, or the files cannot be
+        InputError: There are no finished runs, they are of several recipes or lack this metric, or the files cannot be
             written.
 
     """
@@ -48,10 +48,10 @@ def build_report(folder: Path, purpose: str | None = None) -> Comparison:
 
 
 def summary(comparison: Comparison) -> str:
-    """CSV: a line for each setting, smoothing, part and metric, in the metric's own units (accuracy as a fraction).
+    """The summary as CSV: one line per setting, smoothing, part and metric, in the metric's own units.
 
-    It holds nothing that differs between two runs of the same recipe, such as times. Where runs are judged on a validation
-    part, the lines of the test part have no outcome.
+    Accuracy, for example, is a fraction. Values that differ between two runs of the same recipe, such as times, are not
+    included. If runs are judged on a validation part, the lines for the test part have no outcome.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -94,7 +94,7 @@ def _row(part: Comparison, setting: str, smoothing: float, metric: Metric, judge
 
 
 def _advice(comparison: Comparison) -> dict[str, Any]:
-    """What ``summary.json`` holds."""
+    """The contents of ``summary.json``."""
     runs = runs_of(comparison)
     return {
         "recipe": runs[0].recipe.name,
@@ -110,12 +110,12 @@ def _advice(comparison: Comparison) -> dict[str, Any]:
 
 
 def runs_of(comparison: Comparison) -> list[Run]:
-    """Every run once: settings may share those without smoothing."""
+    """Every run, once: settings may share runs without smoothing."""
     return list({run.folder: run for _, _, by_seed in comparison for run in by_seed.values()}.values())
 
 
 def setups(runs: Sequence[Run]) -> list[str]:
-    """What was trained on what, in a sentence for each kind of it that the runs have."""
+    """Sentences about what was trained on what, one per distinct setup."""
     return list(dict.fromkeys(setup_in_words(run.recipe, run.result) for run in runs))
 
 
@@ -124,7 +124,7 @@ def _number(value: float) -> str:
 
 
 def html(comparison: Comparison) -> str:
-    """The page."""
+    """The HTML of the report."""
     runs = runs_of(comparison)
     recipe = runs[0].recipe
     rows = list(_rows(comparison))
@@ -180,20 +180,23 @@ def html(comparison: Comparison) -> str:
 
 
 def heading(comparison: Comparison, setting: str) -> str:
-    """What the verdicts of a setting are about."""
+    """The heading of a setting's verdicts."""
     factors = [f"{smoothing:g}" for smoothing in comparison.runs[setting] if smoothing != 0]
     return f"Smoothing {listed(factors) or 0} against none" + (f", {setting}" if setting else "")
 
 
 def nothing_to_compare(comparison: Comparison, setting: str) -> str:
-    """Why a setting has no verdicts."""
+    """The reason why a setting has no verdicts."""
     if 0.0 not in comparison.runs[setting]:
         return "There is nothing to compare with: no run without smoothing is finished. Add 0 to --smoothing."
     return "There is nothing to compare: no run with smoothing is finished."
 
 
 def cell(comparison: Comparison, metric: Metric, setting: str, smoothing: float) -> tuple[str, str]:
-    """A mean in words, and its interval: half its width behind ±, or its ends where what is possible ends; "" for few seeds."""
+    """A mean and its interval as text.
+
+    The interval is half its width after ±, its two ends if it is clipped to possible values, or "" for too few seeds.
+    """
     mean = comparison.mean(metric, setting, smoothing)
     if math.isnan(mean.low):
         return metric.shown(mean.mean), ""
@@ -203,7 +206,7 @@ def cell(comparison: Comparison, metric: Metric, setting: str, smoothing: float)
 
 
 def _rows(comparison: Comparison, judged: bool = True) -> Iterator[dict[str, Any]]:
-    """The rows of the table of numbers, with what smoothing does if this is the part that is judged."""
+    """The rows of the table of numbers, with outcomes if this is the judged part."""
     before = ""
     for setting, smoothing, runs in comparison:
         cells = []
@@ -229,11 +232,11 @@ def _rows(comparison: Comparison, judged: bool = True) -> Iterator[dict[str, Any
 
 
 _WORDS = {"small": "no difference", "equal": "no difference", "few": "too few seeds", "constant": "no verdict"}
-"""What the table says for an outcome; the others say it themselves."""
+"""The table's words for some outcomes; others are shown as they are."""
 
 
 def _explained(comparison: Comparison) -> list[tuple[str, str]]:
-    """What the words in the table of outcomes mean, for those that are in it."""
+    """Explanations of the outcomes that occur in the table."""
     there = {one.outcome for one in comparison.differences.values()}
     worth = ", ".join(
         f"{metric.worth:g}{' ' if metric.unit else ''}{metric.unit} of {metric.name}"
@@ -243,7 +246,7 @@ def _explained(comparison: Comparison) -> list[tuple[str, str]]:
         (
             {"helps", "hurts"},
             "helps, hurts",
-            "shown by the seeds, also after Holm's correction for the number of differences that are looked at",
+            "shown by the seeds, also after Holm's correction for the number of differences tested",
         ),
         (
             {"may help", "may hurt"},
@@ -251,8 +254,8 @@ def _explained(comparison: Comparison) -> list[tuple[str, str]]:
             "a hint: the 95 % interval excludes 0, but not after that correction",
         ),
         ({"small", "equal"}, "no difference", f"shown to be smaller than what is worth seeing ({worth})"),
-        ({"unclear"}, "unclear", "the interval holds 0 and more than what is worth seeing: more seeds would tell"),
-        ({"few"}, "too few seeds", f"a verdict takes at least {FEWEST} pairs"),
+        ({"unclear"}, "unclear", "the interval contains 0 and differences worth seeing: more seeds are needed"),
+        ({"few"}, "too few seeds", f"a verdict needs at least {FEWEST} pairs"),
         ({"constant"}, "no verdict", "the same difference at every seed: no spread to judge by"),
         ({"no pair"}, "no pair", "no seed was run both with and without smoothing"),
     ]
@@ -260,14 +263,14 @@ def _explained(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _judged_on(comparison: Comparison, part: str, runs: Sequence[Run]) -> str:
-    """``360 test images``, as far as that is known."""
+    """The number of examples of a part, such as ``360 test images``, as far as it is known."""
     sizes = {str(count_of(run.result, part)) for run in runs}
     known = sizes.pop() if len(sizes) == 1 else ""
     return known or f"{part} {comparison.task.counted}"
 
 
 def _two_lines(difference: Difference, judged: bool) -> tuple[str, str]:
-    """The difference with what it does, and its interval."""
+    """Two lines for a table cell: the difference with its outcome, and the interval."""
     number, bracket, interval = difference.numbers.replace(difference.metric.unit, "").partition("[")
     word = difference.outcome if judged and difference.outcome in {"helps", "hurts", "may help", "may hurt"} else ""
     return f"{number.strip()} {word}", bracket + interval
@@ -284,7 +287,7 @@ def _what_it_is(comparison: Comparison, runs: list[Run]) -> str:
 
 
 def _machines(runs: list[Run]) -> list[str]:
-    """Each combination of versions and hardware, with how many runs it did."""
+    """Each combination of versions and hardware, with its number of runs."""
     lines: Counter[str] = Counter()
     for run in runs:
         hardware = dict(run.result.get("hardware", {}))

@@ -1,4 +1,4 @@
-"""Reading run folders for a page of diagnostics: predictions, and the features that a run may have kept."""
+"""Reads run folders for a page of diagnostics: predictions, and features if a run kept them."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ __all__ = ["Diagnosed", "read_all"]
 
 @dataclass(frozen=True)
 class Diagnosed:
-    """What a finished run left.
+    """A finished run to diagnose.
 
     Attributes:
-        folder: Where it is.
-        recipe: How it was trained.
+        folder: The run folder.
+        recipe: The run's recipe.
         result: Its ``result.json``.
-        logits: Of the test examples, ``(N, K)``.
-        labels: Likewise, ``(N,)``.
-        features: Its ``features.safetensors``, empty if it kept none.
-        name: What sets it apart from the others on the page.
+        logits: The logits of the test examples, ``(N, K)``.
+        labels: The labels of the test examples, ``(N,)``.
+        features: Its ``features.safetensors``; empty if it kept none.
+        name: Its display name, which distinguishes it from other runs on the page.
 
     """
 
@@ -56,13 +56,13 @@ class Diagnosed:
         """
         if "weight" not in self.features:
             raise DiagnosticsError(
-                f"{self.folder} holds no features.safetensors; to keep features, train it again with diagnostics={{}}"
+                f"{self.folder} has no features.safetensors; to keep features, train it again with diagnostics={{}}"
             )
         return self.features["weight"], self.features.get("bias")
 
     @property
     def diagnostics(self) -> Diagnostics | None:
-        """What its recipe said of diagnostics."""
+        """The diagnostics section of its recipe."""
         assert self.recipe.diagnostics is None or isinstance(self.recipe.diagnostics, Diagnostics)
         return self.recipe.diagnostics
 
@@ -70,7 +70,7 @@ class Diagnosed:
         """The features, logits and labels of ``train`` or ``test``.
 
         Raises:
-            DiagnosticsError: The run kept none, or they do not fit its last layer.
+            DiagnosticsError: The run kept no features, or they do not fit its last layer.
 
         """
         weight, bias = self.head
@@ -79,22 +79,22 @@ class Diagnosed:
             return Penultimate(features, F.linear(features, weight, bias), labels)
         except (KeyError, RuntimeError) as error:
             raise DiagnosticsError(
-                f"features.safetensors in {self.folder} is not what a run leaves ({' '.join(str(error).split())}): train "
+                f"features.safetensors in {self.folder} is not as a run writes it ({' '.join(str(error).split())}): train "
                 f"it again with --overwrite"
             ) from error
 
     def class_name(self, label: int) -> str:
-        """What a class is called."""
+        """The name of a class."""
         names = self.result.get("classes") or []
         return str(names[label]) if label < len(names) else str(label)
 
 
 def read_all(folders: Sequence[Path]) -> list[Diagnosed]:
-    """What finished runs left, with names that set them apart. A folder that is given twice counts once.
+    """Finished runs with names that distinguish them. A folder that is given twice counts once.
 
     Raises:
-        RunFolderError: A folder holds no run, or one that is not finished or damaged.
-        InputError: The runs are of different classes, or not for classification.
+        RunFolderError: A folder contains no run, or one that is unfinished or damaged.
+        InputError: The runs have different classes, or are not for classification.
 
     """
     runs = [_read(folder) for folder in dict.fromkeys(folders)]
@@ -102,8 +102,8 @@ def read_all(folders: Sequence[Path]) -> list[Diagnosed]:
     for run in runs:
         if run.result.get("classes") != first.result.get("classes"):
             raise InputError(
-                f"{run.folder} and {first.folder} were trained on different classes, which cannot stand side by side: "
-                f"diagnose them apart"
+                f"{run.folder} and {first.folder} were trained on different classes, which cannot be shown side by side: "
+                f"diagnose them separately"
             )
     return [replace(run, name=name) for run, name in zip(runs, _names(runs), strict=True)]
 
@@ -111,17 +111,17 @@ def read_all(folders: Sequence[Path]) -> list[Diagnosed]:
 def _read(folder: Path) -> Diagnosed:
     recipe = read_recipe(folder)
     if recipe is None:
-        raise RunFolderError(f"{folder.absolute()} is not a run folder: it holds no recipe.yaml that a run left")
+        raise RunFolderError(f"{folder.absolute()} is not a run folder: it has no recipe.yaml written by a run")
     if recipe.task != "classification":
         raise InputError(
-            f"the run in {folder} is for {recipe.task}, but diagnose looks at classification: its metrics are in "
+            f"the run in {folder} is for {recipe.task}, but diagnose is for classification: its metrics are in "
             f"{folder / 'result.json'}"
         )
     files = RunFolder(folder, recipe)
     result = files.result()
     if result is None:
         raise RunFolderError(
-            f"the run in {folder} is not finished: composer-ls train {files.recipe_file} --out {folder} goes on with it"
+            f"the run in {folder} is not finished: composer-ls train {files.recipe_file} --out {folder} continues it"
         )
     try:
         predictions = load_file(files.predictions_file)
@@ -129,12 +129,12 @@ def _read(folder: Path) -> Diagnosed:
         return Diagnosed(folder, recipe, result, predictions["logits"], predictions["labels"], features)
     except (OSError, SafetensorError, KeyError) as error:
         raise RunFolderError(
-            f"what the run in {folder} left cannot be read ({' '.join(str(error).split())}): run it again with --overwrite"
+            f"the files of the run in {folder} cannot be read ({' '.join(str(error).split())}): run it again with --overwrite"
         ) from error
 
 
 def _names(runs: Sequence[Diagnosed]) -> list[str]:
-    """Smoothing, with what else differs as far as it is needed."""
+    """The smoothing of each run, plus other differences as far as they are needed to distinguish runs."""
     others = names_of_settings([run.recipe for run in runs])
     names = [f"smoothing {run.recipe.smoothing:g}" for run in runs]
     names = [f"{name}, {other}" if other else name for name, other in zip(names, others, strict=True)]

@@ -1,4 +1,4 @@
-"""The figures of a comparison's page."""
+"""The figures of a comparison's report."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ __all__ = ["confidence_panels", "curve_panels", "metric_panels", "reliability_pa
 
 Array = NDArray[np.float64]
 WIDTH, HEIGHT = 340, 240
-FACTORS_A_ROW = 3  # of a legend
+FACTORS_A_ROW = 3  # in a legend
 
 
 def metric_panels(comparison: Comparison) -> list[Panel]:
-    """Each metric against smoothing, a series a setting."""
+    """One panel per metric against smoothing, with one series per setting."""
     return [_metric_panel(comparison, metric) for metric in comparison.columns]
 
 
@@ -84,12 +84,12 @@ def _metric_panel(comparison: Comparison, metric: Metric) -> Panel:
 
 
 def _place(smoothing: float) -> float:
-    """Where a factor is on the axis: most that are tried are small."""
+    """The position of a factor on the axis, on a square-root scale, because most factors are small."""
     return math.sqrt(smoothing)
 
 
 def _far_apart(factors: Sequence[float]) -> list[float]:
-    """Those of sorted factors whose labels have room on the axis."""
+    """The sorted factors whose labels have room on the axis."""
     gap = 0.09 * (_place(factors[-1]) - _place(factors[0]))
     told = [factors[-1]]
     for factor in reversed(factors[:-1]):
@@ -99,7 +99,7 @@ def _far_apart(factors: Sequence[float]) -> list[float]:
 
 
 def reliability_panels(comparison: Comparison) -> list[Panel]:
-    """A reliability diagram with counts for each setting and smoothing, over all seeds together."""
+    """One reliability diagram with counts per setting and smoothing, pooled over seeds."""
     panels = []
     for setting, smoothing, runs in comparison:
         title = f"smoothing {smoothing:g}" + (f", {setting}" if setting else "")
@@ -137,7 +137,7 @@ def _reliability(figure: Figure, runs: Iterable[Run], counted: str) -> None:
 
 
 def _pooled(runs: Iterable[Run]) -> tuple[Array, Array, Array]:
-    """Over all runs and by bin: how many examples, their summed confidence, and how many are right."""
+    """For each bin, pooled over runs: the number of examples, their summed confidence, and how many are right."""
     counts, confidence, right = (np.zeros(1) for _ in range(3))
     for run in runs:
         count = run.bins.counts.numpy()
@@ -148,7 +148,7 @@ def _pooled(runs: Iterable[Run]) -> tuple[Array, Array, Array]:
 
 
 def confidence_panels(comparison: Comparison) -> list[Panel]:
-    """Histograms of the confidence of right and of wrong answers, a panel each a setting, a line a smoothing."""
+    """Histograms of the confidence of right and wrong answers: two panels per setting, one line per smoothing."""
     panels = []
     for setting, factors in comparison.runs.items():
         pooled = {smoothing: _pooled(runs.values()) for smoothing, runs in factors.items()}
@@ -175,7 +175,7 @@ def confidence_panels(comparison: Comparison) -> list[Panel]:
 
 
 def curve_panels(comparison: Comparison) -> list[Panel]:
-    """Training curves, a line a smoothing: the mean over seeds with their range. Losses are those of the hard labels."""
+    """Training curves with one line per smoothing: mean and range over seeds. Losses are against the hard labels."""
     panels = []
     for setting, factors in comparison.runs.items():
         for curve in (curve.of(comparison.part) for curve in comparison.task.curves):
@@ -183,7 +183,7 @@ def curve_panels(comparison: Comparison) -> list[Panel]:
             curves = {smoothing: _curve(runs.values(), curve.key) for smoothing, runs in factors.items()}
             curves = {smoothing: points for smoothing, points in curves.items() if points}
             if not curves:
-                panels.append(Panel(title, None, f"no run's metrics.jsonl holds {curve.key} of a whole epoch"))
+                panels.append(Panel(title, None, f"no run's metrics.jsonl has {curve.key} for a complete epoch"))
                 continue
 
             def draw(
@@ -209,7 +209,7 @@ def curve_panels(comparison: Comparison) -> list[Panel]:
 
 
 def _curve(runs: Iterable[Run], key: str) -> dict[float, list[float]]:
-    """The values of all runs at each epoch that any of them has."""
+    """The values of all runs at each epoch for which any run has one."""
     points: dict[float, list[float]] = defaultdict(list)
     for run in runs:
         whole = next((line for line in run.lines if line.get("epoch")), None)
@@ -224,7 +224,7 @@ def _curve(runs: Iterable[Run], key: str) -> dict[float, list[float]]:
 
 def _draw_curve(axes: Axes, curve: Mapping[float, Sequence[float]], style: Look, label: str) -> None:
     every = max(1, len(curve) // 200)
-    epochs = list(curve)[::-1][::every][::-1]  # always with the last
+    epochs = list(curve)[::-1][::every][::-1]  # includes the last
     values = [curve[epoch] for epoch in epochs]
     axes.plot(
         epochs, [np.mean(some) for some in values], color=style.color, marker=style.marker, linestyle=style.linestyle,
@@ -236,11 +236,11 @@ def _draw_curve(axes: Axes, curve: Mapping[float, Sequence[float]], style: Look,
 
 
 def _looks(factors: Iterable[float]) -> dict[float, Look]:
-    """The look of each factor of smoothing; none is the baseline."""
+    """The look of each smoothing factor. No smoothing is the baseline."""
     smoothed = [smoothing for smoothing in factors if smoothing != 0]
     return {smoothing: BASELINE if smoothing == 0 else look(smoothed.index(smoothing)) for smoothing in factors}
 
 
 def _height(factors: int) -> int:
-    """Of a panel with a legend of factors below it."""
+    """The height of a panel with a legend of factors below it."""
     return HEIGHT + 18 * (1 + math.ceil(factors / FACTORS_A_ROW))

@@ -1,4 +1,4 @@
-"""Tables for terminals of any width: no number is cut."""
+"""Fits tables to terminals of any width without truncating numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["fitted"]
 
 
 def fitted(table: Table, console: Console) -> RenderableType:
-    """The table where the terminal is wide enough for it, else its rows below one another, with a line for each cell.
+    """The table if the terminal is wide enough, otherwise its rows as blocks with one line per cell.
 
     Example:
         >>> from rich.console import Console
@@ -41,7 +41,7 @@ def fitted(table: Table, console: Console) -> RenderableType:
 
 
 def _needed(table: Table, console: Console) -> int:
-    """The width of the table where nothing is made narrower."""
+    """The width of the table when no column is narrowed."""
     wide = console.options.update(width=10_000)
     return console.measure(table, options=wide).maximum
 

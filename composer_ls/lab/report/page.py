@@ -1,4 +1,4 @@
-"""What every page is made of: the templates, and figures as inline SVG that follow the reader's light or dark scheme."""
+"""Common parts of all pages: templates, and figures as inline SVG that follow the reader's light or dark scheme."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ __all__ = [
 
 INK, MUTED, GRID = "#000000", "#777777", "#dddddd"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#a64d86", "#b07d00", "#3c93c8", "#6b5bb0")
-"""Colours to draw with. On the page each becomes a CSS variable, which has one value for light and one for dark."""
+"""Colours for figures. On the page each becomes a CSS variable with a value for light and one for dark."""
 
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid"} | {
     colour: f"--series-{index}" for index, colour in enumerate(SERIES)
@@ -72,9 +72,9 @@ _STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.8,
     "lines.linewidth": 1.6,
     "lines.markersize": 5.5,
-    "svg.fonttype": "none",  # text stays text: small, and in the reader's font
+    "svg.fonttype": "none",  # text stays text, which is small and uses the reader's font
     "svg.hashsalt": "composer_ls",
-    "text.parse_math": False,  # a recipe's name may hold dollars
+    "text.parse_math": False,  # a recipe's name may contain dollar signs
 }
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 
@@ -84,9 +84,9 @@ class Panel:
     """A figure of a page.
 
     Attributes:
-        title: What it shows, as plain text.
-        figure: From :func:`svg`; ``None`` if it cannot be drawn, and then the caption says why.
-        caption: How to read it, as plain text.
+        title: The title, as plain text.
+        figure: The result of :func:`svg`; ``None`` if it cannot be drawn, and the caption says why.
+        caption: The caption, as plain text.
 
     """
 
@@ -97,7 +97,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Look:
-    """How a series is drawn: told apart by colour, marker and dashes, each of which is enough."""
+    """How a series is drawn. Colour, marker and dashes each distinguish it from the others."""
 
     color: str
     marker: str
@@ -105,19 +105,19 @@ class Look:
 
 
 FEW = 20
-"""Predictions in a bin whose accuracy says little."""
+"""With fewer predictions than this, the accuracy of a bin is unreliable."""
 
 BASELINE = Look(INK, "o", "--")
-"""The look of what everything else is compared with."""
+"""The look of the baseline."""
 
 
 def look(index: int) -> Look:
-    """The look of the series of this index; none is used twice among the first 35."""
+    """The look of the series with this index. The first 35 are all different."""
     return Look(SERIES[index % len(SERIES)], _MARKERS[index % len(_MARKERS)], _DASHES[index % len(_DASHES)])
 
 
 def axis_of_counts(axes: Axes, most: float, counted: str) -> None:
-    """Make the vertical axis logarithmic, for up to ``most`` of what is counted in bins of confidence."""
+    """Format axes for a histogram of confidence with a logarithmic count of up to ``most``."""
     axes.set(xlim=(0, 1.02), xlabel="confidence", yscale="log", ylim=(0.7, 2 * most), ylabel=counted)
     axes.yaxis.set_major_locator(FixedLocator([1, 100, 10_000, 1_000_000, 100_000_000]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -125,22 +125,22 @@ def axis_of_counts(axes: Axes, most: float, counted: str) -> None:
 
 
 def legend_below(figure: Figure, axes: Axes, columns: int = 1, title: str | None = None) -> None:
-    """Name the series of one pair of axes below it."""
+    """Add a legend for the series of ``axes`` below the figure."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=title)
 
 
 def svg(draw: Callable[[Figure], None], label: str, *, width: int = 340, height: int = 250) -> Markup:
-    """An inline ``<svg>`` of what ``draw`` does to a matplotlib figure.
+    """An inline ``<svg>`` of a matplotlib figure.
 
-    Draw in black or in the colours of this module: they become CSS variables, and so follow the reader's scheme. A figure of the
-    default width is readable on a telephone; of wider ones, make several.
+    Use black and the colours of this module, which become CSS variables and follow the reader's scheme. A figure of the
+    default width is readable on a phone; instead of a wider figure, make several.
 
     Args:
-        draw: Given an empty figure; makes its axes (``figure.subplots()``) and fills them.
-        label: What a screen reader says instead of the picture.
-        width: Of the picture at its natural size, CSS pixels, in which font sizes are given too.
-        height: The same.
+        draw: Receives an empty figure, creates its axes (``figure.subplots()``) and draws.
+        label: The description for screen readers.
+        width: The natural width in CSS pixels, the unit of font sizes too.
+        height: The natural height, likewise.
 
     Example:
         >>> from composer_ls.lab.report.page import svg
@@ -159,15 +159,15 @@ def svg(draw: Callable[[Figure], None], label: str, *, width: int = 340, height:
 
 
 def render(template: str, **content: Any) -> str:
-    """The HTML of a template of this package. What is not ``Markup`` is escaped."""
+    """The HTML of a template of this package. Values are escaped unless they are ``Markup``."""
     return _templates().get_template(template).render(version=composer_ls.__version__, **content)
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all.
+    """Write a file atomically.
 
     Raises:
-        InputError: It cannot be written.
+        InputError: The file cannot be written.
 
     """
     try:
@@ -187,13 +187,13 @@ def _templates() -> Environment:
 
 
 def _for_a_page(document: str, label: str) -> Markup:
-    """The SVG of matplotlib without what a page has no use for, with colours as variables and ids that no other figure has."""
+    """Matplotlib's SVG, reduced to what a page needs, with CSS variables for colours and ids unique to the page."""
     root = ElementTree.fromstring(document)
     viewbox = root.attrib["viewBox"]
     style = f"max-width: {viewbox.split()[2]}px"
     root.attrib = {"viewBox": viewbox, "style": style, "role": "img", "aria-label": label}
     for child in list(root):
-        if child.tag == f"{_SVG}metadata" or child.find(f"{_SVG}style") is not None:  # it would hold for the whole page
+        if child.tag == f"{_SVG}metadata" or child.find(f"{_SVG}style") is not None:  # would apply to the whole page
             root.remove(child)
     used = set(re.findall(r"(?:url\(|href=\")#([^\")]+)", document))
     own = "s" + hashlib.sha256((label + document).encode()).hexdigest()[:6]
@@ -222,7 +222,7 @@ def _for_a_page(document: str, label: str) -> Markup:
 
 
 def _restyled(style: str) -> str:
-    style = re.sub(r"font-family: [^;]*(; )?", "", style)  # the page's
+    style = re.sub(r"font-family: [^;]*(; )?", "", style)  # use the page's font
     for colour, variable in _VARIABLES.items():
         style = style.replace(colour, f"var({variable})")
     return style

@@ -1,4 +1,4 @@
-"""A comparison for the terminal: a table, the verdicts, and what to do."""
+"""Prints a comparison in the terminal: a table, the verdicts, and advice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STYLES = {"good": "green", "bad": "red", "mixed": "yellow", "none": ""}
 
 
 def show(comparison: Comparison, console: Console) -> None:
-    """Print what was trained, the means, for each setting what follows, what to be careful about, and what to do."""
+    """Print the setup, the means, the verdicts of each setting, warnings and advice."""
     runs = runs_of(comparison)
     console.print(*map(Text, setups(runs)), sep="\n")
     for setting, factors in comparison.runs.items():
@@ -38,9 +38,9 @@ def show(comparison: Comparison, console: Console) -> None:
         _print(console, lines)
     if comparison.tests:
         words = (
-            f"Differences by seed from no smoothing on the {comparison.part} examples, with 95 % intervals: {comparison.tests} "
-            f"of them, of which about {comparison.tests / 20:g} would exclude 0 by chance. So “helps” and “hurts” are said only "
-            f"after Holm's correction, which asks for the more evidence the more differences are looked at."
+            f"Paired differences from no smoothing on the {comparison.part} examples, with 95 % intervals. There are "
+            f"{comparison.tests} of them, and about {comparison.tests / 20:g} would exclude 0 by chance. So “helps” and “hurts” "
+            f"are reported only after Holm's correction, which asks for more evidence the more differences are tested."
         )
         _print(console, [Text(words, style="dim")])
     careful = cautions([run.result for run in runs])
@@ -53,7 +53,7 @@ def show(comparison: Comparison, console: Console) -> None:
 
 
 def _print(console: Console, lines: Iterable[Text]) -> None:
-    """A paragraph, with an empty line above it."""
+    """Print a paragraph after an empty line."""
     console.print(Padding(Group(*lines), (1, 0, 0, 0)))
 
 

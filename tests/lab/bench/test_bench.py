@@ -129,7 +129,7 @@ def test_a_training_step_is_timed_without_and_with_smoothing(tmp_path, capsys):
     assert run("--batch-size", "2", "--seconds", "0", "--json", str(json_file), command="step") == 0
     result = json.loads(json_file.read_text())["result"]
     assert result["blocks"] == 5
-    assert f"{result['smoothed'] * 1e3:.1f} ms a step" in capsys.readouterr().out
+    assert f"{result['smoothed'] * 1e3:.1f} ms per step" in capsys.readouterr().out
 
 
 def test_a_step_of_one_image_is_refused(capsys):

@@ -59,8 +59,8 @@ def test_compare_of_what_is_finished_runs_nothing(tmp_path, capsys, monkeypatch)
         make_run(planned.folder, planned.recipe.smoothing, planned.recipe.seed)
     assert run("compare", "digits-mlp", "--smoothing", "0.1,0", "--seeds", "2", "--out", str(tmp_path)) == 0
     printed = capsys.readouterr()
-    assert "--smoothing 0.1,0 is taken as 0,0.1, sorted and each once" in printed.err
-    assert "all runs were found finished" in printed.err
+    assert "--smoothing 0.1,0 is read as 0,0.1, sorted and without duplicates" in printed.err
+    assert "all runs are already finished" in printed.err
     assert "2 seeds" in printed.out
 
 
@@ -156,7 +156,7 @@ def test_a_comparison_that_is_killed_interrupted_and_shared_ends_with_the_summar
     interrupted.send_signal(signal.SIGINT)
     printed, _ = interrupted.communicate(timeout=PATIENCE)
     assert interrupted.returncode == 130
-    assert "stopped; the same command goes on from here" in printed
+    assert "stopped; run the same command to continue" in printed
     assert "Traceback" not in printed
     assert not any(map(claimant, begun()))
     left = 4 - len(finished())

@@ -141,7 +141,7 @@ def test_the_price_and_the_temperature_of_a_recommendation_are_told():
     assert found.maybe_worse == ("Brier score",)
     assert found.remarks[0] == "It makes AURC worse, and there is a hint that it makes Brier score worse"
     assert "To calibrate the network, divide its logits by 0.80" in found.remarks
-    assert "This was chosen on the test examples that it is reported on" in found.remarks
+    assert "This was chosen on the same test examples on which it is reported" in found.remarks
 
 
 def test_the_test_part_has_no_say_where_a_validation_part_was_held_out():
@@ -153,7 +153,7 @@ def test_the_test_part_has_no_say_where_a_validation_part_was_held_out():
     assert (found.verdict, found.smoothing) == ("use", 0.05)
     assert found.on_test.interval.mean == pytest.approx(-10, abs=1)
     assert any(
-        remark.startswith("On the test examples, which had no say in this, the difference is -")
+        remark.startswith("On the test examples, which played no part in this, the difference is -")
         for remark in found.remarks
     )
 

@@ -240,7 +240,7 @@ def test_the_same_run_twice_counts_once(tmp_path):
 
 
 def test_an_empty_folder_and_several_recipes_are_refused(tmp_path):
-    with pytest.raises(InputError, match="no finished runs in .*: `composer-ls compare` makes some"):
+    with pytest.raises(InputError, match="no finished runs in .*: create some with `composer-ls compare`"):
         compare_runs(tmp_path, *read_runs(tmp_path))
     (make_run(tmp_path / "a") / "result.json").unlink()
     with pytest.raises(InputError, match="no finished runs in .*a: it has begun, but not finished"):

@@ -87,7 +87,7 @@ def test_a_result_without_what_is_needed_is_left_out(tmp_path):
     result = json.loads((folder / "result.json").read_text())
     del result["train_seconds"]
     (folder / "result.json").write_text(json.dumps(result))
-    assert reasons(tmp_path) == {"run": "'train_seconds' is missing from what it left"}
+    assert reasons(tmp_path) == {"run": "'train_seconds' is missing from its files"}
 
 
 def test_a_run_that_failed_is_named_with_the_end_of_its_log(tmp_path):

@@ -81,7 +81,7 @@ def test_what_an_axis_does_not_change_without_smoothing_is_run_once(tmp_path):
 def test_equal_values_are_one_run_however_they_are_written(tmp_path, axis):
     made = plan(tmp_path, smoothing="0.1", seeds=1, vary=[axis])
     assert len(made.runs) == 1
-    assert made.notes == (f"--vary {axis.partition('=')[0]} has a value twice, which is taken once",)
+    assert made.notes == (f"--vary {axis.partition('=')[0]} has a duplicate value, which is used once",)
 
 
 def test_settings_that_would_share_a_folder_name_do_not(tmp_path):
@@ -93,7 +93,7 @@ def test_settings_that_would_share_a_folder_name_do_not(tmp_path):
     ("text", "factors", "note"),
     [
         ("0,0.1", (0, 0.1), ""),
-        ("0.2, 0,0.2", (0, 0.2), "--smoothing 0.2, 0,0.2 is taken as 0,0.2, sorted and each once"),
+        ("0.2, 0,0.2", (0, 0.2), "--smoothing 0.2, 0,0.2 is read as 0,0.2, sorted and without duplicates"),
         ("1", (1,), ""),
         ("-0", (0,), ""),
         ("1e-5", (1e-5,), ""),
@@ -105,14 +105,14 @@ def test_factors_are_sorted_and_that_is_told(text, factors, note):
 
 @pytest.mark.parametrize("text", ["", "0,", "0,1.1", "-0.1", "nan", "0;0.1", "a"])
 def test_factors_outside_0_to_1_are_refused(text):
-    with pytest.raises(InputError, match=r"--smoothing has .*, but a factor is a number in \[0, 1\]"):
+    with pytest.raises(InputError, match=r"--smoothing has .*, but factors are numbers in \[0, 1\]"):
         parse_smoothing(text)
 
 
 def test_an_axis_keeps_each_value_once():
     axis, notes = parse_axis("model.name=[mlp, cnn, mlp]")
     assert axis == Axis("model.name", ("mlp", "cnn"))
-    assert notes == ("--vary model.name has a value twice, which is taken once",)
+    assert notes == ("--vary model.name has a duplicate value, which is used once",)
     assert parse_axis("data.batch_size=[1, true, 1.0]")[0].values == (1, True)
 
 
@@ -126,7 +126,7 @@ def test_an_axis_keeps_each_value_once():
         ("=[1]", "is not KEY="),
         ("seed=[1, 2]", "--vary seed: compare varies this key anyway, with --seeds"),
         ("algorithms.label_smoothing.smoothing=[0]", "varies this key anyway, with --smoothing"),
-        ("name=[a, b]", "this key is only words"),
+        ("name=[a, b]", "this key only describes the recipe"),
     ],
 )
 def test_what_is_no_axis_is_refused(text, message):

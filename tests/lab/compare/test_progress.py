@@ -60,7 +60,7 @@ def test_without_a_terminal_each_event_is_a_line():
     display.failed(Failure(run, "OutOfMemoryError: 3 GiB"))
     display.finished(run)
     lines = out.file.getvalue().splitlines()
-    assert lines[0] == "3 runs to do, 2 found finished"
+    assert lines[0] == "3 runs to do, 2 already finished"
     assert lines[1].startswith("[1/3] finished: smoothing 0, seed 17; about ")
     assert lines[2] == "smoothing 0, seed 17 is being done by process 7 on elsewhere"
     assert lines[3].startswith("[2/3] failed: smoothing 0, seed 17: OutOfMemoryError: 3 GiB (out/run/log.txt)")
@@ -81,7 +81,7 @@ def test_on_a_terminal_there_are_bars_that_go_away(tmp_path):
         display.tick()
         display.bars.refresh()
     after = out.file.getvalue()
-    assert "1 of 4 runs were found finished" in during
+    assert "1 of 4 runs are already finished" in during
     assert "smoothing 0, seed 17" in during
     assert "50%" in during
     assert "0 of 3" in during

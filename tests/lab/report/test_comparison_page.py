@@ -82,7 +82,7 @@ def test_a_validation_part_is_judged_and_the_test_part_stands_beside_it(tmp_path
     assert advice["temperature"] > 0
     text = text_of(tmp_path / "report.html")
     for words in (
-        advice["text"].split(":")[0], "On the test examples, which had no say in this, the difference is -",
+        advice["text"].split(":")[0], "On the test examples, which played no part in this, the difference is -",
         "validation NLL", "The same on the test examples, which nothing was chosen by",
     ):  # fmt: skip
         assert words in text
@@ -92,7 +92,10 @@ def test_a_validation_part_is_judged_and_the_test_part_stands_beside_it(tmp_path
 
 def test_without_a_validation_part_the_page_says_what_it_was_chosen_on(report):
     text = text_of(report[0] / "report.html")
-    assert "This was chosen on the test examples that it is reported on" in text or "test examples themselves" in text
+    assert (
+        "This was chosen on the same test examples on which it is reported" in text
+        or "test examples themselves" in text
+    )
     assert "Nothing was held out to choose by: with data.validation=0.1" in text
     assert text.index("What to do") < text.index("The answer")
     assert json.loads((report[0] / "summary.json").read_text())["part"] == "test"
@@ -170,7 +173,7 @@ def test_what_is_missing_is_said_where_it_would_be(tmp_path):
     build_report(tmp_path)
     text = text_of(tmp_path / "report.html")
     assert "nothing to compare with: no run without smoothing is finished" in text
-    assert "no run's metrics.jsonl holds metrics/train/CrossEntropy" in text
+    assert "no run's metrics.jsonl has metrics/train/CrossEntropy" in text
 
 
 def test_a_run_shorter_than_an_epoch_has_no_curve_and_that_is_said(tmp_path):
@@ -178,7 +181,7 @@ def test_a_run_shorter_than_an_epoch_has_no_curve_and_that_is_said(tmp_path):
     for file in tmp_path.rglob("metrics.jsonl"):
         file.write_text('{"epoch": 0, "batch": 3, "metrics/test/CrossEntropy": 2.0}\n')
     build_report(tmp_path)
-    assert "no run's metrics.jsonl holds metrics/test/CrossEntropy of a whole epoch" in text_of(
+    assert "no run's metrics.jsonl has metrics/test/CrossEntropy for a complete epoch" in text_of(
         tmp_path / "report.html"
     )
 

@@ -100,7 +100,7 @@ def test_a_run_without_features_shows_the_reason_and_the_figures_that_need_none(
     _, page = page_of(tmp_path, make_run(tmp_path / "plain", 0.1))
     reasons = missing(page)
     assert len(reasons) == 3
-    assert all("holds no features.safetensors; to keep features, train it again with" in r for r in reasons[:2])
+    assert all("has no features.safetensors; to keep features, train it again with" in r for r in reasons[:2])
     assert "no run recorded mutual information; to record it, train with" in reasons[2]
     assert page.count("<svg") == 3
 
@@ -127,8 +127,8 @@ def test_two_classes_are_projected_too(tmp_path, classes):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"train.features": torch.zeros(400, 15)}, "features.safetensors in .* is not what a run leaves"),
-        ({"test.labels": None}, "features.safetensors in .* is not what a run leaves"),
+        ({"train.features": torch.zeros(400, 15)}, "features.safetensors in .* is not as a run writes it"),
+        ({"test.labels": None}, "features.safetensors in .* is not as a run writes it"),
         ({"train.features": torch.full((400, 16), torch.nan)}, "are NaN or infinite"),
         ({"weight": torch.ones(CLASSES, 16)}, "templates of the classes 0, 1 and 2 lie on one line"),
         ({"weight": torch.eye(1, 16), "bias": torch.zeros(1)}, "plane needs the templates of 3 classes.*layer has 1"),
@@ -167,11 +167,11 @@ def test_what_is_no_finished_run_is_refused(tmp_path):
         page_of(tmp_path, tmp_path / "absent")
     begun = make_run(tmp_path / "begun")
     (begun / "result.json").unlink()
-    with pytest.raises(RunFolderError, match="is not finished: composer-ls train .* goes on with it"):
+    with pytest.raises(RunFolderError, match="is not finished: composer-ls train .* continues it"):
         page_of(tmp_path, begun)
     damaged = make_run(tmp_path / "damaged")
     (damaged / "predictions.safetensors").write_text("half")
-    with pytest.raises(RunFolderError, match="left cannot be read .* --overwrite"):
+    with pytest.raises(RunFolderError, match="cannot be read .* --overwrite"):
         page_of(tmp_path, damaged)
     assert not (tmp_path / "page.html").exists()
 
@@ -180,7 +180,7 @@ def test_runs_on_different_classes_are_refused(tmp_path):
     folders = make_run(tmp_path / "a"), make_run(tmp_path / "b", 0.1)
     result = json.loads((folders[1] / "result.json").read_text())
     (folders[1] / "result.json").write_text(json.dumps(result | {"classes": ["cat", "dog"]}))
-    with pytest.raises(InputError, match="different classes, which cannot stand side by side"):
+    with pytest.raises(InputError, match="different classes, which cannot be shown side by side"):
         page_of(tmp_path, *folders)
 
 

@@ -116,7 +116,7 @@ def test_diagnostics_of_label_maps_are_refused(tmp_path, root):
 
 def test_diagnose_of_label_maps_is_refused(finished):
     path, _ = finished
-    with pytest.raises(InputError, match="is for segmentation, but diagnose looks at classification"):
+    with pytest.raises(InputError, match="is for segmentation, but diagnose is for classification"):
         read_all([path])
 
 
