@@ -1,4 +1,4 @@
-"""Distillation: a student that learns from a teacher's probabilities, as a Composer Algorithm."""
+"""Distillation, a Composer Algorithm: a student learns from a teacher's probabilities."""
 
 from __future__ import annotations
 
@@ -24,50 +24,52 @@ log = logging.getLogger(__name__)
 
 Key = str | int | Callable[..., Any]
 OF_LOGITS = ("logits", "out")
-"""What models that give several things call their logits: transformers, and torchvision's segmentation networks."""
+"""Names of the logits in outputs with several entries: in transformers and in torchvision's segmentation networks."""
 
 
 class Distillation(Algorithm):
     r"""Train on :math:`(1-\beta)\,H(y,p) + \beta\,H(p^{\text{teacher}}(T),\,p^{\text{student}}(T))`.
 
-    The teacher is in evaluation mode, gets no gradient and sees the very input that the student is given, after MixUp,
-    CutMix and every augmentation. The first part is whatever the loss is without this: of labels, or of smoothed and
-    mixed ones. Positions whose label is ignored, such as padding and void pixels, teach nothing. Where this stands in the
-    list of algorithms does not matter.
+    The teacher runs in evaluation mode without gradients, on exactly the input of the student, after MixUp, CutMix and
+    all augmentation. The first part is the usual loss, of plain or of smoothed and mixed labels. Positions with an
+    ignored label, such as padding and void pixels, do not count in the teacher's part either. The position in the list
+    of algorithms does not matter.
 
-    Logits are found in the outputs of both networks: a tensor, the only tensor of a tuple that can be logits, or what is called
-    ``logits``. So is the dimension of their classes, by the labels' shape and the number of classes that the model tells. What
-    stays open is refused on the first batch, with the argument that settles it.
+    The logits are found automatically in the outputs of both networks: the output itself if it is a tensor, an entry
+    named ``logits``, or the only tensor of a tuple that can be logits. The class dimension is found from the labels'
+    shape and the model's number of classes. If either is ambiguous, the first batch raises an error that names the
+    argument to set.
 
     Args:
-        teacher: A network from the same inputs to logits of the same classes, with its weights loaded.
+        teacher: A network that maps the same inputs to logits of the same classes, with its weights loaded.
         temperature: T, by which the teacher's logits are divided.
-        weight: β in [0, 1], how much the teacher counts; the loss counts 1 - β.
-        student_temperature: T of the student in the teacher's part. ``None``: as the teacher's. The gradient of that
-            part shrinks as 1/T² then, and no factor T² is added.
-        input_key: Where the inputs are in the batch: an index, a key or a getter. For a teacher that is a ComposerModel, which
-            gets the whole batch, it is not used.
-        output_key: Where the logits are in the networks' outputs, where these are no tensors: an index, a key, an attribute's
-            name, or a getter, which gets every output. ``None``: they are looked for.
-        target_key: Where the labels are in the batch: an index, a key or a getter. ``None``: ``"labels"`` of a mapping, the
-            second entry of a tuple.
-        ignore_index: The label of positions that teach nothing. ``None``: all positions teach, and labels are not needed.
-        class_dim: The dimension of the logits that holds the classes, 1 or -1. ``None``: it is looked for.
-        shift_labels: Whether the label at each place belongs to the logits of the place before it, as in causal language models.
-            ``None``: what a HuggingFaceModel says, and not for others.
+        weight: β in [0, 1], the weight of the teacher's part; the usual loss has weight 1 - β.
+        student_temperature: T of the student in the teacher's part. ``None``: that of the teacher. The gradient of this
+            part then shrinks as 1/T²; no factor T² is added.
+        input_key: Where the inputs are in the batch: an index, a key or a getter. Not used for a teacher that is a
+            ComposerModel, which gets the whole batch.
+        output_key: Where the logits are in the networks' outputs if these are not tensors: an index, a key, an
+            attribute's name, or a getter, which is applied to tensors too. ``None``: found automatically.
+        target_key: Where the labels are in the batch: an index, a key or a getter. ``None``: ``"labels"`` of a mapping,
+            or the second entry of a tuple.
+        ignore_index: The label of positions that do not count. ``None``: all positions count, and labels are not
+            needed.
+        class_dim: The class dimension of the logits, 1 or -1. ``None``: found automatically.
+        shift_labels: Whether the label at each position belongs to the logits of the position before it, as in causal
+            language models. ``None``: as a HuggingFaceModel says, and False for other models.
 
     Raises:
-        TypeError: ``teacher`` is not a module. During training: the output holds no logits, or several that could be.
-        DiagnosticsError: A temperature that is not positive, or a weight outside [0, 1]. During training: the teacher's
-            logits have another shape than the student's.
+        TypeError: ``teacher`` is not a module. During training: the output has no logits, or several candidates.
+        DiagnosticsError: A temperature is not positive, or the weight is outside [0, 1]. During training: the logits of
+            teacher and student differ in shape.
         ValueError: ``class_dim`` is 0.
-        TargetError: During training: the labels are not found or do not fit the logits, a row of labels holds several of them,
-            or classes could be in either dimension.
+        TargetError: During training: the labels are not found or do not fit the logits, a row contains several labels,
+            or the class dimension is ambiguous.
         TeacherError: When training starts: the teacher is the student itself.
 
     Note:
-        The teacher is no part of the student: neither its checkpoints nor its optimizer know of it. It is for classes that
-        exclude each other. Where no label counts, the teacher's part is 0.
+        The teacher is not part of the student: it is neither in checkpoints nor in the optimizer. Classes must be
+        mutually exclusive. If every label is ignored, the teacher's part is 0.
 
     Example:
         >>> import torch
@@ -98,7 +100,7 @@ class Distillation(Algorithm):
         if not isinstance(teacher, nn.Module):
             raise TypeError(
                 f"teacher must be a network, but is {type(teacher).__name__}: give a module with its weights loaded; "
-                f"load_teacher(PATH).module is that of a run folder or a checkpoint"
+                f"load_teacher(PATH).module is the one of a run folder or a checkpoint"
             )
         self.teacher = teacher
         self.name = type(teacher).__name__
@@ -119,7 +121,7 @@ class Distillation(Algorithm):
         self._target: Any = None  # what the loss is given for it
 
     def __repr__(self) -> str:
-        """The call that makes it, which Composer stores in checkpoints."""
+        """The constructor call, which Composer stores in checkpoints."""
         return (
             f"Distillation(teacher={self.name!r}, temperature={self.temperature!r}, weight={self.weight!r}, "
             f"student_temperature={self.student_temperature!r})"
@@ -127,17 +129,17 @@ class Distillation(Algorithm):
 
     @property
     def in_words(self) -> str:
-        """What it does, for :func:`composer_ls.composition.describe`."""
+        """A description for :func:`composer_ls.composition.describe`."""
         return f"teacher {self.name} at temperature {self.temperature:g} counts {self.weight:g}, the loss {1 - self.weight:g}"
 
     def match(self, event: Event, state: State) -> bool:
-        """Run when the Trainer is made, when training starts, and in every step if the teacher counts."""
+        """Run when the Trainer is created, when training starts, and in every step unless the weight is 0."""
         in_step = event in (Event.BEFORE_FORWARD, Event.BEFORE_LOSS, Event.BEFORE_BACKWARD)
         return event in (Event.INIT, Event.FIT_START) or (in_step and self.weight > 0)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Take the last place, get ready, ask the teacher, note the target, or mix the teacher into the loss."""
-        if event == Event.BEFORE_FORWARD:  # before a student that works in place changes its input
+        """Run the step for ``event``: set up, run the teacher, note the target, or mix the losses."""
+        if event == Event.BEFORE_FORWARD:  # before the student can change its input in place
             self._taught = self._ask(state)
         elif event == Event.BEFORE_LOSS:
             self._target = self._find_target(state.batch)
@@ -145,7 +147,7 @@ class Distillation(Algorithm):
             state.loss = self._mixed(state)
             self._taught = self._target = None
         else:
-            # After mixers that interpolate losses: these count as part of the loss.
+            # After mixers that interpolate losses, because their result is part of the usual loss.
             state.algorithms = [*(other for other in state.algorithms if other is not self), self]
             if event == Event.FIT_START:
                 self._start(state)
@@ -162,7 +164,7 @@ class Distillation(Algorithm):
         log.info("distillation: %s", self.in_words)
 
     def _ask(self, state: State) -> Tensor:
-        """The teacher's logits of what the student is about to be given; a copy of it, as a teacher may work in place."""
+        """The teacher's logits for the student's input, of which it gets a copy, because it may work in place."""
         if isinstance(self.teacher, ComposerModel):
             inputs = state.batch
         else:
@@ -171,7 +173,7 @@ class Distillation(Algorithm):
             except (AttributeError, IndexError, KeyError, TypeError) as error:
                 raise TeacherError(
                     f"there is nothing at input_key={self.input_key!r} in the batch, {_contents(state.batch)}: give "
-                    f"Distillation the input_key of what the teacher takes, or a teacher that takes whole batches, such as "
+                    f"Distillation the input_key of the teacher's input, or a teacher that takes whole batches, such as "
                     f"HuggingFaceModel(teacher)"
                 ) from error
         with torch.no_grad(), get_precision_context(state.precision, state.precision_config):
@@ -194,8 +196,8 @@ class Distillation(Algorithm):
             counted,
         )
         loss = state.loss
-        whole = isinstance(loss, dict) and "total" in loss  # the Trainer goes backward from it alone
-        if self.weight == 1:  # without a loss that may be NaN, as where every label is ignored
+        whole = isinstance(loss, dict) and "total" in loss  # the Trainer calls backward() on "total" only
+        if self.weight == 1:  # leaves out the usual loss, which is NaN if every label is ignored
             return loss | {"total": taught} if whole else taught
         if whole:
             return loss | {"total": (1 - self.weight) * loss["total"] + self.weight * taught}
@@ -203,14 +205,14 @@ class Distillation(Algorithm):
         return (1 - self.weight) * sum(part.mean() for part in parts) + self.weight * taught
 
     def _check_rows(self, rows: Tensor, dim: int) -> None:
-        """Refuse several labels per example, once: reading values makes the host wait for the device."""
+        """Refuse several labels per example. Checked only once, because reading values synchronises the device."""
         if not self._checked:
             self._checked = True
             sums = (rows.dense() if isinstance(rows, SoftTargets) else rows).sum(dim)
             if bool((sums > 1.01).any()):
                 raise TargetError(
-                    f"a row of the target sums to {sums.max().item():g}, but Distillation is for classes that exclude each "
-                    f"other, whose rows sum to 1: several labels per example need a distillation loss of their own"
+                    f"a row of the target sums to {sums.max().item():g}, but Distillation is for mutually exclusive classes, "
+                    f"whose rows sum to 1: several labels per example need another distillation loss"
                 )
 
     def _logits(self, outputs: Any, whose: str) -> Tensor:
@@ -237,21 +239,21 @@ class Distillation(Algorithm):
         return found[0]
 
     def _find_target(self, batch: Any) -> Any:
-        """The labels, or the rows that smoothing and mixing made of them; ``None`` if there are none."""
+        """The labels, or the rows made from them by smoothing and mixing; ``None`` if there are none."""
         if self.target_key is not None:
             try:
                 return batch_get(batch, self.target_key)
             except (AttributeError, IndexError, KeyError, TypeError) as error:
                 raise TargetError(
                     f"there is nothing at target_key={self.target_key!r} in the batch, {_contents(batch)}: give "
-                    f"Distillation another target_key, or ignore_index=None, with which all positions teach"
+                    f"Distillation another target_key, or ignore_index=None to let all positions count"
                 ) from error
         if isinstance(batch, Mapping):
             return batch.get("labels")
         return batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None
 
     def _dim_of_classes(self, logits: Tensor, target: Any, model: nn.Module) -> int:
-        """Where the classes are, by all that tells of it; what an earlier batch has shown stands."""
+        """The class dimension, from all available information, including what earlier batches have shown."""
         if self.class_dim is not None:
             return self.class_dim
         if logits.ndim < 3:
@@ -261,13 +263,13 @@ class Distillation(Algorithm):
         if isinstance(target, Tensor) and not target.is_floating_point():
             possible &= {d for d in possible if _fits(target, logits.shape[:d] + logits.shape[d + 1 :])} or possible
         of_transformers = isinstance(model, HuggingFaceModel)
-        if len(possible) == 2 or not of_transformers:  # whose configurations have numbers that are not of these logits
+        if len(possible) == 2 or not of_transformers:  # transformers' configs contain other class numbers too
             numbers = _numbers_of_classes(model)
             possible &= {d for d in (1, last) if logits.shape[d] in numbers} or possible
         if self._classes_last is not None:
             possible &= {last if self._classes_last else 1}
         elif len(possible) == 2 and of_transformers and logits.ndim == 3:
-            possible = {last}  # as all of transformers' models of sequences
+            possible = {last}  # as in all sequence models of transformers
         if len(possible) != 1:
             shape = tuple(target.shape) if isinstance(target, Tensor) else None
             reason = (
@@ -282,7 +284,7 @@ class Distillation(Algorithm):
         return dim
 
     def _counted(self, logits: Tensor, target: Any, dim: int, model: nn.Module) -> Tensor:
-        """Which positions teach, bool ``(N, *spatial)``."""
+        """Which positions count, bool ``(N, *spatial)``."""
         assert self.ignore_index is not None
         moved = logits.movedim(dim, 1)
         positions = moved.shape[:1] + moved.shape[2:]
@@ -294,7 +296,7 @@ class Distillation(Algorithm):
             raise TargetError(
                 f"Distillation needs the labels, to know which positions are ignored: for logits {tuple(logits.shape)} they "
                 f"must be integers {tuple(positions)}, but are {what}; give it the target_key of such labels, or "
-                f"ignore_index=None, with which all positions teach"
+                f"ignore_index=None to let all positions count"
             )
         labels = target.reshape(positions).to(logits.device, torch.long)
         shift = self.shift_labels
@@ -306,7 +308,7 @@ class Distillation(Algorithm):
 
 
 def _possible_logits(outputs: Any) -> list[Tensor]:
-    """The tensor itself, what is called logits, or else all tensors that have classes for each example."""
+    """The output itself if it is a tensor, the entry named logits, or else all tensors that could be logits."""
     if isinstance(outputs, Tensor):
         return [outputs]
     for name in OF_LOGITS:
@@ -318,19 +320,19 @@ def _possible_logits(outputs: Any) -> list[Tensor]:
 
 
 def _fits(labels: Tensor, positions: Sequence[int]) -> bool:
-    """Whether there is one label for each position, but for dimensions of 1 as in labels ``(N, 1)``."""
+    """Whether there is one label per position, not counting dimensions of size 1, as in labels ``(N, 1)``."""
     return [size for size in labels.shape if size != 1] == [size for size in positions if size != 1]
 
 
 def _numbers_of_classes(model: nn.Module) -> set[int]:
-    """What the student says about its number of classes."""
+    """The numbers of classes that the student declares."""
     config = getattr(getattr(model, "model", None), "config", None)
     told = [getattr(model, "num_classes", None), *(getattr(config, key, None) for key in ("vocab_size", "num_labels"))]
     return {number for number in told if isinstance(number, int)}
 
 
 def _contents(value: Any) -> str:
-    """What a batch or an output is, for a message."""
+    """A description of a batch or an output for error messages."""
     if isinstance(value, Mapping):
         return f"{type(value).__name__} with the keys {', '.join(map(str, value))}"
     return f"{type(value).__name__} of {len(value)}" if isinstance(value, (list, tuple)) else type(value).__name__

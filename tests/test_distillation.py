@@ -199,7 +199,7 @@ def test_the_plan_tells_of_the_teacher():
         ({"student_temperature": -1}, DiagnosticsError, "temperature must be a positive number, but is -1"),
         ({"weight": 1.5}, DiagnosticsError, r"weight must be in \[0, 1\], but is 1.5"),
         ({"teacher": 3}, TypeError, "teacher must be a network, but is int: give a module"),
-        ({"teacher": "runs/mine"}, TypeError, r"but is str: .*load_teacher\(PATH\).module is that of a run folder"),
+        ({"teacher": "runs/mine"}, TypeError, r"but is str: .*load_teacher\(PATH\).module is the one of a run folder"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, error, message):
@@ -621,5 +621,5 @@ def test_several_labels_per_example_are_refused(smoothed):
     rows = torch.tensor([[1.0, 1, 0, 0, 0], [0, 0, 1, 0, 0]])
     student = Fixed(torch.randn(2, 5), loss=lambda logits, batch: F.binary_cross_entropy_with_logits(logits, batch[1]))
     algorithms = [Distillation(Fixed(torch.randn(2, 5))), *([LabelSmoothing(0.1, kind="binary")] if smoothed else [])]
-    with pytest.raises(TargetError, match="a row of the target sums to 2.* classes that exclude each other"):
+    with pytest.raises(TargetError, match="a row of the target sums to 2.* mutually exclusive classes"):
         fit(algorithms, model=student, loader=[(torch.zeros(2, 1), rows)], device_train_microbatch_size=2, steps=1)

@@ -1,4 +1,4 @@
-"""A teacher's targets: how much smoothing they amount to, and the loss of a student that learns from them."""
+"""Distillation targets: the smoothing to which a teacher's targets are equivalent, and the loss of its student."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ __all__ = ["distillation_loss", "equivalent_smoothing"]
 def equivalent_smoothing(
     teacher_logits: Tensor, labels: Tensor, temperature: float = 1.0, ignore_index: int = IGNORED
 ) -> float:
-    r"""The smoothing γ that moves as much mass to the incorrect classes as a teacher's targets do on average.
+    r"""The smoothing γ that moves as much mass to the incorrect classes as a teacher's targets on average.
 
     .. math:: \gamma = \frac{K}{K-1}\, E\Big[\sum_{k\ne y} p^{\text{teacher}}_k(T)\Big]
 
-    A teacher whose probabilities are labels smoothed by α has γ = α, so that its students can be compared with
-    networks that were trained on labels smoothed by the same amount.
+    A teacher whose probabilities are labels smoothed by α has γ = α, so its students can be compared with networks that
+    were trained on labels smoothed by the same amount.
 
     Args:
-        teacher_logits: ``(N, K)``, of the training examples.
+        teacher_logits: ``(N, K)``, for the training examples.
         labels: Integer ``(N,)``.
         temperature: T, by which the logits are divided.
         ignore_index: The label of examples that do not count.
 
     Raises:
-        DiagnosticsError: Shapes that do not fit, one class, a temperature that is not positive, or NaN.
+        DiagnosticsError: Shapes do not match, there is only one class, the temperature is not positive, or logits are
+            NaN.
 
     Example:
         >>> import torch
@@ -47,9 +48,9 @@ def equivalent_smoothing(
     _check_temperature(temperature)
     classes = teacher_logits.shape[1]
     if classes < 2:
-        raise DiagnosticsError("the teacher has one class, so that there are no incorrect ones to move mass to")
+        raise DiagnosticsError("the teacher has one class, so there are no incorrect ones to move mass to")
     probabilities = (teacher_logits.double() / temperature).softmax(1)
-    # The incorrect classes are added up: 1 - p_y would lose a confident teacher's small numbers to rounding.
+    # Summed over the incorrect classes, because 1 - p_y would lose a confident teacher's small numbers to rounding.
     incorrect = probabilities.scatter(1, labels.unsqueeze(1), 0).sum(1)
     return (incorrect.mean() * classes / (classes - 1)).item()
 
@@ -63,26 +64,27 @@ def distillation_loss(
     student_temperature: float | None = None,
     ignore_index: int = IGNORED,
 ) -> Tensor:
-    r"""Cross entropy of the labels and of a teacher's probabilities, mixed: :math:`(1-\beta)H(y,p) + \beta H(p^t, p^s)`.
+    r"""Cross entropy of the labels and of a teacher's probabilities, mixed: :math:`(1-\beta)H(y,p) + \beta H(p^t,
+    p^s)`.
 
     No factor T² is added: with β below 1 and a high temperature, the teacher's part has small gradients.
 
     Args:
         student_logits: ``(N, K, *spatial)``.
-        teacher_logits: Of the same shape, for the same inputs; no gradient flows into them.
-        target: Labels, dense rows or SoftTargets: y. Positions that it leaves out, by ``ignore_index`` or a mass of 0, teach
-            nothing.
+        teacher_logits: The same shape, for the same inputs. They get no gradient.
+        target: y, as labels, dense rows or SoftTargets. Positions that are ignored, by ``ignore_index`` or a mass of 0,
+            are left out of both parts.
         temperature: T of the teacher.
-        weight: β in [0, 1], how much the teacher counts.
-        student_temperature: T of the student in the teacher's part. ``None``: as the teacher's.
+        weight: β in [0, 1], the weight of the teacher's part.
+        student_temperature: T of the student in the teacher's part. ``None``: that of the teacher.
         ignore_index: The label of positions that do not count.
 
     Returns:
         The mean over the positions that count, in nats; 0 if there are none.
 
     Raises:
-        DiagnosticsError: Shapes that differ (a teacher with other classes, labels of other positions), fewer than two
-            classes, a temperature that is not positive, or a weight outside [0, 1].
+        DiagnosticsError: Shapes differ (a teacher with other classes, labels of other positions), there are fewer than
+            two classes, a temperature is not positive, or the weight is outside [0, 1].
 
     Example:
         >>> import torch
@@ -103,7 +105,7 @@ def distillation_loss(
         return soft
     if target.is_floating_point():
         hard = F.cross_entropy(student_logits, target)
-    else:  # the mean, and 0 where no label counts
+    else:  # the mean, or 0 if every label is ignored
         hard = F.cross_entropy(student_logits, target.long(), ignore_index=ignore_index, reduction="sum")
         hard = hard / counted.sum().clamp_min(1)
     return (1 - weight) * hard + weight * soft
@@ -120,19 +122,19 @@ def teacher_cross_entropy(
 
     Args:
         student_logits: ``(N, K, *spatial)``.
-        teacher_logits: Of the same shape. A class to which it gives no probability, as one that is masked by -inf, costs
-            nothing, whatever the student's logit is.
+        teacher_logits: The same shape. A class with a teacher probability of 0, such as one masked by -inf, contributes
+            nothing, whatever the student's logit.
         temperature: T of the teacher.
-        student_temperature: T of the student. ``None``: as the teacher's.
-        counted: Which positions teach, bool ``(N, *spatial)``. ``None``: all. The others get a gradient of exactly 0, whatever
-            the logits are there.
+        student_temperature: T of the student. ``None``: that of the teacher.
+        counted: The positions that count, bool ``(N, *spatial)``. ``None``: all. Other positions get a gradient of
+            exactly 0, whatever the logits there.
 
     """
     check_classes(student_logits)
     if student_logits.shape != teacher_logits.shape:
         raise DiagnosticsError(
             f"the teacher's logits have shape {tuple(teacher_logits.shape)}, the student's {tuple(student_logits.shape)}: "
-            f"a teacher must have its student's classes and see its inputs"
+            f"a teacher must have the same classes and inputs as its student"
         )
     own = temperature if student_temperature is None else student_temperature
     dtype = student_logits.dtype if student_logits.dtype.itemsize > 2 else torch.float32
@@ -144,15 +146,15 @@ def teacher_cross_entropy(
     if counted is not None:
         left_out = ~counted.unsqueeze(-1)
         probabilities = probabilities.masked_fill(left_out, 0)
-        scaled = scaled.masked_fill(left_out, 0)  # NaN there would come back as 0 * NaN
+        scaled = scaled.masked_fill(left_out, 0)  # otherwise NaN there would reach the gradient as 0 * NaN
         number = counted.sum().clamp_min(1)
-    # A class without probability is left out: 0 * -inf is no number.
+    # Classes with probability 0 are masked, because 0 * -inf is NaN.
     log_probabilities = scaled.log_softmax(-1).masked_fill(probabilities == 0, 0)
     return -(probabilities * log_probabilities).sum() / number
 
 
 def counted_positions(target: Tensor, logits: Tensor, ignore_index: int = IGNORED) -> Tensor:
-    """Which positions of a target count, bool ``(N, *spatial)``: other labels than ``ignore_index``, rows with a mass.
+    """Which positions of a target count, bool ``(N, *spatial)``: labels other than ``ignore_index``, rows with mass.
 
     Args:
         target: Labels ``(N, *spatial)``, dense rows or SoftTargets ``(N, K, *spatial)``.
@@ -160,13 +162,13 @@ def counted_positions(target: Tensor, logits: Tensor, ignore_index: int = IGNORE
         ignore_index: The label of positions that do not count.
 
     Raises:
-        DiagnosticsError: A target of another shape.
+        DiagnosticsError: The target has another shape.
 
     """
     positions = logits.shape[:1] + logits.shape[2:]
     if target.is_floating_point() and target.shape == logits.shape:
         mass = target
-        if isinstance(target, SoftTargets):  # without the dense rows
+        if isinstance(target, SoftTargets):  # the weights suffice, without the dense rows
             mass = target.weights.expand(target.classes.shape)
         return (mass.sum(1) > 0).to(logits.device)
     if not target.is_floating_point() and target.shape == positions:
