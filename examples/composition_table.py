@@ -1,7 +1,7 @@
-"""How much smoothing does the loss really receive? Composer's LabelSmoothing beside this one, case by case.
+"""How much smoothing does the loss really receive? A comparison of Composer's LabelSmoothing with this one.
 
-Each case trains three steps through Composer's Trainer with smoothing 0.1. The loss measures what it was given: α/K stands
-in every class that no example of a mixed pair has, so that K times a row's smallest entry is its α.
+Each case trains three steps in Composer's Trainer with smoothing 0.1, and the loss measures the α of its targets. A class
+that neither example of a mixed pair has gets α/K, so α is K times the smallest entry of a row.
 
     python examples/composition_table.py
 """
@@ -26,14 +26,14 @@ K, SMOOTHING = 10, 0.1
 
 
 class Relabel(Algorithm):
-    """An algorithm that composer_ls has never heard of: it gives some examples other labels just before the loss."""
+    """An algorithm unknown to composer_ls, which changes some labels just before the loss."""
 
     def match(self, event, state):
         """Run before the loss."""
         return event == Event.BEFORE_LOSS
 
     def apply(self, event, state, logger):
-        """Move a tenth of the labels on by one class."""
+        """Change a tenth of the labels to the next class."""
         labels = state.batch_get_item(1)
         if labels.is_floating_point():
             labels = labels.argmax(1)
@@ -68,7 +68,7 @@ CASES = [
     Case("with `CutMix(interpolate_loss=True)`", lambda smoother: [smoother, CutMix(1.0, interpolate_loss=True)]),
     Case("label maps, before `CutMix`", lambda smoother: [smoother, CutMix(1.0)], label_maps=True),
     Case("label maps, after `CutMix`", lambda smoother: [CutMix(1.0), smoother], label_maps=True),
-    Case("labels of which some are -100", ignored=True),
+    Case("some labels are -100", ignored=True),
     Case("model output in a dict", dict_output=True),
     Case("before an algorithm that relabels", lambda smoother: [smoother, Relabel()]),
     Case("between `MixUp` and one that relabels", lambda smoother: [MixUp(0.2), smoother, Relabel()]),
@@ -88,7 +88,7 @@ CASES = [
 
 
 class MeasuringLoss:
-    """Cross entropy that notes the α of every row it is given."""
+    """Cross entropy that records the α of every row of its targets."""
 
     def __init__(self):
         self.received = []
@@ -97,7 +97,7 @@ class MeasuringLoss:
     def __call__(self, logits, target):
         """The loss of a model's output."""
         logits = logits["logits"] if isinstance(logits, dict) else logits
-        if not logits.requires_grad:  # the model is asked for its loss before the first step
+        if not logits.requires_grad:  # LabelSmoothing runs the model once without gradients before the first step
             return F.cross_entropy(logits, target)
         if not target.is_floating_point():
             target = F.one_hot(target.clamp(0), K).movedim(-1, 1).float() * (target != -100).unsqueeze(1)
@@ -123,24 +123,24 @@ class Network(ComposerClassifier):
         return {"logits": logits} if self.dict_output else logits
 
     def update_metric(self, batch, outputs, metric):
-        """Nothing: the measurement is in the loss."""
+        """Do nothing: the loss does the measurement."""
 
 
 class LossWeights(Callback):
-    """Notes what each loss of a step counts for: a mixer that interpolates losses adds a second one."""
+    """Records the weights of a step's losses: a mixer that interpolates losses adds a second one."""
 
     def __init__(self, algorithms):
         self.mixers = [a for a in algorithms if getattr(a, "interpolate_loss", False)]
         self.weights = []
 
     def after_forward(self, state, logger):
-        """Note the weights of the one or two losses that follow."""
+        """Record the weights of the one or two losses that follow."""
         second = [m.mixing if isinstance(m, MixUp) else 1 - m._adjusted_lambda for m in self.mixers]
         self.weights += [1 - second[0], second[0]] if second else [1.0]
 
 
 def received_smoothing(case, smoother):
-    """The mean α of the rows that the loss received in three steps of training, and whether it trains on label -100."""
+    """The mean α of the targets in three training steps, and whether the loss trains on label -100."""
     reproducibility.seed_all(17)
     images = torch.randn(48, 3, 16, 16)
     labels = torch.randint(0, K, (48, 16, 16) if case.label_maps else (48,))

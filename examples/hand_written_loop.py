@@ -1,7 +1,7 @@
 """A training loop in plain PyTorch with smoothed labels.
 
-With ``--compare`` it times a step of itself and a step of Composer's Trainer, in turns. DIR holds
-train/<class>/*.jpg and test/<class>/*.jpg; without it the data are scikit-learn's digits.
+With ``--compare`` it times its own steps and those of Composer's Trainer, in alternation. DIR contains
+train/<class>/*.jpg and test/<class>/*.jpg; without it, the data are scikit-learn's digits.
 
     python examples/hand_written_loop.py
     python examples/hand_written_loop.py --root DIR --model resnet9
@@ -45,7 +45,7 @@ def train_step(model, optimizer, images, labels, smoothing):
 
 @torch.no_grad()
 def test_accuracy(model, loader):
-    """The fraction of test images that the network has right."""
+    """The fraction of test images that are classified correctly."""
     model.eval()
     hits = [(model(images.to(DEVICE)).argmax(1) == labels.to(DEVICE)).float() for images, labels in loader]
     model.train()
@@ -53,7 +53,7 @@ def test_accuracy(model, loader):
 
 
 def train(name, splits, data, epochs, learning_rate, smoothing):
-    """The whole loop: the rate rises for a fifth of the steps and then falls to zero."""
+    """The whole loop. The learning rate rises for a fifth of the steps and then falls to zero."""
     model, optimizer = make(name, splits, learning_rate)
     loader, test = training_loader(splits, data, seed=17), evaluation_loader(splits, data)
     steps = epochs * len(loader)
@@ -71,7 +71,7 @@ def train(name, splits, data, epochs, learning_rate, smoothing):
 
 
 def compare(name, splits, data, learning_rate, smoothing, chunks=12, chunk=5):
-    """Seconds a step of the loop and of the Trainer, in turns of a few steps within one run, medians of the turns."""
+    """Print the time per step of the loop and the Trainer, as medians over alternating turns of a few steps."""
     from composer import Callback, Trainer
     from composer.core import Precision
     from composer.models import ComposerClassifier
@@ -90,7 +90,7 @@ def compare(name, splits, data, learning_rate, smoothing, chunks=12, chunk=5):
             if int(state.timestamp.batch) % chunk:
                 return
             now = time.perf_counter()
-            if int(state.timestamp.batch) > chunk:  # what comes first is slow in both
+            if int(state.timestamp.batch) > chunk:  # the first turn is a warm-up
                 seconds["Trainer"].append((now - self.start) / chunk)
             turn()
             self.start = time.perf_counter()

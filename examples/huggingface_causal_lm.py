@@ -1,7 +1,7 @@
-"""A small GPT-2 from scratch on English captions, through Composer's HuggingFaceModel: smoothing 0 beside 0.1.
+"""Trains a small GPT-2 on English captions with Composer's HuggingFaceModel, with smoothing 0 and 0.1.
 
 The text is the English side of Multi30k (https://github.com/multi30k/dataset, task 1, raw): train.en.gz and val.en.gz in
-one folder. Nothing is downloaded: the subwords are learnt from the text, and the network starts from random weights.
+one folder. Nothing is downloaded: subwords are learnt from the text, and the network starts from random weights.
 
     python examples/huggingface_causal_lm.py --data multi30k            # five epochs of 29,000 sentences
     python examples/huggingface_causal_lm.py --data multi30k --quick    # one epoch of 6,400, under 2 minutes on 2 cores
@@ -48,14 +48,14 @@ tokenizer.train_from_iterator(train_text, vocab_size=VOCABULARY, special_tokens=
 
 
 def collate(texts):
-    """Sentences between two ends, padded; what is padded is ignored as a label."""
+    """A padded batch of sentences with an end token on both sides. Padding is ignored in the labels."""
     ids = [torch.tensor([END, *tokenizer.encode(text).ids[: LONGEST - 2], END]) for text in texts]
     labels = pad_sequence(ids, batch_first=True, padding_value=-100)
     return {"input_ids": labels.clamp(min=END), "attention_mask": (labels != -100).long(), "labels": labels}
 
 
 def train(smoothing):
-    """A model, trained."""
+    """Train a model."""
     reproducibility.seed_all(arguments.seed)
     config = GPT2Config(VOCABULARY, LONGEST, n_embd=128, n_layer=3, n_head=4, bos_token_id=END, eos_token_id=END)
     model = HuggingFaceModel(GPT2LMHeadModel(config))
@@ -80,13 +80,13 @@ def predictions(network):
     """Logits (N, K, T) and labels (N, T) of the validation text."""
     device = next(network.parameters()).device
     for batch in DataLoader(val_text, 64, collate_fn=collate):
-        labels = batch.pop("labels")[:, 1:].to(device)  # the logits at each place are of the next token
+        labels = batch.pop("labels")[:, 1:].to(device)  # the logits at each position predict the next token
         logits = network(**{key: value.to(device) for key, value in batch.items()}).logits
         yield logits[:, :-1].movedim(-1, 1), labels
 
 
 def evaluate(network):
-    """Perplexity of a token, and how far its confidence is from its accuracy."""
+    """Perplexity per token, and the calibration error."""
     (scores,) = token_scores(predictions(network.eval()))
     return perplexity(scores), token_calibration_error(scores)
 

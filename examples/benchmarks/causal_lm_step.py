@@ -1,7 +1,7 @@
-"""What smoothing adds to a training step of a GPT-2 in Composer: time and memory beside the model's own hard loss.
+"""Measures what smoothing adds to a training step of a GPT-2 in Composer, compared with the model's own hard loss.
 
-Times are of whole steps through the Trainer, of which every other one is smoothed, so that whatever else the machine does
-happens to both. Memory is the peak of the process above what it held before the first step, in a process for each.
+Times are of whole steps in the Trainer. Every other step is smoothed, so that other load on the machine affects both.
+Memory is the peak of the process beyond what it held before the first step, in a separate process for each loss.
 
     python examples/benchmarks/causal_lm_step.py
 """
@@ -25,17 +25,17 @@ from composer_ls import LabelSmoothing
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--vocabulary", type=int, default=50_257)
-parser.add_argument("--sentences", type=int, default=4, help="in a batch, of 128 tokens each")
+parser.add_argument("--sentences", type=int, default=4, help="sentences per batch, of 128 tokens each")
 parser.add_argument("--width", type=int, default=256)
 parser.add_argument("--layers", type=int, default=4)
-parser.add_argument("--repeats", type=int, default=21, help="steps of each")
+parser.add_argument("--repeats", type=int, default=21, help="measured steps of each loss")
 parser.add_argument("--memory-of", choices=("hard", "smoothed"), help=argparse.SUPPRESS)
 arguments = parser.parse_args()
 LENGTH, WARM_UP = 128, 10
 
 
 class EveryOther(LabelSmoothing):
-    """Smooths the second, the fourth, the sixth step."""
+    """LabelSmoothing in every second step."""
 
     def match(self, event, state):
         """Leave the other steps to the model's own loss."""
@@ -44,17 +44,17 @@ class EveryOther(LabelSmoothing):
 
 
 class Clock(Callback):
-    """Seconds of every step."""
+    """Records the seconds of every step."""
 
     def __init__(self):
         self.seconds = []
 
     def batch_start(self, state, logger):
-        """Begin."""
+        """Start the clock."""
         self.began = time.perf_counter()
 
     def batch_end(self, state, logger):
-        """End."""
+        """Stop the clock."""
         self.seconds.append(time.perf_counter() - self.began)
 
 
@@ -78,7 +78,7 @@ def fit(algorithms, steps, callbacks=()):
 
 
 def resident(field):
-    """Bytes of memory of this process, now (VmRSS) or at its peak (VmHWM)."""
+    """Memory of this process in bytes, now (VmRSS) or at its peak (VmHWM)."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 

@@ -1,6 +1,6 @@
-"""Draw what smoothing did in the comparisons of this folder, from their summary.csv.
+"""Plot the effect of smoothing in the comparisons of this folder, from their summary.csv.
 
-    python examples/benchmarks/does_it_help.py        # writes does-it-help.png beside this file
+    python examples/benchmarks/does_it_help.py        # writes does-it-help.png next to this file
 
 Each point is the mean difference from no smoothing over paired seeds, with its 95 % interval.
 """
@@ -25,7 +25,7 @@ PANELS = {
 
 
 def differences(folder, metric):
-    """Smoothing, difference and its interval, one tuple a factor."""
+    """Smoothing, difference and its interval, one tuple per factor."""
     with (folder / "summary.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["metric"] == metric and row["difference"]]
     keys = ("smoothing", "difference", "difference_low", "difference_high")
@@ -33,7 +33,7 @@ def differences(folder, metric):
 
 
 def main():
-    """Draw a panel a metric."""
+    """Draw one panel per metric."""
     plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
     figure, panels = plt.subplots(1, 4, figsize=(13, 3.5), layout="constrained")
     for axes, (metric, (title, unit, scale)) in zip(panels, PANELS.items(), strict=True):

@@ -1,9 +1,9 @@
-"""How much of a training step on label maps is not the network: making the batch, and the smoothed loss with its gradient.
+"""Measures how much of a segmentation training step is outside the network: the batch, and the smoothed loss.
 
     python examples/benchmarks/segmentation_step.py data.root=camvid
     python examples/benchmarks/segmentation_step.py data.root=camvid model.width=16
 
-Any key of the recipe camvid-unet can be changed. Times are medians over two epochs, the first ten steps left out.
+Any key of the recipe camvid-unet can be changed. Times are medians over two epochs without the first ten steps.
 """
 
 import sys

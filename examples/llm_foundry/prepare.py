@@ -1,8 +1,8 @@
-"""Make what LLM-Foundry trains on, offline: a tokenizer, tokens in MDS shards, and the tokens' frequencies.
+"""Prepare data for LLM-Foundry offline: a tokenizer, tokens in MDS shards, and token frequencies.
 
     python examples/llm_foundry/prepare.py --train multi30k/train.de.gz --val multi30k/val.de.gz --out llm_data
 
-Any text will do, plain or gzipped, with one document per line. The folder then holds `tokenizer/`, which the YAML names,
+Any text works, plain or gzipped, with one document per line. The folder will contain `tokenizer/`, which the YAML names,
 `train/` and `val/`, which its `text` loaders read, and `unigram.json`, a prior for LabelSmoothing.
 """
 
@@ -26,14 +26,14 @@ def lines_of(path: Path) -> list[str]:
 
 
 def make_tokenizer(documents: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte pairs learnt from the text, in the form that transformers and LLM-Foundry load from a folder."""
+    """A byte-pair tokenizer trained on the text, which transformers and LLM-Foundry can load from a folder."""
     learnt = ByteLevelBPETokenizer()
     learnt.train_from_iterator(documents, vocab_size=vocabulary, special_tokens=[END], show_progress=False)
     return PreTrainedTokenizerFast(tokenizer_object=learnt._tokenizer, bos_token=END, eos_token=END, pad_token=END)
 
 
 def sequences(tokenizer: PreTrainedTokenizerFast, documents: list[str], length: int) -> np.ndarray:
-    """All documents end to end, an end token after each, cut into rows of ``length`` tokens; what is left is dropped."""
+    """The concatenated documents, each followed by an end token, in rows of ``length`` tokens; the rest is dropped."""
     ids = [token for row in tokenizer(documents)["input_ids"] for token in [*row, tokenizer.eos_token_id]]
     rows = len(ids) // length
     if rows == 0:
@@ -42,14 +42,14 @@ def sequences(tokenizer: PreTrainedTokenizerFast, documents: list[str], length: 
 
 
 def write_shards(folder: Path, rows: np.ndarray) -> None:
-    """The rows as an MDS data set, in the column that LLM-Foundry's ``text`` loader reads."""
+    """Write the rows as an MDS data set, in the column that LLM-Foundry's ``text`` loader reads."""
     with MDSWriter(out=str(folder), columns={"tokens": "ndarray:int32"}) as writer:
         for row in rows:
             writer.write({"tokens": row})
 
 
 def main() -> None:
-    """Read the arguments, write the folder."""
+    """Parse the arguments and write the folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--train", type=Path, required=True, help="text, one document per line; may end in .gz")
     parser.add_argument("--val", type=Path, required=True, help="held-out text of the same kind")
@@ -69,7 +69,7 @@ def main() -> None:
     tokenizer.save_pretrained(arguments.out / "tokenizer")
     for split, tokens in rows.items():
         write_shards(arguments.out / split, tokens)
-    counts = 1 + np.bincount(rows["train"].ravel(), minlength=arguments.vocabulary)  # no token is impossible
+    counts = 1 + np.bincount(rows["train"].ravel(), minlength=arguments.vocabulary)  # so that no token has probability 0
     (arguments.out / "unigram.json").write_text(json.dumps((counts / counts.sum()).tolist()))
     sizes = " and ".join(f"{tokens.size:,} {split} tokens" for split, tokens in rows.items())
     print(f"{arguments.out}: a tokenizer of {len(tokenizer):,} tokens, {sizes}")

@@ -1,6 +1,7 @@
-"""`unigram_smoothing` for LLM-Foundry's YAML: label smoothing toward the frequencies of the tokens.
+"""`unigram_smoothing` for LLM-Foundry's YAML: label smoothing toward the token frequencies.
 
-A row of a whole vocabulary does not belong into a YAML. List this file under `code_paths`, and name the JSON file with the row:
+A prior over a whole vocabulary is too long for a YAML file. List this file under `code_paths`, and name the JSON file that
+contains the prior:
 
     code_paths: [examples/llm_foundry/unigram_smoothing.py]
     algorithms:
