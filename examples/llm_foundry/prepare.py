@@ -69,7 +69,9 @@ def main() -> None:
     tokenizer.save_pretrained(arguments.out / "tokenizer")
     for split, tokens in rows.items():
         write_shards(arguments.out / split, tokens)
-    counts = 1 + np.bincount(rows["train"].ravel(), minlength=arguments.vocabulary)  # so that no token has probability 0
+    counts = 1 + np.bincount(
+        rows["train"].ravel(), minlength=arguments.vocabulary
+    )  # so that no token has probability 0
     (arguments.out / "unigram.json").write_text(json.dumps((counts / counts.sum()).tolist()))
     sizes = " and ".join(f"{tokens.size:,} {split} tokens" for split, tokens in rows.items())
     print(f"{arguments.out}: a tokenizer of {len(tokenizer):,} tokens, {sizes}")

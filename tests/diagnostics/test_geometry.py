@@ -84,7 +84,7 @@ def test_three_different_classes_are_asked_for(layer, classes):
 
 def test_fewer_than_three_classes_have_no_plane():
     with pytest.raises(
-        DiagnosticsError, match="templates of 3 classes, or of 2 and features, but the last layer has 2"
+        DiagnosticsError, match="templates of 3 classes, or of 2 with features, but the last layer has 2"
     ):
         template_plane(torch.randn(2, 5), None, (0, 1, 2))
 

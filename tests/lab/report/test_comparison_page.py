@@ -83,7 +83,7 @@ def test_a_validation_part_is_judged_and_the_test_part_stands_beside_it(tmp_path
     text = text_of(tmp_path / "report.html")
     for words in (
         advice["text"].split(":")[0], "On the test examples, which played no part in this, the difference is -",
-        "validation NLL", "The same on the test examples, which nothing was chosen by",
+        "validation NLL", "The same on the test examples, which played no part in any choice",
     ):  # fmt: skip
         assert words in text
     assert "test NLL" not in text
@@ -96,7 +96,7 @@ def test_without_a_validation_part_the_page_says_what_it_was_chosen_on(report):
         "This was chosen on the same test examples on which it is reported" in text
         or "test examples themselves" in text
     )
-    assert "Nothing was held out to choose by: with data.validation=0.1" in text
+    assert "No images were held out for this choice. With data.validation=0.1" in text
     assert text.index("What to do") < text.index("The answer")
     assert json.loads((report[0] / "summary.json").read_text())["part"] == "test"
 
