@@ -100,7 +100,7 @@ class SmoothingDiagnostics(Callback):
         self._begin()
 
     def _begin(self) -> None:
-        """Forget what belongs to another Trainer: its examples, its steps, and what it was told."""
+        """Reset everything that belongs to another Trainer: examples, measurements and warnings."""
         self.mutual_information: list[tuple[int, float]] = []
         self._is_due = (
             None if self.interval is None else create_interval_scheduler(self.interval, False, checkpoint_events=False)
@@ -123,7 +123,7 @@ class SmoothingDiagnostics(Callback):
             self.measure(state, logger)
 
     def _follow_evaluation(self, event: Event, state: State, logger: Logger) -> None:
-        """Measure after an evaluation; of what ``Trainer.eval`` is given, nothing is left in the state at its end."""
+        """Measure after an evaluation. The sets of ``Trainer.eval`` are noted, because the state loses them at its end."""
         if event == Event.EVAL_STANDALONE_START:
             self._evaluated = {}
         elif event == Event.EVAL_START and self._evaluated is not None:

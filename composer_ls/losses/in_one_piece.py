@@ -29,7 +29,7 @@ LARGE = 1 << 20
 
 
 def losses_of(logits: Tensor, target: SoftTargets, weight: Tensor | None, ignore_index: int, reduction: str) -> Tensor:
-    """:func:`~composer_ls.losses.soft_losses.soft_losses`, as one operator where that is faster."""
+    """:func:`~composer_ls.losses.soft_losses.soft_losses`, as a single operator if that is faster."""
     if not _is_compiled(logits) or fields_learn(target, weight) or logits.numel() < LARGE:
         return soft_losses(logits, target, weight, ignore_index, reduction)
     fields = (target.classes, target.weights, target.smoothing, target.prior, weight)
@@ -38,14 +38,14 @@ def losses_of(logits: Tensor, target: SoftTargets, weight: Tensor | None, ignore
 
 
 def _is_compiled(logits: Tensor) -> bool:
-    """Whether what happens to these logits becomes a graph for the CPU."""
+    """Whether operations on these logits are being compiled into a graph for the CPU."""
     if logits.device.type != "cpu" or torch._C._are_functorch_transforms_active():
         return False
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FUNCTIONAL) is not None
 
 
 class _Ticket(bytearray):
-    """Memory that owns the logits and their loss, from which the gradient is to be had once."""
+    """Memory that owns the logits and their loss, from which the gradient can be computed once."""
 
     parts: tuple[Tensor, Tensor] | None = None
 
@@ -105,7 +105,7 @@ def _backward(
     with _autograd(True):
         if held is not None and held.parts is not None:
             (x, loss), held.parts = held.parts, None
-        else:  # a graph that is run backward again, or saved tensors that were copied
+        else:  # a second backward pass, or saved tensors that were copied
             fields = classes, weights, smoothing, prior, class_weight
             x, loss = _loss(logits, fields, ignore_index, reduction)
         gradient = torch.autograd.grad(loss, x, grad_output)[0]
@@ -115,7 +115,7 @@ def _backward(
 
 @contextlib.contextmanager
 def _autograd(learns: bool) -> Iterator[None]:
-    """Let autograd see what an operator does, which runs below it."""
+    """Re-enable autograd inside an operator, which runs below it."""
     keys = torch._C.DispatchKey
     excluded = torch._C._dispatch_tls_local_exclude_set()
     for key in (keys.AutogradFunctionality, keys.AutogradOther, keys.AutogradNestedTensor):
@@ -139,7 +139,7 @@ def _label_shape(logits: Tensor) -> tuple[int, ...]:
 
 
 def _simple(field: Tensor) -> Tensor:
-    """A field that is the same everywhere as a number, or as one row: a graph knows neither that nor numbers."""
+    """A field that is the same for all rows as a number or a single row, which a graph cannot detect."""
     if field.ndim > 1 and field.numel():
         one = field[(slice(1), slice(None), *[slice(1)] * (field.ndim - 2))]
         field = one if bool((field == one).all()) else field

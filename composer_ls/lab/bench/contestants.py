@@ -43,7 +43,7 @@ class Problem:
     def make(
         cls, shape: tuple[int, ...], dtype: torch.dtype, device: str, ignored: float, width: int | None = None
     ) -> Problem:
-        """Logits, or hidden states and a weight, from a normal distribution and labels from a uniform one."""
+        """Normally distributed logits, or hidden states and a weight, and uniformly distributed labels."""
         generator = torch.Generator(device).manual_seed(0)
 
         def normal(*size: int) -> Tensor:
@@ -60,7 +60,7 @@ class Problem:
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:
-        """What gets a gradient."""
+        """The tensors that get a gradient."""
         return (self.logits,) if self.layer is None else self.layer
 
 
@@ -203,7 +203,7 @@ def _liger() -> Iterator[Contestant]:
 
 
 def _linear(device: str) -> Iterator[Contestant]:
-    """The loss of a linear layer's output, with its logits and without."""
+    """The loss of a linear layer's output, with and without full logits."""
     from composer_ls import cross_entropy, linear_cross_entropy, smooth_labels
 
     def target(problem: Problem, case: str) -> Tensor:

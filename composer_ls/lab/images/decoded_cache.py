@@ -79,7 +79,7 @@ def _key(root: Path, files: Sequence[str], size: int) -> str:
             status = os.stat(file)
         except OSError as error:
             raise DataNotFoundError(
-                f"{file} cannot be read ({error.strerror}), or is a link to nowhere: restore it or delete it"
+                f"{file} cannot be read ({error.strerror}), or is a broken link: restore it or delete it"
             ) from error
         digest.update(f"\n{file.removeprefix(str(root))} {status.st_size} {status.st_mtime_ns}".encode())
     return digest.hexdigest()

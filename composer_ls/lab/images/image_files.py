@@ -1,4 +1,4 @@
-"""Image files as people have them: 16 bits, transparent, turned by EXIF, broken, and hidden files between them."""
+"""Reads real-world image files: 16 bits, transparent, rotated by EXIF, broken, or among hidden files."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ UNBOUNDED = {"I": "32-bit integers", "F": "floating point numbers"}
 
 
 def read_image(file: str | Path) -> Image.Image:
-    """The image in a file as a viewer shows it: mode RGB with 8 bits, upright.
+    """The image in a file as a viewer shows it: upright, in mode RGB with 8 bits.
 
-    16 bits of grey are scaled to 8. What is transparent is white. The rotation that a camera notes in EXIF is applied.
+    16-bit grey is scaled to 8 bits, transparency is shown on white, and the EXIF rotation is applied.
 
     Args:
-        file: Its path.
+        file: The path of the image.
 
     Raises:
-        DataNotFoundError: It cannot be read, is over Pillow's limit of pixels, or its pixels have no range that could be scaled
-            to 8 bits; the message names the file.
+        DataNotFoundError: The file cannot be read, exceeds Pillow's limit of pixels, or its pixels have no known range
+            to scale to 8 bits; the message names the file.
 
     """
     try:
@@ -41,8 +41,8 @@ def read_image(file: str | Path) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise DataNotFoundError(f"{file} is too large ({error}): scale it down or delete it") from error
     except FileNotFoundError as error:
-        raise DataNotFoundError(f"{file} is not there, or a link to nowhere: restore it or delete it") from error
-    except Exception as error:  # of a broken file, Pillow's readers raise almost anything
+        raise DataNotFoundError(f"{file} does not exist, or is a broken link: restore it or delete it") from error
+    except Exception as error:  # for broken files, Pillow's readers raise almost anything
         raise DataNotFoundError(f"{file} cannot be read as an image ({error}): restore it or delete it") from error
 
 
@@ -50,7 +50,7 @@ def _upright(image: Image.Image) -> Image.Image:
     image.load()
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # EXIF that cannot be read says nothing
+    except Exception:  # ignore EXIF data that cannot be read
         return image
 
 
@@ -70,26 +70,26 @@ def _eight_bits(image: Image.Image, file: str, kind: str | None) -> Image.Image:
 
 
 def is_turned(file: str | Path) -> bool:
-    """Whether EXIF says that the image is to be turned or mirrored."""
+    """Whether EXIF says that the image must be rotated or flipped."""
     try:
         with Image.open(file) as image:
             return image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
-    except Exception:  # reading it will say what is wrong
+    except Exception:  # the error is reported when the image is read
         return False
 
 
 def is_hidden(path: str | Path) -> bool:
-    """Whether a file or folder is none of the user's own: ``.ipynb_checkpoints``, ``._cat.png``, ``__MACOSX``."""
+    """Whether a file or folder is hidden or made by the system: ``.ipynb_checkpoints``, ``._cat.png``, ``__MACOSX``."""
     name = os.path.basename(path)
     return name.startswith(".") or name == "__MACOSX"
 
 
 class ImageTree(ImageFolder):
-    """Images in a folder for each class, at any depth, without hidden files and folders.
+    """Images in one folder per class, at any depth, without hidden files and folders.
 
     Args:
-        root: Of the class folders.
-        transform: Of each image.
+        root: The folder that contains the class folders.
+        transform: The transform of each image.
 
     """
 

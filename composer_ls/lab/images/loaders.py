@@ -32,7 +32,7 @@ __all__ = [
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 MOST_LEFT_OUT = 0.1
-"""The largest part of the training examples that an epoch leaves out for want of a full batch."""
+"""The largest fraction of training examples that an epoch may drop because they do not fill a batch."""
 
 
 class Batches(Protocol):
@@ -66,7 +66,7 @@ class Splits:
 
 @contextlib.contextmanager
 def workers_errors_in_words() -> Iterator[None]:
-    """Tell what is wrong with an image alike whether this process reads it or a worker of a loader, which adds its traceback."""
+    """Remove the traceback that a loader's worker adds to the message of a DataNotFoundError."""
     try:
         yield
     except DataNotFoundError as error:

@@ -1,4 +1,4 @@
-"""What smoothing did inside a few runs: their projections, reliability, mutual information and risks on one page."""
+"""The page that compares what smoothing did in a few runs: projections, reliability, mutual information and risk."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from composer_ls.lab.tasks.classification.schema import Diagnostics
 __all__ = ["diagnose", "html"]
 
 SHOWN = 100
-"""Examples of a class in a projection, as in Müller et al., 2019."""
+"""The number of examples per class in a projection, as in Müller et al., 2019."""
 SPLITS = {"train": "training", "test": "test"}
 
 Drawn = tuple[Markup, str]
@@ -69,7 +69,7 @@ def diagnose(folders: Sequence[Path], page: Path, classes: Sequence[int] | None 
 
 
 def html(runs: Sequence[Diagnosed], classes: Sequence[int] | None = None) -> str:
-    """The page. A figure that cannot be drawn is replaced by the reason."""
+    """The HTML of the page. A figure that cannot be drawn is replaced by the reason."""
     recipes = {run.recipe.name for run in runs}
     looks = _looks(runs)
     return render(
@@ -94,7 +94,7 @@ def html(runs: Sequence[Diagnosed], classes: Sequence[int] | None = None) -> str
 
 
 def _looks(runs: Sequence[Diagnosed]) -> list[Look]:
-    """The baseline's for the first run without smoothing, another for each of the rest."""
+    """The look of each run: that of the baseline for the first run without smoothing, different ones for the others."""
     hard = next((index for index, run in enumerate(runs) if not run.recipe.smoothing), None)
     others = [index for index in range(len(runs)) if index != hard]
     return [BASELINE if index == hard else look(others.index(index)) for index in range(len(runs))]
@@ -103,12 +103,12 @@ def _looks(runs: Sequence[Diagnosed]) -> list[Look]:
 def _panel(title: str, make: Callable[[], Drawn]) -> Panel:
     try:
         return Panel(title, *make())
-    except ValueError as error:  # as every diagnostic raises where there is nothing to compute
+    except ValueError as error:  # raised by every diagnostic that cannot be computed
         return Panel(title, None, f"Left out: {error}.")
 
 
 def _projection(run: Diagnosed, split: str, classes: Sequence[int] | None) -> Drawn:
-    """Examples of some classes on the plane of their templates; both splits of a run have the same axes."""
+    """Examples of some classes in the plane of their templates, with the same axes for both splits of a run."""
     chosen = list(classes or (run.diagnostics or Diagnostics()).classes_of(len(run.head[0])))
     taken = run.taken("train")
     of_chosen = torch.isin(taken.labels, torch.tensor(chosen))
@@ -145,7 +145,7 @@ def _projection(run: Diagnosed, split: str, classes: Sequence[int] | None) -> Dr
 
 
 def _reliability(run: Diagnosed) -> Drawn:
-    """Accuracy against confidence as it is, and after temperature scaling."""
+    """Accuracy against confidence, before and after temperature scaling."""
     scaled, temperatures = cross_fit_temperature(run.logits, run.labels)
     before, after = (reliability_bins(logits, run.labels) for logits in (run.logits, scaled))
     errors = [expected_calibration_error(logits, run.labels) for logits in (run.logits, scaled)]

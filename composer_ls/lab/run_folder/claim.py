@@ -47,7 +47,7 @@ def claimed(folder: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         os.close(file)
-        with contextlib.suppress(OSError):  # something is in it, and so in those around it
+        with contextlib.suppress(OSError):  # stops at the first folder that is not empty
             for place in made:
                 place.rmdir()
 

@@ -132,8 +132,8 @@ class RunFolder:
             latest.unlink(missing_ok=True)
             if whole is not None:
                 latest.symlink_to(whole.name)
-        now = f"goes on from {whole.name}" if whole else "starts afresh"
-        return [f"{file} was damaged or cut short, and is deleted: the run {now}" for file in damaged]
+        now = f"continues from {whole.name}" if whole else "starts from the beginning"
+        return [f"{file} was damaged or incomplete, and is deleted: the run {now}" for file in damaged]
 
     def clear(self) -> None:
         """Delete the files of a run, and nothing else. The recipe stays until the next one replaces it."""

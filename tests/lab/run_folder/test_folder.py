@@ -104,7 +104,7 @@ def test_a_checkpoint_with_4_kb_of_zeros_in_its_middle_is_not_gone_on_from_and_t
         file.seek(20_000)
         file.write(bytes(4096))
     (said,) = RunFolder(tmp_path, load_recipe("digits-mlp")).mend_checkpoints()
-    assert said.endswith(f"{TEN} was damaged or cut short, and is deleted: the run goes on from {NINE}")
+    assert said.endswith(f"{TEN} was damaged or incomplete, and is deleted: the run continues from {NINE}")
     assert sorted(file.name for file in folder.iterdir()) == [NINE, LATEST]
 
 
@@ -114,7 +114,7 @@ def test_a_zip_file_without_the_pickle_in_it_is_no_checkpoint(tmp_path):
     with zipfile.ZipFile(folder / TEN, "w") as file:
         file.writestr("archive/version", "3")
     (said,) = RunFolder(tmp_path, load_recipe("digits-mlp")).mend_checkpoints()
-    assert said.endswith("the run starts afresh")
+    assert said.endswith("the run starts from the beginning")
     assert not list(folder.iterdir())
 
 
