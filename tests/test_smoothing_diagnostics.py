@@ -409,7 +409,7 @@ def test_ignored_labels_do_not_count(dtype):
     ("labels", "reason"),
     [
         (torch.zeros(40, 1).long(), r"give labels.squeeze\(1\)"),
-        (torch.full((40,), -100), "all 40 labels are -100, which does not count"),
+        (torch.full((40,), -100), "all 40 labels are -100, which is ignored"),
         (torch.eye(K)[torch.arange(40) % K], "labels must be integers, but their dtype is torch.float32"),
         (torch.full((40,), K), rf"labels must be in \[0, {K}\)"),
     ],
