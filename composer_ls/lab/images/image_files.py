@@ -41,7 +41,7 @@ def read_image(file: str | Path) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise DataNotFoundError(f"{file} is too large ({error}): scale it down or delete it") from error
     except FileNotFoundError as error:
-        raise DataNotFoundError(f"{file} does not exist, or is a broken link: restore it or delete it") from error
+        raise DataNotFoundError(f"{file} is missing, or is a broken link: restore it or delete it") from error
     except Exception as error:  # for broken files, Pillow's readers raise almost anything
         raise DataNotFoundError(f"{file} cannot be read as an image ({error}): restore it or delete it") from error
 
