@@ -14,7 +14,7 @@ from composer_ls.smoothing import smooth_labels
 from composer_ls.targets import SoftTargets
 from composer_ls.targets.compiling import in_graph, know_in_graph
 from composer_ls.targets.dispatch import implements
-from composer_ls.targets.fields import class_dim, transformed
+from composer_ls.targets.fields import class_dim, is_sharded, transformed
 
 __all__ = ["CrossEntropyLoss", "cross_entropy"]
 
@@ -43,6 +43,10 @@ def cross_entropy(
 
     Second derivatives, forward mode and :mod:`torch.func` are supported, as are gradients for ``weight`` and for the
     weights, smoothing and prior of SoftTargets. All of these need temporary tensors as large as the logits.
+
+    Logits may be a DTensor, sharded over the classes, the batch, or both. Labels and SoftTargets are then those of the whole
+    batch, as plain tensors that every process has or as DTensors on the same mesh. Per row and mesh dimension over classes,
+    three numbers are reduced; logits are never gathered. The loss is a DTensor too.
 
     Args:
         input: Logits ``(K,)``, ``(N, K)`` or ``(N, K, *spatial)``, any floating dtype and strides.
@@ -88,6 +92,16 @@ def _cross_entropy(
 ) -> Tensor:
     if not input.is_floating_point():
         raise TypeError(f"logits must be floating, but their dtype is {input.dtype}: use input.float()")
+    if is_sharded(input) and not isinstance(target, SoftTargets):
+        if target.shape == input.shape:
+            raise ValueError(
+                f"input is a DTensor, sharded logits, and target dense rows {tuple(target.shape)}: give labels, or SoftTargets "
+                f"made by smooth_labels"
+            )
+        target = smooth_labels(input, target, label_smoothing, ignore_index=ignore_index)
+        ignore_index, label_smoothing = -100, 0.0  # ignored labels have no weight now
+    if is_sharded(target) and not is_sharded(input):
+        raise ValueError("target is a DTensor, but input is not: give target.full_tensor(), or sharded logits")
     if isinstance(target, SoftTargets):
         if label_smoothing:
             target = smooth_labels(input, target, label_smoothing)
@@ -209,8 +223,13 @@ def _soft_cross_entropy(
     if weight is not None and weight.shape != (target.num_classes,):
         raise ValueError(f"weight has shape {tuple(weight.shape)}, but must be ({target.num_classes},)")
     with torch._C.DisableTorchFunctionSubclass():  # __torch_function__ per field would cost more than a small kernel
-        loss = losses_of(logits, target, weight, ignore_index, reduction)
-        if reduction == "none":
+        if is_sharded(logits):
+            from composer_ls.losses.sharded import sharded_losses  # DTensors take time to import
+
+            loss: Tensor = sharded_losses(logits, target, weight, ignore_index, reduction)
+        else:
+            loss = losses_of(logits, target, weight, ignore_index, reduction)
+        if reduction == "none" and not is_sharded(logits):
             dim = class_dim(logits)
             loss = loss.reshape(logits.shape[:dim] + logits.shape[dim + 1 :])
         return loss if loss.dtype == logits.dtype or _under_autocast(loss) else loss.to(logits.dtype)

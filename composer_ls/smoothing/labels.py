@@ -12,7 +12,7 @@ from torch import Tensor
 from composer_ls.smoothing.priors import check_prior_values
 from composer_ls.targets import SoftTargets
 from composer_ls.targets.compiling import in_graph, know_in_graph
-from composer_ls.targets.fields import as_field, class_dim, host_number, transformed, wide_dtype
+from composer_ls.targets.fields import as_field, class_dim, host_number, is_sharded, transformed, wide_dtype
 from composer_ls.targets.soft_targets import make, replace
 
 __all__ = ["check_kind", "check_smoothing", "smooth_labels"]
@@ -98,7 +98,8 @@ def _smooth_labels(
 ) -> Tensor:
     _require_tensors(logits, target, ignore_index)
     look = validate if validate is not None else logits.device.type == "cpu"
-    look = look and not transformed(logits, None if isinstance(target, SoftTargets) else target)
+    read = None if isinstance(target, SoftTargets) else target
+    look = look and not transformed(None if is_sharded(logits) else logits, read)
     check_kind(kind, spread, prior is not None)
     if kind == "binary":
         return _smooth_binary(logits, target, smoothing, look)

@@ -6,13 +6,23 @@ keeps its precision whatever the dtype of the logits.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["as_field", "class_dim", "expand_field", "host_number", "same_number", "transformed", "wide_dtype"]
+__all__ = [
+    "as_field",
+    "class_dim",
+    "expand_field",
+    "host_number",
+    "is_sharded",
+    "same_number",
+    "transformed",
+    "wide_dtype",
+]
 
 
 def class_dim(tensor: Tensor) -> int:
@@ -82,3 +92,12 @@ def transformed(*tensors: Tensor | None) -> bool:
 def same_number(a: Tensor, b: Tensor) -> bool:
     """Whether two fields are known to hold the same number."""
     return a is b or (a.ndim == b.ndim == 0 and (value := host_number(a)) is not None and value == host_number(b))
+
+
+def is_sharded(tensor: object) -> bool:
+    """Whether it is a DTensor, which several processes hold parts of."""
+    for name in ("torch.distributed.tensor", "torch.distributed._tensor"):  # the second before PyTorch 2.5
+        module = sys.modules.get(name)  # importing it takes time; without it there are no DTensors
+        if module is not None and hasattr(module, "DTensor"):
+            return isinstance(tensor, module.DTensor)
+    return False
