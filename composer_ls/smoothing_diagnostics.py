@@ -59,7 +59,7 @@ class SmoothingDiagnostics(Callback):
 
     Raises:
         DiagnosticsError: ``examples`` is below 1. When the Trainer is created: the network has no linear layer. When
-            training starts: there are no sets to measure, or one is empty.
+            training starts: there are no sets to measure, one is empty, or its labels or logits are not found.
 
     Note:
         A diagnostic that cannot be computed, such as the spread of examples of a single class, is skipped, and a
@@ -117,6 +117,8 @@ class SmoothingDiagnostics(Callback):
         elif event == Event.FIT_START:
             self._evaluated = None
             self._hold(state, anew=True)
+            # What cannot be looked at is told before training, not after its first epoch.
+            self._look(state, {name: held._replace(batches=held.batches[:1]) for name, held in self._held.items()})
         elif self._is_due is None:
             self._follow_evaluation(event, state, logger)
         elif event in (Event.BATCH_END, Event.EPOCH_END, Event.ITERATION_END) and self._is_due(state, event):
@@ -180,7 +182,9 @@ class SmoothingDiagnostics(Callback):
     def collect(self, state: State) -> dict[str, Penultimate]:
         """The penultimate features, logits and labels of every set, for the network's current weights."""
         self._hold(state)
+        return self._look(state, self._held)
 
+    def _look(self, state: State, sets: Mapping[str, _Held]) -> dict[str, Penultimate]:
         def batches(held: _Held) -> Iterator[tuple[Any, Tensor]]:
             for batch in held.batches:
                 placed = held.transform(state.device.batch_to_device(copied(batch)))
@@ -189,7 +193,7 @@ class SmoothingDiagnostics(Callback):
         with _untouched_random_numbers(), torch.compiler.set_stance("force_eager"):  # compiled code would skip hooks
             return {
                 name: penultimate_features(_unwrapped(state), batches(held), self.layer, self._forward(state))
-                for name, held in self._held.items()
+                for name, held in sets.items()
             }
 
     def state_dict(self) -> dict[str, Any]:
@@ -221,9 +225,6 @@ class SmoothingDiagnostics(Callback):
                     held[name] = before
                 else:
                     held[name] = _taken(source, self.examples)
-            if anew:  # a target_key that leads nowhere is told before training, not after its first epoch
-                for each in held.values():
-                    self._labels(each.transform(state.device.batch_to_device(copied(each.batches[0]))))
         self._held = held
 
     def _labels(self, batch: Any) -> Tensor:
@@ -242,11 +243,14 @@ class SmoothingDiagnostics(Callback):
         def forward(batch: Any) -> Tensor:
             with get_precision_context(state.precision, state.precision_config):
                 outputs = model(batch)
-            logits = outputs if self.output_key is None else batch_get(outputs, self.output_key)
+            logits = outputs
+            if self.output_key is not None:
+                with contextlib.suppress(AttributeError, IndexError, KeyError, TypeError):
+                    logits = batch_get(outputs, self.output_key)
             if not isinstance(logits, Tensor):
                 raise DiagnosticsError(
-                    f"the model's output is {type(logits).__name__}, but must be the tensor of logits: give "
-                    f"SmoothingDiagnostics an output_key, such as output_key='logits'"
+                    f"the model's output is {type(outputs).__name__} and output_key is {self.output_key!r}, which gives no tensor "
+                    f"of logits: give SmoothingDiagnostics another output_key, such as output_key='logits'"
                 )
             return logits
 

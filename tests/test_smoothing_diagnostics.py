@@ -183,13 +183,26 @@ def test_a_network_without_a_linear_layer_is_refused_at_once():
         train([SmoothingDiagnostics()], model=classifier(segmentation=True), eval_dataloader=held_out())
 
 
-def test_labels_that_are_not_found_are_told_before_training_starts():
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"target_key": "labels"},
+            DiagnosticsError,
+            "no labels at target_key='labels' in a batch that is a .*target_key",
+        ),
+        ({"layer": "module.3"}, DiagnosticsError, "the layer Linear.* name the one that does"),
+    ],
+)
+def test_what_cannot_be_looked_at_is_told_before_training_starts(options, error, message):
     class NoStep(Callback):
         def batch_start(self, state, logger):
             raise AssertionError("training has started")
 
-    with pytest.raises(DiagnosticsError, match="no labels at target_key='labels' in a batch that is a .*target_key"):
-        train([SmoothingDiagnostics(target_key="labels"), NoStep()], eval_dataloader=held_out())
+    layers = [nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 9), nn.ReLU(), nn.Linear(9, K)]
+    model = ComposerClassifier(nn.Sequential(*layers), num_classes=K)
+    with pytest.raises(error, match=message):
+        train([SmoothingDiagnostics(**options), NoStep()], model=model, eval_dataloader=held_out())
 
 
 def test_nothing_to_look_at_is_refused_when_training_starts():
