@@ -46,7 +46,7 @@ class SmoothingDiagnostics(Callback):
             goes through all of it; otherwise, as with a custom sampler, they are the first ones.
         layer: The name of the linear layer that computes the logits. ``None``: the network's last linear layer.
         target_key: Where the labels are in the batch: an index or a key.
-        output_key: Where the logits are in the model's output. ``None``: the output is the logits.
+        output_key: Where the logits are in the model's output, if that is not a tensor. ``None``: the output is the logits.
         draws: Maps the network, as a function from images to logits, to draws of a difference of logits ``(N, L)``:
             :func:`~composer_ls.diagnostics.information.draw_logit_differences` with its other arguments bound.
             ``None``: no mutual information.
@@ -244,9 +244,11 @@ class SmoothingDiagnostics(Callback):
             with get_precision_context(state.precision, state.precision_config):
                 outputs = model(batch)
             logits = outputs
-            if self.output_key is not None:
-                with contextlib.suppress(AttributeError, IndexError, KeyError, TypeError):
+            if self.output_key is not None and (callable(self.output_key) or not isinstance(outputs, Tensor)):
+                try:
                     logits = batch_get(outputs, self.output_key)
+                except (AttributeError, IndexError, KeyError, TypeError):
+                    logits = None
             if not isinstance(logits, Tensor):
                 raise DiagnosticsError(
                     f"the model's output is {type(outputs).__name__} and output_key is {self.output_key!r}, which gives no tensor "

@@ -184,24 +184,24 @@ def test_a_network_without_a_linear_layer_is_refused_at_once():
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "message"),
+    ("options", "message"),
     [
+        ({"target_key": "labels"}, "no labels at target_key='labels' in a batch that is a .*target_key"),
+        ({"layer": "module.3"}, "the layer Linear.* name the one that does"),
         (
-            {"target_key": "labels"},
-            DiagnosticsError,
-            "no labels at target_key='labels' in a batch that is a .*target_key",
+            {"output_key": lambda outputs: outputs["logits"]},
+            "output is Tensor and output_key is .*, which gives no tensor",
         ),
-        ({"layer": "module.3"}, DiagnosticsError, "the layer Linear.* name the one that does"),
     ],
 )
-def test_what_cannot_be_looked_at_is_told_before_training_starts(options, error, message):
+def test_what_cannot_be_looked_at_is_told_before_training_starts(options, message):
     class NoStep(Callback):
         def batch_start(self, state, logger):
             raise AssertionError("training has started")
 
     layers = [nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 9), nn.ReLU(), nn.Linear(9, K)]
     model = ComposerClassifier(nn.Sequential(*layers), num_classes=K)
-    with pytest.raises(error, match=message):
+    with pytest.raises(DiagnosticsError, match=message):
         train([SmoothingDiagnostics(**options), NoStep()], model=model, eval_dataloader=held_out())
 
 
@@ -229,8 +229,11 @@ def test_a_layer_can_be_named_and_an_output_have_a_key():
     data = {"test": held_out()}
     taken = SmoothingDiagnostics(data=data, output_key="logits", layer="module.5").collect(trainer.state)
     assert taken["test"].logits.shape == (40, K)
-    with pytest.raises(DiagnosticsError, match="output is dict.*output_key='logits'"):
-        SmoothingDiagnostics(data=data).collect(trainer.state)
+    for key in (None, "logit", 3):
+        with pytest.raises(DiagnosticsError, match=f"output is dict and output_key is {key!r}.*output_key='logits'"):
+            SmoothingDiagnostics(data=data, output_key=key).collect(trainer.state)
+    plain = Trainer(model=network(), progress_bar=False, device="cpu")
+    assert SmoothingDiagnostics(data=data, output_key=0).collect(plain.state)["test"].logits.shape == (40, K)
     with pytest.raises(DiagnosticsError, match="no linear layer 'head': there are 'module.5'"):
         SmoothingDiagnostics(data=data, layer="head").collect(trainer.state)
 
