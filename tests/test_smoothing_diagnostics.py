@@ -187,7 +187,7 @@ def test_a_network_without_a_linear_layer_is_refused_at_once():
     ("options", "message"),
     [
         ({"target_key": "labels"}, "no labels at target_key='labels' in a batch that is a .*target_key"),
-        ({"layer": "module.3"}, "the layer Linear.* name the one that does"),
+        ({"layer": "module.3"}, "the layer Linear.* name the layer that computes them"),
         (
             {"output_key": lambda outputs: outputs["logits"]},
             "output is Tensor and output_key is .*, which gives no tensor",
