@@ -20,10 +20,9 @@ from support import BLACK, BLUE, ORANGE, for_each, mean, options, run_all, save,
 from composer_ls.diagnostics.tokens import token_calibration_error, token_nll, token_scores
 from composer_ls.lab.recipe.reading import load_recipe
 from composer_ls.lab.run_folder.folder import read_recipe
-from composer_ls.lab.tasks.translation.batches import encode_pairs
 from composer_ls.lab.tasks.translation.bleu import bleu
 from composer_ls.lab.tasks.translation.data import read_pairs
-from composer_ls.lab.tasks.translation.task import evaluation_logits
+from composer_ls.lab.tasks.translation.task import encode_pairs, evaluation_logits
 from composer_ls.lab.tasks.translation.translator import Translator
 
 RECIPE = "multi30k-transformer"
@@ -37,7 +36,9 @@ SETTINGS = {
 STYLES = dict(zip(SETTINGS, ((BLACK, "o"), (BLUE, "D"), (ORANGE, "^")), strict=True))
 QUICK = (
     "data.vocabulary=420", "data.batch_tokens=300", "data.longest=32", "data.tests=[test]",
-    "model={name: transformer, width: 64, heads: 4, layers: 1, feedforward: 128, dropout: 0.0}",
+    "model.arguments={d_model: 64, encoder_layers: 1, decoder_layers: 1, encoder_attention_heads: 4, "
+    "decoder_attention_heads: 4, encoder_ffn_dim: 128, decoder_ffn_dim: 128, dropout: 0.0, init_std: 0.125, "
+    "scale_embedding: true, max_position_embeddings: 64}",
     "optimizer.learning_rate=0.004", "schedule.warmup=40ba",
     "duration=8ep", "eval_interval=8ep", "checkpoints.interval=8ep",
 )  # fmt: skip
@@ -74,7 +75,14 @@ def main():
     }
     plain = TEMPERATURES.index(1.0)
     paired = {f"{name} minus hard": minus(curves[name], curves["hard"], plain) for name in SETTINGS if name != "hard"}
-    numbers = {"temperatures": TEMPERATURES, "curves": curves, "fitted": fitted, "paired at temperature 1": paired}
+    beyond = {name: minus_fitted(found[name], found["hard"]) for name in SETTINGS if name != "hard"}
+    numbers = {
+        "temperatures": TEMPERATURES,
+        "curves": curves,
+        "fitted": fitted,
+        "paired at temperature 1": paired,
+        "paired, each at its own temperature": {f"{name} minus hard": values for name, values in beyond.items()},
+    }
     save(opts, draw(curves), {**numbers, "bleu": runs[next(iter(runs))].result["bleu_signature"]})
     for name in SETTINGS:
         at_one = ", ".join(f"{key} {shown(curves[name][key][plain])}" for key in YLABELS)
@@ -82,12 +90,21 @@ def main():
         print(f"{name}: {at_one}; at its own temperature: {own}")
     for name, differences in paired.items():
         print(f"{name}, by seed: {', '.join(f'{key} {shown(value)}' for key, value in differences.items())}")
+    for name, differences in beyond.items():
+        words = ", ".join(f"{key} {shown(value)}" for key, value in differences.items())
+        print(f"{name} minus hard, by seed, each at its own temperature: {words}")
 
 
 def minus(curves, others, place):
     """The mean difference by seed at one temperature."""
     pairs = {key: (curves[key][place]["values"], others[key][place]["values"]) for key in YLABELS}
     return {key: mean([a - b for a, b in zip(*values, strict=True)]) for key, values in pairs.items()}
+
+
+def minus_fitted(measured, others):
+    """The mean difference by seed, each network at the temperature that fits val best: what smoothing gives beyond that."""
+    pairs = list(zip(measured, others, strict=True))
+    return {key: mean([one["fitted"][key] - other["fitted"][key] for one, other in pairs]) for key in YLABELS}
 
 
 def measure(run):
@@ -98,8 +115,8 @@ def measure(run):
         return read_pairs(data.root, split, data.source, data.target)
 
     def scores(pairs, temperatures):
-        encoded = encode_pairs(pairs, translator.subwords, data.longest, data.too_long)
-        return token_scores(evaluation_logits(translator.network, encoded, data.batch_tokens), temperatures)
+        rows = encode_pairs(pairs, translator.tokenizer, data)
+        return token_scores(evaluation_logits(translator, rows, data.batch_tokens), temperatures)
 
     test = read(data.tests[0])
 

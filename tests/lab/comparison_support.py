@@ -59,7 +59,8 @@ def make_run(
             "metrics/train/CrossEntropy": 2 / epoch + 0.01 * seed, "metrics/validation/CrossEntropy": 2 / epoch + 0.2,
             "metrics/test/CrossEntropy": 2 / epoch + 0.1,
             "metrics/test/MulticlassAccuracy": 1 - 0.5 / epoch, "metrics/test/MulticlassJaccardIndex": 1 - 0.6 / epoch,
-            "metrics/test/TokenAccuracy": 1 - 0.7 / epoch,
+            "metrics/test/LanguageCrossEntropy": 2 / epoch + 0.1,
+            "metrics/test/MaskedAccuracy": 1 - 0.7 / epoch,
         }
         for epoch in range(1, 31)
     ]  # fmt: skip

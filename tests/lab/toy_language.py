@@ -14,8 +14,13 @@ WORDS = dict(
 RECIPE = """\
 name: toy
 duration: 14ep
-data: {name: parallel_text, root: ROOT, vocabulary: 400, batch_tokens: 100, longest: 24, tests: [test]}
-model: {name: transformer, width: 64, heads: 4, layers: 1, feedforward: 128, dropout: 0.0, beam: 2}
+data: {name: parallel_text, root: ROOT, vocabulary: 400, lowercase: true, batch_tokens: 100, longest: 24, tests: [test]}
+model:
+  name: transformers/pegasus
+  arguments: {d_model: 64, encoder_layers: 1, decoder_layers: 1, encoder_attention_heads: 4, decoder_attention_heads: 4,
+    encoder_ffn_dim: 128, decoder_ffn_dim: 128, dropout: 0.0, init_std: 0.125, scale_embedding: true,
+    max_position_embeddings: 64}
+  beam: 2
 optimizer: {name: adamw, learning_rate: 0.004}
 schedule: {name: inverse_sqrt, warmup: 30ba}
 algorithms:

@@ -14,7 +14,8 @@ import typer
 __all__ = ["add_to"]
 
 BATCHES_AT_ONCE = 16
-"""Lines of this many batches are read before they are translated, so that those of like length come together."""
+"""Lines of this many batches are read before they are translated, so that those of like length come together; but for a batch
+of 1, where each line is translated as it comes."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -26,19 +27,29 @@ def add_to(app: typer.Typer) -> None:
 `composer-ls translate RUN < in.txt > out.txt`
 
 `echo "a man rides a horse" | composer-ls translate RUN --beam 1`
+
+`composer-ls translate FOLDER --batch 1`, with a folder that `save_pretrained` wrote, to type sentences and read translations
 """
     )(translate)
 
 
 def translate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run of a translation recipe.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="Folder of a finished run of a translation recipe, or of a Hugging Face network."
+        ),
+    ],
     beam: Annotated[
-        int | None, typer.Option(help="Hypotheses followed at once; 1 is greedy. Default: the recipe's model.beam.")
+        int | None,
+        typer.Option(
+            help="Hypotheses followed at once; 1 is greedy. Default: the recipe's model.beam, or the network's own."
+        ),
     ] = None,
     length_penalty: Annotated[
         float | None,
         typer.Option(
-            help="0 prefers short translations, 1 compares means a subword. Default: the recipe's model.length_penalty."
+            help="0 prefers short translations, 1 compares means per subword. Default: the recipe's, or the network's own."
         ),
     ] = None,
     temperature: Annotated[float, typer.Option(help="Of the softmax; above 1 is flatter.")] = 1.0,
@@ -49,8 +60,8 @@ def translate(
 ) -> None:
     """Translate standard input to standard output, line by line.
 
-    The text is UTF-8 with one sentence per line; an empty line stays empty. Translations are in lower case unless the run was
-    trained with `data.lowercase=false`.
+    The text is UTF-8 with one sentence per line; an empty line stays empty. Translations are in lower case if the run was
+    trained with `data.lowercase=true`.
     """
     import torch
 

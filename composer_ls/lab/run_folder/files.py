@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from composer_ls.errors import RunFolderError
 
-__all__ = ["finite", "replacing", "told_if_unwritable", "write_tensors", "write_text"]
+__all__ = ["finite", "replacing", "told_if_unwritable", "write_folder", "write_tensors", "write_text"]
 
 
 def finite(content: Any) -> Any:
@@ -43,6 +44,23 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file atomically."""
     with replacing(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+
+
+def write_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Let a function write a folder of files, which replaces ``path`` at the end, or is deleted if an error is raised."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.mkdir()
+    try:
+        write(temporary)
+        (temporary / ".mode").touch()  # that of a new file, whatever the writer set
+        mode = (temporary / ".mode").stat().st_mode
+        (temporary / ".mode").unlink()
+        for file in temporary.iterdir():
+            file.chmod(mode)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager

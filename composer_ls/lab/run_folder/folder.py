@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from composer_ls.errors import RecipeError, RunFolderError
 from composer_ls.lab.recipe.mistakes import place_of
 from composer_ls.lab.recipe.recipe import Recipe, differing_keys, recipe_schema
 from composer_ls.lab.recipe.yaml_text import parse_yaml
-from composer_ls.lab.run_folder.files import finite, told_if_unwritable, write_tensors, write_text
+from composer_ls.lab.run_folder.files import finite, told_if_unwritable, write_folder, write_tensors, write_text
 
 __all__ = ["RunFolder", "read_recipe"]
 
@@ -142,7 +142,10 @@ class RunFolder:
         for task in recipe_schema().tasks.values():  # all tasks, since the old run may be of another one
             for pattern in task.files:
                 for file in self.path.glob(pattern):
-                    file.unlink()
+                    if file.is_dir():
+                        shutil.rmtree(file)
+                    else:
+                        file.unlink()
         if _is_resolved(self._recipe_there()):
             shutil.rmtree(self.checkpoint_folder, ignore_errors=True)
 
@@ -171,13 +174,13 @@ class RunFolder:
         """Write ``features.safetensors``."""
         write_tensors(self.features_file, tensors)
 
-    def write_files(self, files: Mapping[str, str | Mapping[str, Tensor]]) -> None:
-        """Write the additional files of a task, which hold text or tensors."""
+    def write_files(self, files: Mapping[str, str | Callable[[Path], None]]) -> None:
+        """Write the additional files of a task: text, or folders written by a function that is given the path."""
         for name, content in files.items():
             if isinstance(content, str):
                 write_text(self.path / name, content)
             else:
-                write_tensors(self.path / name, content)
+                write_folder(self.path / name, content)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``, which marks the run as finished, and delete checkpoints that need not be kept.

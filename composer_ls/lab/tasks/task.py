@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -29,7 +30,8 @@ class Measured:
         predictions: The contents of ``predictions.safetensors``, from which the metrics can be computed again.
         features: The contents of ``features.safetensors``; ``None`` for no such file.
         facts: Additional entries for ``result.json``.
-        files: Additional files for the run folder, by name: text, or tensors for a safetensors file.
+        files: Additional files for the run folder, by name: text, or a function that writes a folder and is
+            given its path.
         warnings: What to be careful about, in sentences.
 
     """
@@ -39,7 +41,7 @@ class Measured:
     predictions: Mapping[str, Tensor]
     features: Mapping[str, Tensor] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
-    files: Mapping[str, str | Mapping[str, Tensor]] = field(default_factory=dict)
+    files: Mapping[str, str | Callable[[Path], None]] = field(default_factory=dict)
     warnings: Sequence[str] = ()
 
 

@@ -11,6 +11,7 @@ import yaml
 
 from composer_ls.errors import RunFolderError
 from composer_ls.lab.recipe.reading import load_recipe
+from composer_ls.lab.run_folder.files import write_folder
 from composer_ls.lab.run_folder.folder import RunFolder, read_recipe
 
 
@@ -136,3 +137,23 @@ def test_files_have_the_permissions_that_the_umask_leaves_and_json_has_no_nan(tm
         os.umask(before)
     assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o640}
     assert json.loads(folder.result_file.read_text()) == {"metrics": {"nll": None, "ece": [None, 0.5]}}
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
+    def write(folder):
+        (folder / "new").write_text("x")
+        (folder / "new").chmod(0o600)
+
+    def fail(folder):
+        (folder / "half").write_text("x")
+        raise KeyboardInterrupt
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").touch()
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(tmp_path / "model", fail)
+    assert [file.name for file in tmp_path.rglob("*")] == ["model", "old"]
+    write_folder(tmp_path / "model", write)
+    assert [file.name for file in tmp_path.rglob("*")] == ["model", "new"]
+    (tmp_path / "other").touch()
+    assert (tmp_path / "model" / "new").stat().st_mode == (tmp_path / "other").stat().st_mode

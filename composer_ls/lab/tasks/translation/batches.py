@@ -2,109 +2,76 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from composer_ls.errors import RecipeError, TextError
-from composer_ls.lab.tasks.translation.data import Pairs
-from composer_ls.lab.tasks.translation.subwords import BEGIN, END, PAD, Subwords
+from composer_ls.errors import RecipeError
+from composer_ls.lab.tasks.translation.packages import transformers
 
-__all__ = ["IGNORED", "Batch", "EncodedPairs", "TokenBatches", "encode_lines", "encode_pairs", "padded"]
+__all__ = ["IGNORED", "Batch", "Row", "TokenBatches", "collator"]
 
 IGNORED = -100
 
-Batch = tuple[tuple[Tensor, Tensor], Tensor]
-"""((source (N, S), target input (N, T)), labels (N, T)), int64: what the network is given and what it should say."""
+Row = dict[str, list[int]]
+"""Ids of a sentence, ``input_ids``, and of its translation, ``labels``, each with its end."""
 
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EncodedPairs:
-    """Sentences as ids, each with END behind.
-
-    Attributes:
-        source: N sentences.
-        target: Their translations.
-
-    """
-
-    source: list[list[int]]
-    target: list[list[int]]
-
-    def __len__(self) -> int:
-        return len(self.source)
+Batch = dict[str, Tensor]
+"""``input_ids`` and ``attention_mask`` (N, S), ``labels`` and ``decoder_input_ids`` (N, T), int64."""
 
 
-def encode_pairs(pairs: Pairs, subwords: Subwords, longest: int, too_long: str) -> EncodedPairs:
-    """Turn sentences into ids. Those that are too long are cut, which is told, or refused.
+def collator(tokenizer: Any, network: Any) -> Callable[[Sequence[Row]], Batch]:
+    """A function from rows, with or without labels, to a padded batch for the network."""
+    pad = transformers.DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
+    shift = getattr(network, "prepare_decoder_input_ids_from_labels", None)
 
-    Args:
-        pairs: The sentences.
-        subwords: Their subwords.
-        longest: How many a sentence may have, END included.
-        too_long: ``"cut"`` or ``"refuse"``.
+    def shifted(labels: Tensor) -> Tensor:  # as most types of networks do it
+        begin = labels.new_full((len(labels), 1), network.config.decoder_start_token_id)
+        before = torch.cat([begin, labels[:, :-1]], 1)
+        return before.masked_fill(before == IGNORED, network.config.pad_token_id)
 
-    Raises:
-        TextError: ``too_long="refuse"`` and one is; the message has its line.
+    def collate(rows: Sequence[Row]) -> Batch:
+        batch = {key: tensor for key, tensor in pad(list(rows)).items() if tensor is not None}
+        if "labels" in batch:
+            batch["decoder_input_ids"] = shift(labels=batch["labels"]) if shift else shifted(batch["labels"])
+        return batch
 
-    """
-    source = encode_lines(pairs.source, subwords, longest, too_long, f"the source of {pairs.name}")
-    target = encode_lines(pairs.target, subwords, longest, too_long, f"the target of {pairs.name}")
-    return EncodedPairs(source, target)
-
-
-def encode_lines(
-    lines: Sequence[str], subwords: Subwords, longest: int, too_long: str, name: str, first: int = 1
-) -> list[list[int]]:
-    """The ids of lines, with END behind each; see :func:`encode_pairs`. ``first`` is the number of the first line."""
-    rows = subwords.encode(lines)
-    over = [index for index, row in enumerate(rows) if len(row) >= longest]
-    if over:
-        shown = ", ".join(str(first + index) for index in over[:5]) + (", ..." if len(over) > 5 else "")
-        what = f"{name}: {len(over)} of {len(rows):,} sentences have more than {longest - 1} subwords (line {shown})"
-        if too_long == "refuse":
-            raise TextError(
-                f"{what}, which is the most that data.longest={longest} allows: shorten or split them, or train with a "
-                f"larger data.longest or with data.too_long=cut"
-            )
-        log.warning("%s and were cut", what)
-    return [[*row[: longest - 1], END] for row in rows]
+    return collate
 
 
 class TokenBatches(Dataset[Batch]):
     """Batches of at most so many tokens, padding counted; item i is batch i.
 
-    Pairs are sorted by length and cut into batches. Which of the pairs of equal lengths come into which batch is drawn
-    anew in each epoch, and follows from seed and epoch alone; their shapes and their number stay the same.
+    Rows are sorted by length and cut into batches. Which rows of equal lengths share a batch is drawn anew in each epoch, and
+    depends on seed and epoch alone; the batches' shapes and their number stay the same.
 
     Args:
-        pairs: The sentences.
+        rows: The sentences.
         batch_tokens: The most that sentences times the longest of them may be, in each language.
         seed: Of the draws. ``None``: the order of the data, always.
+        collate: From rows to a batch; see :func:`collator`.
 
     Raises:
         RecipeError: A sentence has more than ``batch_tokens`` subwords.
 
     Example:
-        >>> from composer_ls.lab.tasks.translation.batches import EncodedPairs, TokenBatches
-        >>> pairs = EncodedPairs([[5, 2], [6, 7, 8, 2], [9, 2]], [[5, 2], [6, 7, 2], [9, 9, 2]])
-        >>> batches = TokenBatches(pairs, batch_tokens=6, seed=None)
-        >>> (source, target), labels = batches[0]
-        >>> source.tolist(), target.tolist(), labels.tolist()
-        ([[5, 2], [9, 2]], [[1, 5, 2], [1, 9, 9]], [[5, 2, -100], [9, 9, 2]])
+        >>> from composer_ls.lab.tasks.translation.batches import TokenBatches
+        >>> rows = [{"input_ids": [5] * n, "labels": [6] * n} for n in (2, 4, 3)]
+        >>> batches = TokenBatches(rows, batch_tokens=6, seed=None, collate=lambda rows: rows)
+        >>> [[len(row["labels"]) for row in batch] for batch in batches]
+        [[2, 3], [4]]
 
     """
 
-    def __init__(self, pairs: EncodedPairs, batch_tokens: int, seed: int | None) -> None:
-        self.pairs, self.seed = pairs, seed
-        self._lengths = np.array([[len(row) for row in side] for side in (pairs.target, pairs.source)])
+    def __init__(
+        self, rows: Sequence[Row], batch_tokens: int, seed: int | None, collate: Callable[[list[Row]], Any]
+    ) -> None:
+        self.rows, self.seed, self._collate = rows, seed, collate
+        self._lengths = np.array([[len(row[side]) for row in rows] for side in ("labels", "input_ids")])
         if self._lengths.max() > batch_tokens:
             raise RecipeError(
                 f"data.batch_tokens={batch_tokens} is less than the {self._lengths.max()} subwords of one sentence: make it "
@@ -114,8 +81,8 @@ class TokenBatches(Dataset[Batch]):
         self._ends = self._cut(batch_tokens)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw which pairs of equal lengths stand together in this epoch."""
-        count = len(self.pairs)
+        """Draw which rows of equal lengths stand together in this epoch."""
+        count = len(self.rows)
         ties = np.arange(count) if self.seed is None else np.random.default_rng([self.seed, epoch]).permutation(count)
         self._order = np.lexsort((ties, self._lengths[1], self._lengths[0]))
 
@@ -127,30 +94,14 @@ class TokenBatches(Dataset[Batch]):
             if longest * (place + 1 - start) > batch_tokens:
                 ends.append(place)
                 start, longest = place, int(lengths)
-        return [*ends, len(self.pairs)]
+        return [*ends, len(self.rows)]
 
     def __len__(self) -> int:
         return len(self._ends)
 
+    def __iter__(self) -> Iterator[Batch]:
+        return (self[index] for index in range(len(self)))
+
     def __getitem__(self, index: int) -> Batch:
         start = self._ends[index - 1] if index else 0
-        chosen = self._order[start : self._ends[index]]
-        source = padded([self.pairs.source[pair] for pair in chosen])
-        labels = padded([self.pairs.target[pair] for pair in chosen], IGNORED)
-        begin = torch.full((len(labels), 1), BEGIN)
-        target = torch.cat([begin, labels[:, :-1].masked_fill(labels[:, :-1] == IGNORED, PAD)], 1)
-        return (source, target), labels
-
-
-def padded(rows: Sequence[Sequence[int]], filler: int = PAD) -> Tensor:
-    """Rows of ids as one int64 tensor, filled up behind.
-
-    Example:
-        >>> from composer_ls.lab.tasks.translation.batches import padded
-        >>> padded([[5, 2], [6, 7, 2]])
-        tensor([[5, 2, 0],
-                [6, 7, 2]])
-
-    """
-    longest = max(map(len, rows))
-    return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows])
+        return self._collate([self.rows[row] for row in self._order[start : self._ends[index]]])

@@ -31,8 +31,8 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.source)
 
-    def first(self, count: int) -> Pairs:
-        """The first ``count`` pairs, or all if there are fewer."""
+    def first(self, count: int | None) -> Pairs:
+        """The first ``count`` pairs, or all: if there are fewer, or it is ``None``."""
         return Pairs(self.source[:count], self.target[:count], self.name)
 
 

@@ -1,227 +1,142 @@
-"""The network: a Transformer with the normalisation before each part, for training and, with a cache, for translating."""
+"""Networks of transformers: new ones by the name of their type, and pretrained ones with their tokenizers."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from composer_ls.errors import InputError, RecipeError
+from composer_ls.lab.tasks.translation.packages import transformers
+from composer_ls.lab.tasks.translation.schema import PREFIX, TranslationData, TranslationModel
+from composer_ls.lab.tasks.translation.subwords import learn_tokenizer
 
-from composer_ls.lab.tasks.translation.subwords import PAD
+__all__ = ["load_network", "load_tokenizer", "make_network", "make_tokenizer", "positions"]
 
-__all__ = ["StepByStep", "Transformer"]
-
-
-class Transformer(nn.Module):
-    """An encoder of one sentence and a decoder of the other, with one table of embeddings for both and for the output.
-
-    Args:
-        vocabulary: K, the number of subwords of both languages.
-        width: Of embeddings and layers.
-        heads: Of each attention.
-        layers: Of the encoder, and of the decoder.
-        feedforward: Width within each layer.
-        dropout: In [0, 1).
-        longest: The most subwords that a sentence may have.
-
-    Example:
-        >>> import torch
-        >>> from composer_ls.lab.tasks.translation.networks import Transformer
-        >>> network = Transformer(vocabulary=20, width=16, heads=2, layers=1)
-        >>> source, target = torch.tensor([[5, 6, 2]]), torch.tensor([[1, 7]])
-        >>> network((source, target)).shape
-        torch.Size([1, 20, 2])
-
-    References:
-        Vaswani et al., 2017, https://arxiv.org/abs/1706.03762; Xiong et al., 2020, https://arxiv.org/abs/2002.04745
-        (normalisation first); Press and Wolf, 2017, https://arxiv.org/abs/1608.05859 (tied embeddings).
-
-    """
-
-    positions: Tensor
-
-    def __init__(
-        self,
-        vocabulary: int,
-        width: int = 256,
-        heads: int = 4,
-        layers: int = 3,
-        feedforward: int = 1024,
-        dropout: float = 0.1,
-        longest: int = 128,
-    ) -> None:
-        super().__init__()
-        self.longest = longest
-        self.embeddings = nn.Embedding(vocabulary, width)
-        self.register_buffer("positions", _sines(longest, width), persistent=False)
-        self.dropout = nn.Dropout(dropout)
-        sizes = (width, heads, feedforward, dropout)
-        self.encoder = nn.ModuleList(_EncoderLayer(*sizes) for _ in range(layers))
-        self.encoder_norm = nn.LayerNorm(width)
-        self.decoder = nn.ModuleList(_DecoderLayer(*sizes) for _ in range(layers))
-        self.decoder_norm = nn.LayerNorm(width)
-        self.apply(_initialise)
-        nn.init.normal_(self.embeddings.weight, std=width**-0.5)
-
-    def forward(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
-        """The logits of each next subword, given those before it.
-
-        Args:
-            inputs: Source ``(N, S)`` and target ``(N, T)``, padded behind; the target begins with BEGIN.
-
-        Returns:
-            ``(N, K, T)``, a view of memory with the classes last.
-
-        """
-        source, target = inputs
-        memory, mask = self.encode(source)
-        x = self._embedded(target, 0)
-        for layer in self.decoder:
-            x = layer(x, memory, mask)
-        return self._logits(x).movedim(-1, 1)
-
-    def encode(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Features ``(N, S, width)`` of source sentences ``(N, S)``, and where they are none, ``(N, 1, 1, S)``."""
-        mask = (source != PAD)[:, None, None]
-        x = self._embedded(source, 0)
-        for layer in self.encoder:
-            x = layer(x, mask)
-        return self.encoder_norm(x), mask
-
-    def _embedded(self, tokens: Tensor, start: int) -> Tensor:
-        places = self.positions[start : start + tokens.shape[1]]
-        return self.dropout(self.embeddings(tokens) * math.sqrt(self.embeddings.embedding_dim) + places)
-
-    def _logits(self, x: Tensor) -> Tensor:
-        return F.linear(self.decoder_norm(x), self.embeddings.weight)
+Refusal = Callable[[str], InputError]
+"""Makes the error to raise from the reason."""
 
 
-class StepByStep:
-    """Decode with one subword a step: keys and values of the steps before are kept, those of the source made once.
-
-    It is what :func:`~composer_ls.lab.tasks.translation.beam_search.beam_search` asks of a model.
-
-    Args:
-        network: In evaluation mode.
-        source: Sentences ``(N, S)``, padded behind.
-
-    """
-
-    def __init__(self, network: Transformer, source: Tensor) -> None:
-        self._network = network
-        memory, self._mask = network.encode(source)
-        self._memory = [layer.cross.keys_values(memory) for layer in network.decoder]
-        self._past: list[tuple[Tensor, Tensor] | None] = [None] * len(network.decoder)
-        self._step = 0
-
-    def advance(self, tokens: Tensor) -> Tensor:
-        """The logits ``(N, B, K)`` of what follows ``tokens`` ``(N, B)``, the last subword of B hypotheses a sentence."""
-        network, shape = self._network, tokens.shape
-        x = network._embedded(tokens.reshape(-1, 1), self._step)
-        for index, layer in enumerate(network.decoder):
-            x, self._past[index] = layer.step(x, self._past[index], self._memory[index], self._mask)
-        self._step += 1
-        return network._logits(x).view(*shape, -1)
-
-    def keep(self, sentences: Tensor, parents: Tensor) -> None:
-        """Go on with some of the sentences, and in each with some of its hypotheses.
-
-        Args:
-            sentences: Which, ``(N',)``.
-            parents: Of each of their B' hypotheses the one it continues, ``(N', B')``.
-
-        """
-        rows = None
-        for index, past in enumerate(self._past):
-            if past is None:
-                continue
-            if rows is None:
-                hypotheses = past[0].shape[0] // self._mask.shape[0]
-                rows = (sentences[:, None] * hypotheses + parents).reshape(-1)
-            self._past[index] = past[0][rows], past[1][rows]
-        if len(sentences) < self._mask.shape[0]:
-            self._mask = self._mask[sentences]
-            self._memory = [(keys[sentences], values[sentences]) for keys, values in self._memory]
-
-
-class _Attention(nn.Module):
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
-
-    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``(N, heads, S, width of a head)`` each, of features ``(N, S, width)``."""
-        keys, values = self.key_value(x).chunk(2, -1)
-        return self._split(keys), self._split(values)
-
-    def forward(
-        self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None = None, causal: bool = False
-    ) -> Tensor:
-        dropout = self.dropout if self.training else 0.0
-        found = F.scaled_dot_product_attention(
-            self._split(self.query(x)), *keys_values, attn_mask=mask, dropout_p=dropout, is_causal=causal
+def make_tokenizer(model: TranslationModel, data: TranslationData, texts: list[str]) -> Any:
+    """The tokenizer of a recipe: learnt from the texts, or that of the pretrained weights."""
+    if model.weights is None:
+        return learn_tokenizer(texts, data.vocabulary, data.lowercase, data.longest)
+    if data.lowercase:
+        raise RecipeError(
+            f"data.lowercase=true does not go with model.weights={model.weights}, whose tokenizer decides about capitals: "
+            f"use data.lowercase=false"
         )
-        return self.out(found.transpose(1, 2).flatten(2))
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-
-class _EncoderLayer(nn.Module):
-    def __init__(self, width: int, heads: int, feedforward: int, dropout: float) -> None:
-        super().__init__()
-        self.norm, self.attention = nn.LayerNorm(width), _Attention(width, heads, dropout)
-        self.feedforward, self.dropout = _feedforward(width, feedforward, dropout), nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        normed = self.norm(x)
-        x = x + self.dropout(self.attention(normed, self.attention.keys_values(normed), mask))
-        return x + self.feedforward(x)
+    tokenizer = load_tokenizer(Path(model.weights), _refusal(model))
+    tokenizer.model_max_length = data.longest
+    return tokenizer
 
 
-class _DecoderLayer(nn.Module):
-    def __init__(self, width: int, heads: int, feedforward: int, dropout: float) -> None:
-        super().__init__()
-        self.norm, self.attention = nn.LayerNorm(width), _Attention(width, heads, dropout)
-        self.cross_norm, self.cross = nn.LayerNorm(width), _Attention(width, heads, dropout)
-        self.feedforward, self.dropout = _feedforward(width, feedforward, dropout), nn.Dropout(dropout)
+def make_network(model: TranslationModel, data: TranslationData, tokenizer: Any) -> Any:
+    """The network of a recipe, with new or pretrained weights, which translates as the recipe says.
 
-    def forward(self, x: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
-        normed = self.norm(x)
-        x = x + self.dropout(self.attention(normed, self.attention.keys_values(normed), causal=True))
-        x = x + self.dropout(self.cross(self.cross_norm(x), self.cross.keys_values(memory), mask))
-        return x + self.feedforward(x)
+    Raises:
+        RecipeError: An argument that the type's configuration does not have or that transformers refuses, weights that are
+            of another type or do not fit the tokenizer, or fewer positions than sentences may have.
 
-    def step(
-        self, x: Tensor, past: tuple[Tensor, Tensor] | None, memory: tuple[Tensor, Tensor], mask: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """One place further, ``(N * B, 1, width)``, and the keys and values up to there."""
-        normed = self.norm(x)
-        keys, values = self.attention.keys_values(normed)
-        if past is not None:
-            keys, values = torch.cat([past[0], keys], 2), torch.cat([past[1], values], 2)
-        x = x + self.attention(normed, (keys, values))
-        hypotheses = x.view(len(mask), -1, x.shape[-1])  # all of a sentence ask its one source
-        x = (hypotheses + self.cross(self.cross_norm(hypotheses), memory, mask)).view_as(x)
-        return x + self.feedforward(x), (keys, values)
+    """
+    if model.weights is None:
+        network = _new(model, tokenizer)
+    else:
+        network = load_network(Path(model.weights), tokenizer, _refusal(model), model)
+    limit = positions(network.config)
+    if limit is not None and limit < data.longest:
+        raise RecipeError(
+            f"data.longest={data.longest} is more than the {limit} positions of the network: use data.longest={limit}, or, "
+            f"without model.weights, a larger model.arguments.max_position_embeddings"
+        )
+    search = network.generation_config
+    search.num_beams, search.max_length, search.max_new_tokens = model.beam, data.longest, None
+    search.length_penalty = 1.0 if model.beam == 1 else model.length_penalty  # one without use would not be saved
+    return network
 
 
-def _feedforward(width: int, inner: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(
-        *(nn.LayerNorm(width), nn.Linear(width, inner), nn.ReLU(), nn.Dropout(dropout)),
-        *(nn.Linear(inner, width), nn.Dropout(dropout)),
+def _new(model: TranslationModel, tokenizer: Any) -> Any:
+    family = model.name.removeprefix(PREFIX)
+    # The end also begins a translation: the only choice that suits every type.
+    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    ids = {"pad_token_id": pad, "eos_token_id": end, "decoder_start_token_id": end}
+    for key in model.arguments.keys() & {*ids, "vocab_size"}:
+        raise RecipeError(f"model.arguments.{key} follows from the subwords: leave it out")
+    _check_arguments(model, transformers.AutoConfig.for_model(family))
+    try:
+        config = transformers.AutoConfig.for_model(family, **model.arguments, **ids, vocab_size=len(tokenizer))
+        network = transformers.AutoModelForSeq2SeqLM.from_config(config)
+    except Exception as error:  # each type refuses in its own way
+        raise RecipeError(
+            f"transformers refuses model.arguments={model.arguments} for {model.name}: {type(error).__name__}: {error}"
+        ) from error
+    network.generation_config = transformers.GenerationConfig(**ids, forced_eos_token_id=end, suppress_tokens=[pad])
+    return network
+
+
+def load_tokenizer(folder: Path, refusal: Refusal) -> Any:
+    """The tokenizer in a folder that ``save_pretrained`` wrote. Nothing is downloaded."""
+    if not folder.is_dir():
+        raise refusal("there is no such folder: give one that save_pretrained of transformers wrote")
+    tokenizer = _read(transformers.AutoTokenizer, folder, refusal)
+    if tokenizer.pad_token_id is None:
+        raise refusal("its tokenizer has no pad_token, which batches need: set one and save it again")
+    return tokenizer
+
+
+def load_network(folder: Path, tokenizer: Any, refusal: Refusal, model: TranslationModel | None = None) -> Any:
+    """The sequence-to-sequence network in a folder that ``save_pretrained`` wrote, in evaluation mode.
+
+    Args:
+        folder: Where it is.
+        tokenizer: Its tokenizer, from the same folder.
+        refusal: Makes what to raise if it cannot be used.
+        model: Of the recipe that trains it: the type that it must be of, and arguments that change its configuration.
+
+    """
+    config = _read(transformers.AutoConfig, folder, refusal)
+    if type(config) not in transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+        raise refusal(f"its model_type {config.model_type} is not sequence to sequence: give one such as marian or t5")
+    if model is not None:
+        if PREFIX + config.model_type != model.name:
+            raise refusal(f"it is not a {model.name}: use model.name={PREFIX}{config.model_type}")
+        _check_arguments(model, config)
+        config.update(model.arguments)
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if highest >= config.vocab_size:
+        raise refusal(
+            f"its tokenizer has ids up to {highest}, but its weights have {config.vocab_size} embeddings: give a folder whose "
+            f"tokenizer belongs to the weights, or call resize_token_embeddings({highest + 1}) and save them again"
+        )
+    network, loading = _read(
+        transformers.AutoModelForSeq2SeqLM, folder, refusal, config=config, output_loading_info=True
     )
+    if loading["missing_keys"]:
+        raise refusal(f"its weights lack {', '.join(sorted(loading['missing_keys'])[:3])}: save them again")
+    return network.eval()
 
 
-def _sines(places: int, width: int) -> Tensor:
-    angles = torch.arange(places)[:, None] / 10_000 ** (torch.arange(0, width, 2) / width)
-    return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)[:, :width]
+def positions(config: Any) -> int | None:
+    """The most subwords of a sentence; ``None``: there is no limit."""
+    names = ("max_position_embeddings", "max_encoder_position_embeddings", "max_decoder_position_embeddings")
+    return min((getattr(config, name) for name in names if hasattr(config, name)), default=None)
 
 
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)
+def _check_arguments(model: TranslationModel, config: Any) -> None:
+    known = {*config.to_dict(), *config.attribute_map} - {"model_type", "transformers_version"}
+    for key in model.arguments:
+        if key not in known:
+            raise RecipeError(
+                f"unknown key model.arguments.{key}: the configuration of {model.name} has {', '.join(sorted(known))}"
+            )
+
+
+def _refusal(model: TranslationModel) -> Refusal:
+    return lambda reason: RecipeError(f"model.weights={model.weights}: {reason}")
+
+
+def _read(kind: Any, folder: Path, refusal: Refusal, **options: Any) -> Any:
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, **options)
+    except Exception as error:  # of many types
+        raise refusal(f"{kind.__name__} cannot read it ({' '.join(str(error).split())}): save it again") from error

@@ -86,8 +86,8 @@ REPORT = TaskReport(
     metrics=METRICS,
     not_compared=(PERPLEXITY,),
     curves=(
-        Curve("metrics/{part}/CrossEntropy", "{part} NLL", "nats", logarithmic=True),
-        Curve("metrics/{part}/TokenAccuracy", "{part} accuracy of subwords"),
+        Curve("metrics/{part}/LanguageCrossEntropy", "{part} NLL", "nats", logarithmic=True),
+        Curve("metrics/{part}/MaskedAccuracy", "{part} accuracy of subwords"),
     ),
     bins=lambda predictions: token_bins(TokenScores(**predictions)),
     labels=lambda predictions: torch.zeros_like(predictions["correct"]),  # only how many there are is known

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from composer_ls.lab.recipe.recipe import TaskSchema
 from composer_ls.lab.recipe.sections import DataSection, Integer, ModelSection, Number, Truth
 
-__all__ = ["SCHEMA", "SUBWORDS_FILE", "WEIGHTS_FILE", "TranslationData", "TranslationModel"]
+__all__ = ["MODEL_FOLDER", "PREFIX", "SCHEMA", "TranslationData", "TranslationModel"]
 
 LANGUAGE = r"^[A-Za-z][A-Za-z0-9_-]*$"
+PREFIX = "transformers/"
+Family = Literal[
+    "transformers/bart", "transformers/blenderbot", "transformers/blenderbot-small", "transformers/led",
+    "transformers/longt5", "transformers/m2m_100", "transformers/marian", "transformers/mbart", "transformers/mt5",
+    "transformers/mvp", "transformers/pegasus", "transformers/pegasus_x", "transformers/plbart",
+    "transformers/switch_transformers", "transformers/t5", "transformers/umt5",
+]  # fmt: skip
 
 
 class TranslationData(DataSection):
@@ -25,9 +32,13 @@ class TranslationData(DataSection):
         ["test_2016_flickr", "test_2017_flickr"], min_length=1, description="splits to test on; the first is the run's"
     )
     examples: Integer | None = Field(None, ge=1, description="the first so many training pairs; null: all")
-    vocabulary: Integer = Field(8000, ge=300, description="subwords of both languages, learnt from the training pairs")
+    vocabulary: Integer = Field(
+        8000,
+        ge=300,
+        description="subwords of both languages, learnt from the training pairs; not used with model.weights",
+    )
     lowercase: Truth = Field(
-        True, description="make all text lower case: translations have no capitals, and BLEU ignores case"
+        False, description="make all text lower case: translations have no capitals, and BLEU ignores case"
     )
     longest: Integer = Field(128, ge=2, description="subwords of a sentence at most, its end counted")
     too_long: Literal["cut", "refuse"] = Field("cut", description="what happens to a sentence that is longer")
@@ -37,27 +48,19 @@ class TranslationData(DataSection):
 
 
 class TranslationModel(ModelSection):
-    """Which network of sentences to train, from scratch, and how the test sets are translated."""
+    """Which network of transformers to train, and how the test sets are translated."""
 
-    name: Literal["transformer"] = Field(description="normalisation first, one table of embeddings")
-    width: Integer = Field(256, ge=2, multiple_of=2, description="of embeddings and layers")
-    heads: Integer = Field(4, ge=1, description="of each attention; they divide the width")
-    layers: Integer = Field(3, ge=1, description="of the encoder, and of the decoder")
-    feedforward: Integer = Field(1024, ge=1, description="width within each layer")
-    dropout: Number = Field(0.1, ge=0, lt=1)
-    compile: Truth = Field(False, description="torch.compile: minutes of compiling for faster steps")
+    name: Family = Field(description="a sequence-to-sequence model_type of transformers, after transformers/")
+    arguments: dict[str, Any] = Field(
+        {}, description="of the model type's configuration, such as d_model; the others have its defaults"
+    )
+    weights: str | None = Field(
+        None, description="folder of a pretrained network of this type, with its tokenizer; null: new weights"
+    )
     beam: Integer = Field(4, ge=1, description="hypotheses that a search follows; 1 is greedy")
-    length_penalty: Number = Field(1.0, ge=0, description="0 prefers short translations, 1 compares means a subword")
-
-    @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> TranslationModel:
-        if self.width % self.heads:
-            raise ValueError(f"model.heads={self.heads} does not divide model.width={self.width}: make it a divisor")
-        return self
+    length_penalty: Number = Field(1.0, ge=0, description="0 prefers short translations, 1 compares means per subword")
 
 
-SUBWORDS_FILE, WEIGHTS_FILE = "subwords.json", "model.safetensors"
+MODEL_FOLDER = "model"
 
-SCHEMA = TaskSchema(
-    "translation", TranslationData, TranslationModel, files=(SUBWORDS_FILE, WEIGHTS_FILE, "translations.*")
-)
+SCHEMA = TaskSchema("translation", TranslationData, TranslationModel, files=(MODEL_FOLDER, "translations.*"))

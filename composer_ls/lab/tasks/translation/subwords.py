@@ -1,109 +1,111 @@
-"""The subwords of two languages: byte pairs learnt from text, by the package tokenizers."""
+"""Subwords of two languages: a tokenizer learnt from text, as transformers uses it, and sentences to ids and back."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
-from composer_ls.errors import MissingPackageError, RunFolderError
+from composer_ls.errors import TextError
+from composer_ls.lab.tasks.translation.packages import tokenizers, transformers
 
-__all__ = ["BEGIN", "END", "PAD", "Subwords"]
+__all__ = ["decode", "encode", "learn_tokenizer"]
 
-PAD, BEGIN, END = 0, 1, 2
-SPECIAL = ["<pad>", "<s>", "</s>"]
+PAD, END = "<pad>", "</s>"
+
+log = logging.getLogger(__name__)
 
 
-class Subwords:
-    """From sentences to ids and back, with one vocabulary for both languages.
+def learn_tokenizer(texts: Iterable[str], vocabulary: int = 8000, lowercase: bool = False, longest: int = 128) -> Any:
+    """A ``PreTrainedTokenizerFast`` of byte pairs learnt from sentences of both languages.
 
-    Every byte is a subword, so that no text is unknown. Ids 0, 1 and 2 are padding, begin and end.
+    The same sentences give the same subwords. Every byte is one, so no text is unknown. Id 0 is padding, and 1 ends a sentence.
 
     Args:
-        tokenizer: A ``tokenizers.Tokenizer``; see :meth:`learn` and :meth:`load`.
+        texts: The sentences.
+        vocabulary: How many subwords at most; little text gives fewer.
+        lowercase: Make capitals small first.
+        longest: The most subwords of a sentence, its end counted.
 
     Example:
-        >>> from composer_ls.lab.tasks.translation.subwords import Subwords
-        >>> subwords = Subwords.learn(["a dog and a dog", "ein Hund und ein Hund"], vocabulary=280)
-        >>> subwords.decode(subwords.encode(["A dog, ein Hund"]))
-        ['a dog, ein hund']
+        >>> from composer_ls.lab.tasks.translation.subwords import decode, encode, learn_tokenizer
+        >>> tokenizer = learn_tokenizer(["a dog and a dog", "ein Hund und ein Hund"], vocabulary=280)
+        >>> decode(tokenizer, encode(tokenizer, ["a dog, ein Hund"], longest=128))
+        ['a dog, ein Hund']
 
     References:
         Sennrich et al., 2016, https://arxiv.org/abs/1508.07909 (byte pair encoding of words).
 
     """
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-
-    @classmethod
-    def learn(cls, texts: Iterable[str], vocabulary: int = 8000, lowercase: bool = True) -> Subwords:
-        """Learn subwords from sentences of both languages. The same sentences give the same subwords.
-
-        Args:
-            texts: The sentences.
-            vocabulary: How many subwords at most; little text gives fewer.
-            lowercase: Make capitals small first.
-
-        Raises:
-            MissingPackageError: The package tokenizers is not installed.
-
-        """
-        tokenizers = _tokenizers()
-        tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-        normalizers = [tokenizers.normalizers.NFC(), *([tokenizers.normalizers.Lowercase()] if lowercase else [])]
-        tokenizer.normalizer = tokenizers.normalizers.Sequence(normalizers)
-        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
-        tokenizer.decoder = tokenizers.decoders.ByteLevel()
-        trainer = tokenizers.trainers.BpeTrainer(
-            vocab_size=vocabulary,
-            special_tokens=SPECIAL,
-            initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
-            show_progress=False,
-        )
-        tokenizer.train_from_iterator(texts, trainer)
-        tokenizer.encode_special_tokens = True  # a text may hold the word </s>
-        return cls(tokenizer)
-
-    @classmethod
-    def load(cls, path: Path) -> Subwords:
-        """Read what :meth:`to_json` gave.
-
-        Raises:
-            MissingPackageError: The package tokenizers is not installed.
-            RunFolderError: The file cannot be read.
-
-        """
-        tokenizers = _tokenizers()
-        try:
-            tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except Exception as error:  # tokenizers raises nothing more specific
-            raise RunFolderError(f"the subwords in {path} cannot be read ({error}): train the run again") from error
-        tokenizer.encode_special_tokens = True
-        return cls(tokenizer)
-
-    def to_json(self) -> str:
-        """All there is to know, for a file."""
-        return self._tokenizer.to_str(pretty=True) + "\n"
-
-    def __len__(self) -> int:
-        return int(self._tokenizer.get_vocab_size())
-
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each sentence, without begin and end."""
-        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
-
-    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        """The sentence of each row of ids, on one line, with single spaces; special ids are left out."""
-        return [" ".join(text.split()) for text in self._tokenizer.decode_batch([list(row) for row in rows])]
+    small = [tokenizers.normalizers.Lowercase()] if lowercase else []
+    learnt = tokenizers.Tokenizer(tokenizers.models.BPE())
+    learnt.normalizer = tokenizers.normalizers.Sequence([tokenizers.normalizers.NFC(), *small])
+    learnt.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    learnt.decoder = tokenizers.decoders.Sequence(
+        [tokenizers.decoders.ByteLevel(), tokenizers.decoders.Strip(" ", 1, 0)]
+    )
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[PAD, END],
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    learnt.train_from_iterator(texts, trainer)
+    learnt.post_processor = tokenizers.processors.TemplateProcessing(f"$A {END}", special_tokens=[(END, 1)])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=learnt,
+        pad_token=PAD,
+        eos_token=END,
+        model_max_length=longest,
+        model_input_names=["input_ids", "attention_mask"],
+        split_special_tokens=True,  # a text may hold the word </s>
+        clean_up_tokenization_spaces=False,
+    )
 
 
-def _tokenizers() -> Any:
-    try:
-        import tokenizers
-        from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers  # noqa: F401
-    except ImportError as error:
-        raise MissingPackageError(
-            "translation needs the package tokenizers, which is not installed: pip install 'composer_ls[nlp]'"
-        ) from error
-    return tokenizers
+def encode(
+    tokenizer: Any,
+    lines: Sequence[str],
+    longest: int,
+    too_long: str = "cut",
+    name: str = "the input",
+    first: int = 1,
+    target: bool = False,
+) -> list[list[int]]:
+    """The ids of each line, with its end. Those that are too long are cut, with a warning, or refused.
+
+    Args:
+        tokenizer: Of transformers.
+        lines: The sentences.
+        longest: The most subwords of one, its end counted.
+        too_long: ``"cut"`` or ``"refuse"``.
+        name: Where the lines are from, for messages.
+        first: The number of the first line, for messages.
+        target: Whether they are in the language to translate to.
+
+    Raises:
+        TextError: ``too_long="refuse"`` and a line is; the message has its number.
+
+    """
+    if not lines:
+        return []
+    key, options = "text_target" if target else "text", {"return_attention_mask": False, "verbose": False}
+    rows: list[list[int]] = tokenizer(**{key: list(lines)}, **options)["input_ids"]
+    over = [index for index, row in enumerate(rows) if len(row) > longest]
+    if over:
+        shown = ", ".join(str(first + index) for index in over[:5]) + (", ..." if len(over) > 5 else "")
+        what = f"{name}: {len(over)} of {len(rows):,} sentences have more than {longest} subwords, their end counted (line {shown})"
+        if too_long == "refuse":
+            raise TextError(
+                f"{what}, which is the most that data.longest={longest} allows: shorten or split them, or train with a "
+                f"larger data.longest or with data.too_long=cut"
+            )
+        log.warning("%s and were cut", what)
+    for index in over:
+        rows[index] = tokenizer(**{key: lines[index]}, truncation=True, max_length=longest, **options)["input_ids"]
+    return rows
+
+
+def decode(tokenizer: Any, rows: Any) -> list[str]:
+    """The sentence of each row of ids, on one line, with single spaces; special tokens are left out."""
+    return [" ".join(text.split()) for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import composer.algorithms
 import torch
 from composer import Trainer
 from composer.core import Algorithm, Callback, DataSpec, Evaluator, State
 from composer.loggers import Logger
-from composer.models import ComposerClassifier
+from composer.metrics import LanguageCrossEntropy, MaskedAccuracy
+from composer.models import HuggingFaceModel
 from composer.utils import dist
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data.distributed import DistributedSampler
-from torchmetrics import Metric, MetricCollection
 
 from composer_ls.composition.mixers import mixers_among
 from composer_ls.diagnostics.tokens import token_scores
@@ -24,26 +26,24 @@ from composer_ls.errors import RecipeError
 from composer_ls.lab.images.epoch_sampler import EpochSampler
 from composer_ls.lab.recipe.recipe import Recipe
 from composer_ls.lab.tasks.task import Measured, Task
-from composer_ls.lab.tasks.translation.batches import IGNORED, Batch, EncodedPairs, TokenBatches, encode_pairs
-from composer_ls.lab.tasks.translation.bleu import bleu, require_sacrebleu
+from composer_ls.lab.tasks.translation.batches import IGNORED, Row, TokenBatches, collator
+from composer_ls.lab.tasks.translation.bleu import bleu
 from composer_ls.lab.tasks.translation.data import Pairs, read_pairs
-from composer_ls.lab.tasks.translation.networks import Transformer
+from composer_ls.lab.tasks.translation.networks import make_network, make_tokenizer
 from composer_ls.lab.tasks.translation.report import REPORT
-from composer_ls.lab.tasks.translation.schema import SUBWORDS_FILE, WEIGHTS_FILE, TranslationData, TranslationModel
-from composer_ls.lab.tasks.translation.subwords import Subwords
-from composer_ls.lab.tasks.translation.translator import make_network, make_translator
-from composer_ls.losses import cross_entropy
+from composer_ls.lab.tasks.translation.schema import MODEL_FOLDER, TranslationData, TranslationModel
+from composer_ls.lab.tasks.translation.subwords import encode
+from composer_ls.lab.tasks.translation.translator import Translator
 
-__all__ = ["TASK", "Translation", "evaluation_logits"]
+__all__ = ["TASK", "Translation", "encode_pairs", "evaluation_logits"]
 
 
 class Translation(Task):
-    """Parallel text, subwords learnt from its training pairs, a Transformer, cross entropy over subwords.
+    """Parallel text, subwords, a network of transformers in Composer's ``HuggingFaceModel``, cross entropy over subwords.
 
     The predictions of a run are, for every subword of the test references, its ``log_probability`` (M,), the ``confidence`` in
-    the most likely one (M,), and whether that was right, ``correct``. A run also leaves ``subwords.json`` and
-    ``model.safetensors``, all that ``composer-ls translate`` needs, and ``translations.SPLIT.LANGUAGE`` with one line for each
-    sentence.
+    the most likely one (M,), and whether that was right, ``correct``. A run also leaves ``model/`` as ``save_pretrained``
+    writes it, with the tokenizer, and ``translations.SPLIT.LANGUAGE`` with one line for each sentence.
     """
 
     def __init__(self, recipe: Recipe, device: torch.device | str) -> None:
@@ -54,66 +54,65 @@ class Translation(Task):
                 f"microbatch_size={recipe.microbatch_size} does not go with translation, whose batches are of tokens: use "
                 f"microbatch_size=null, and a smaller data.batch_tokens if memory is short"
             )
-        self._recipe, self._data, self._model, self._device = recipe, recipe.data, recipe.model, device
+        self._recipe, self._data, self._model = recipe, recipe.data, recipe.model
         data = recipe.data
-        require_sacrebleu()  # now, and not after hours of training
-        train = self._read("train")
-        if data.examples is not None:
-            train = train.first(data.examples)
-        self._tests = {name: self._read(name) for name in data.tests}
-        self._subwords = Subwords.learn([*train.source, *train.target], data.vocabulary, data.lowercase)
-        self._train = self._encoded(train)
-        self._encoded_tests = {name: self._encoded(pairs) for name, pairs in self._tests.items()}
-        self._network: Transformer | None = None
-        self.num_classes = len(self._subwords)
+        train, *tests = (read_pairs(data.root, split, data.source, data.target) for split in ("train", *data.tests))
+        train = train.first(data.examples)
+        self._tests = dict(zip(data.tests, tests, strict=True))
+        self._tokenizer = make_tokenizer(recipe.model, data, [*train.source, *train.target])
+        self._network = make_network(recipe.model, data, self._tokenizer)  # now, for what is wrong with it
+        self.num_classes = self._network.config.vocab_size
+        self._train = encode_pairs(train, self._tokenizer, data)
+        self._test_rows = {name: encode_pairs(pairs, self._tokenizer, data) for name, pairs in self._tests.items()}
         self.facts = {
             "languages": [data.source, data.target],
             "vocabulary": self.num_classes,
-            "examples": {"train": len(train), "test": len(self._tests[data.tests[0]])},
+            "examples": {"train": len(train), "test": len(tests[0])},
         }
 
-    def _read(self, split: str) -> Pairs:
-        return read_pairs(self._data.root, split, self._data.source, self._data.target)
-
-    def _encoded(self, pairs: Pairs) -> EncodedPairs:
-        return encode_pairs(pairs, self._subwords, self._data.longest, self._data.too_long)
-
     def check(self, algorithms: Sequence[Algorithm]) -> None:
-        """Raise a RecipeError if an algorithm is for images."""
+        """Raise a RecipeError if an algorithm is for images, or takes no batches with names."""
         unfit = [algorithm for algorithm, _ in mixers_among(algorithms)]
         unfit += [algorithm for algorithm in algorithms if isinstance(algorithm, Distillation)]
         if unfit:
             name = type(unfit[0]).__name__
             raise RecipeError(f"{name} is for images and does not go with translation: take it out of algorithms")
+        if any(type(algorithm) is composer.algorithms.LabelSmoothing for algorithm in algorithms):
+            raise RecipeError(
+                "algorithms.label_smoothing.implementation=composer does not reach the loss of a Hugging Face network: "
+                "use implementation=composer_ls"
+            )
 
     def label_counts(self) -> Tensor:
         """How often each subword stands in the training translations, ends included, ``(K,)``."""
-        labels = torch.tensor([token for row in self._train.target for token in row])
+        labels = torch.tensor([token for row in self._train for token in row["labels"]])
         return torch.bincount(labels, minlength=self.num_classes)
 
-    def model(self) -> ComposerClassifier:
-        """The Transformer that the recipe describes, and cross entropy over subwords."""
-        self._network = make_network(self._recipe, self.num_classes)
-        return ComposerClassifier(
-            self._network,
-            num_classes=self.num_classes,
-            loss_fn=cross_entropy,
-            train_metrics=MetricCollection([]),
-            val_metrics=MetricCollection({"CrossEntropy": _TokenMean("loss"), "TokenAccuracy": _TokenMean("accuracy")}),
-        )
+    def model(self) -> HuggingFaceModel:
+        """The network that the recipe describes, which makes its loss itself."""
+        self._network = make_network(self._model, self._data, self._tokenizer)
+        self._network.config.use_cache = False  # which would keep keys and values in training, and warn
+        metrics = [LanguageCrossEntropy(ignore_index=IGNORED), MaskedAccuracy(ignore_index=IGNORED)]
+        return HuggingFaceModel(self._network, self._tokenizer, use_logits=True, eval_metrics=metrics)
 
     def training_loader(self) -> DataSpec:
         """Batches of tokens."""
-        batches = TokenBatches(self._train, self._data.batch_tokens, self._recipe.seed)
-        return _loader(batches, EpochSampler(batches, self._recipe.seed))
+        return self._loader(self._train, self._recipe.seed, lambda batches: EpochSampler(batches, self._recipe.seed))
 
     def evaluation_loader(self) -> DataSpec:
         """The first test set, teacher-forced."""
-        batches = TokenBatches(self._encoded_tests[self._data.tests[0]], self._data.batch_tokens, None)
-        order: DistributedSampler[Batch] = DistributedSampler(
-            batches, dist.get_world_size(), dist.get_global_rank(), shuffle=False
+        world, rank = dist.get_world_size(), dist.get_global_rank()
+        rows = self._test_rows[self._data.tests[0]]
+        return self._loader(rows, None, lambda batches: DistributedSampler(batches, world, rank, shuffle=False))
+
+    def _loader(self, rows: list[Row], seed: int | None, order: Callable[[Any], Sampler[Any]]) -> DataSpec:
+        batches = TokenBatches(rows, self._data.batch_tokens, seed, collator(self._tokenizer, self._network))
+        loader = DataLoader(batches, batch_size=1, sampler=order(batches), collate_fn=lambda one: one[0])
+        return DataSpec(
+            loader,
+            split_batch=lambda batch, size: [batch],  # it fits into memory, as batch_tokens says
+            get_num_samples_in_batch=lambda batch: len(batch["labels"]),
         )
-        return _loader(batches, order)
 
     def measure(self, trainer: Trainer) -> Measured:
         """BLEU, likelihood and calibration on every test set; those of the first are the run's metrics."""
@@ -125,38 +124,51 @@ class Translation(Task):
 
     def measured(self) -> Measured:
         """What the network as it is now does on the test sets."""
-        assert self._network is not None
         network, data = self._network.eval(), self._data
-        translator = make_translator(self._recipe, network, self._subwords)
+        translator = Translator(network, self._tokenizer, data.too_long)
         tests, files, scores, signature = {}, {}, {}, ""
         for name, pairs in self._tests.items():
-            logits = evaluation_logits(network, self._encoded_tests[name], data.batch_tokens)
+            logits = evaluation_logits(translator, self._test_rows[name], data.batch_tokens)
             (scores[name],) = token_scores(logits, ignore_index=IGNORED)
             translations = translator.translate(pairs.source)
             score, signature = bleu(translations, pairs.target, data.lowercase)
             tests[name] = REPORT.measure(scores[name]._asdict(), bleu=score)
             files[f"translations.{name}.{data.target}"] = "".join(f"{line}\n" for line in translations)
-        weights = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+        weights = copy.deepcopy(network.state_dict())  # those of an algorithm such as EMA, which takes them back
+
+        def save(folder: Path) -> None:
+            network.config.use_cache = True
+            network.save_pretrained(folder, state_dict=weights)
+            self._tokenizer.save_pretrained(folder)
+
         return Measured(
             metrics=tests[data.tests[0]],
             units=REPORT.units,
             predictions=scores[data.tests[0]]._asdict(),
             facts={"tests": tests, "bleu_signature": signature},
-            files={SUBWORDS_FILE: self._subwords.to_json(), WEIGHTS_FILE: weights, **files},
+            files={MODEL_FOLDER: save, **files},
         )
 
 
 TASK = Translation
 
 
-def evaluation_logits(network: Transformer, pairs: EncodedPairs, batch_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
+def encode_pairs(pairs: Pairs, tokenizer: Any, data: TranslationData) -> list[Row]:
+    """The ids of sentences and their translations; see :func:`~composer_ls.lab.tasks.translation.subwords.encode`."""
+    limits = (data.longest, data.too_long)
+    source = encode(tokenizer, pairs.source, *limits, f"the source of {pairs.name}")
+    target = encode(tokenizer, pairs.target, *limits, f"the target of {pairs.name}", target=True)
+    return [{"input_ids": left, "labels": right} for left, right in zip(source, target, strict=True)]
+
+
+def evaluation_logits(translator: Translator, rows: list[Row], batch_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits ``(N, K, T)`` and labels ``(N, T)`` of every batch, given the references up to each subword."""
-    device = network.embeddings.weight.device
-    batches = TokenBatches(pairs, batch_tokens, None)
-    for index in range(len(batches)):
-        (source, target), labels = batches[index]
+    network = translator.network
+    for batch in TokenBatches(rows, batch_tokens, None, collator(translator.tokenizer, network)):
+        on_device = {key: tensor.to(network.device) for key, tensor in batch.items()}
+        labels = on_device.pop("labels")
         with torch.no_grad():
-            yield network((source.to(device), target.to(device))), labels.to(device)
+            yield network(**on_device, use_cache=False).logits.movedim(-1, 1), labels
 
 
 class _Measuring(Callback):
@@ -169,45 +181,3 @@ class _Measuring(Callback):
     def eval_start(self, state: State, logger: Logger) -> None:
         """Measure."""
         self.measured = self._task.measured()
-
-
-class _TokenMean(Metric):
-    """The mean over subwords of their cross entropy (nats) or of whether the most likely one is right (fraction)."""
-
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, what: str) -> None:
-        super().__init__()
-        self.what = what
-        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
-
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: logits ``(N, K, T)``, labels ``(N, T)``."""
-        if self.what == "loss":
-            self.total += F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED)
-        else:
-            self.total += (logits.argmax(1) == labels).sum()
-        self.count += (labels != IGNORED).sum()
-
-    def compute(self) -> Tensor:
-        """The mean so far."""
-        return (self.total / self.count).float()
-
-
-def _loader(batches: TokenBatches, order: Sampler[Any]) -> DataSpec:
-    loader = DataLoader(batches, batch_size=1, sampler=order, collate_fn=_only)  # Composer reads batch_size
-    return DataSpec(loader, split_batch=_undivided, get_num_samples_in_batch=_sentences)
-
-
-def _only(batches: list[Batch]) -> Batch:
-    return batches[0]
-
-
-def _undivided(batch: Batch, microbatch_size: int | float | None) -> list[Batch]:
-    return [batch]  # one that fits into memory, as batch_tokens says
-
-
-def _sentences(batch: Batch) -> int:
-    return len(batch[1])

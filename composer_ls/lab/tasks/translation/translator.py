@@ -1,4 +1,4 @@
-"""A trained run as something that translates lines."""
+"""A finished run, or any sequence-to-sequence folder of Hugging Face, as something that translates lines."""
 
 from __future__ import annotations
 
@@ -7,78 +7,69 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from composer_ls.errors import InputError, RunFolderError
-from composer_ls.lab.recipe.recipe import Recipe
 from composer_ls.lab.run_folder.folder import read_recipe
-from composer_ls.lab.tasks.translation.batches import encode_lines, padded
-from composer_ls.lab.tasks.translation.beam_search import beam_search, check_search
-from composer_ls.lab.tasks.translation.networks import StepByStep, Transformer
-from composer_ls.lab.tasks.translation.schema import SUBWORDS_FILE, WEIGHTS_FILE, TranslationData, TranslationModel
-from composer_ls.lab.tasks.translation.subwords import BEGIN, END, PAD, Subwords
+from composer_ls.lab.tasks.translation.batches import collator
+from composer_ls.lab.tasks.translation.networks import load_network, load_tokenizer, positions
+from composer_ls.lab.tasks.translation.packages import transformers
+from composer_ls.lab.tasks.translation.schema import MODEL_FOLDER, TranslationData
+from composer_ls.lab.tasks.translation.subwords import decode, encode
 
-__all__ = ["Translator"]
+__all__ = ["Temperature", "Translator"]
+
+LONGEST = 512
+"""Subwords of a sentence where neither the network nor its tokenizer has a limit."""
 
 
 class Translator:
-    """A network with its subwords.
+    """A network with its tokenizer.
 
     Args:
-        network: On the device to use.
-        subwords: Of both languages.
+        network: Of transformers, on the device to use, in evaluation mode. It searches as its ``generation_config`` says.
+        tokenizer: Its tokenizer.
         too_long: What happens to a sentence that is too long for the network: ``"cut"`` or ``"refuse"``.
-        beam: How many hypotheses are followed, unless :meth:`translate` is told otherwise; 1 is greedy.
-        length_penalty: Likewise; see :func:`~composer_ls.lab.tasks.translation.beam_search.beam_search`.
 
     """
 
-    def __init__(
-        self,
-        network: Transformer,
-        subwords: Subwords,
-        too_long: str = "cut",
-        beam: int = 4,
-        length_penalty: float = 1.0,
-    ) -> None:
-        self.network, self.subwords, self.too_long = network, subwords, too_long
-        self.beam, self.length_penalty = beam, length_penalty
+    def __init__(self, network: Any, tokenizer: Any, too_long: str = "cut") -> None:
+        self.network, self.tokenizer, self.too_long = network, tokenizer, too_long
+        self.longest = int(min(positions(network.config) or LONGEST, tokenizer.model_max_length))
+        self._collate = collator(tokenizer, network)
 
     @classmethod
-    def load(cls, run: str | Path, device: torch.device | str = "cpu") -> Translator:
-        """The network that a finished run left.
+    def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> Translator:
+        """The network that a finished run left, or that ``save_pretrained`` wrote to a folder.
 
         Raises:
-            RunFolderError: The folder is not that of a finished run of a translation recipe.
+            RunFolderError: The folder is neither.
 
         """
-        folder = Path(run)
+        folder, too_long = Path(folder), "cut"
         recipe = read_recipe(folder) if folder.is_dir() else None
-        if recipe is None:
+        if recipe is None and not (folder / "config.json").is_file():
             raise RunFolderError(
-                f"there is no run in {folder.absolute()}: give the run folder that composer-ls train left"
+                f"there is no run in {folder.absolute()}, and no config.json: give the run folder that composer-ls train left, "
+                f"or a folder that save_pretrained of transformers wrote"
             )
-        if recipe.task != "translation":
-            raise RunFolderError(
-                f"{folder} is a run of the recipe {recipe.name}, which does not translate: give the run of a recipe such as "
-                f"multi30k-transformer"
-            )
-        if not (folder / "result.json").is_file():
-            raise RunFolderError(
-                f"the run in {folder} is not finished: give the same composer-ls train command to go on"
-            )
-        subwords = Subwords.load(folder / SUBWORDS_FILE)
-        network = make_network(recipe, len(subwords))
-        try:
-            network.load_state_dict(load_file(folder / WEIGHTS_FILE))
-        except (OSError, SafetensorError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise RunFolderError(
-                f"the weights in {folder / WEIGHTS_FILE} cannot be read ({reason}): train the run again with --overwrite"
-            ) from error
-        return make_translator(recipe, network.to(device).eval(), subwords)
+        if recipe is not None:
+            if not isinstance(recipe.data, TranslationData):
+                raise RunFolderError(
+                    f"{folder} is a run of the recipe {recipe.name}, which does not translate: give the run of a recipe such "
+                    f"as multi30k-transformer"
+                )
+            if not (folder / "result.json").is_file():
+                raise RunFolderError(
+                    f"the run in {folder} is not finished: give the same composer-ls train command to go on"
+                )
+            folder, too_long = folder / MODEL_FOLDER, recipe.data.too_long
+
+        def refusal(reason: str) -> RunFolderError:
+            return RunFolderError(f"{folder}: {reason}")
+
+        tokenizer = load_tokenizer(folder, refusal)
+        return cls(load_network(folder, tokenizer, refusal).to(device), tokenizer, too_long)
 
     def translate(
         self,
@@ -95,8 +86,8 @@ class Translator:
 
         Args:
             lines: Sentences.
-            beam: Instead of the translator's.
-            length_penalty: Instead of the translator's.
+            beam: How many hypotheses are followed, 1 is greedy; ``None``: as the network's ``generation_config`` says.
+            length_penalty: 0 prefers short translations, 1 compares means per subword; ``None``: likewise.
             temperature: Of the softmax.
             batch: How many sentences are translated at once: it changes time and memory only.
             name: Where the lines are from, for messages.
@@ -107,48 +98,62 @@ class Translator:
             TextError: A sentence is longer than the network allows, and the recipe says to refuse it.
 
         """
-        beam = self.beam if beam is None else beam
-        length_penalty = self.length_penalty if length_penalty is None else length_penalty
-        check_search(beam, length_penalty, temperature)
+        options = self._options(beam, length_penalty, temperature)
         if batch < 1:
             raise InputError(f"batch is {batch}, but must be at least 1: the sentences that are translated at once")
-        options: dict[str, Any] = {"beam": beam, "length_penalty": length_penalty, "temperature": temperature}
-        rows = encode_lines(lines, self.subwords, self.network.longest, self.too_long, name, first)
+        rows = encode(self.tokenizer, lines, self.longest, self.too_long, name, first)
         places = sorted((place for place, line in enumerate(lines) if line.strip()), key=lambda place: len(rows[place]))
-        found: list[list[int]] = [[] for _ in lines]
+        found = [""] * len(lines)
         for start in range(0, len(places), batch):
             chosen = places[start : start + batch]
-            for place, tokens in zip(chosen, self._search([rows[place] for place in chosen], options), strict=True):
-                found[place] = tokens
-        return self.subwords.decode(found)
-
-    @torch.no_grad()
-    def _search(self, rows: list[list[int]], options: dict[str, Any]) -> list[list[int]]:
-        source = padded(rows).to(self.network.embeddings.weight.device)
-        limits = length_limits((source != PAD).sum(1), self.network.longest)
-        found, _ = beam_search(
-            StepByStep(self.network, source), limits, begin=BEGIN, end=END, forbidden=(PAD,), **options
-        )
+            inputs = self._collate([{"input_ids": rows[place]} for place in chosen])
+            inputs = {key: tensor.to(self.network.device) for key, tensor in inputs.items()}
+            with torch.no_grad():
+                tokens = self.network.generate(**inputs, **options)
+            for place, text in zip(chosen, decode(self.tokenizer, tokens), strict=True):
+                found[place] = text
         return found
 
+    def _options(self, beam: int | None, length_penalty: float | None, temperature: float) -> dict[str, Any]:
+        beam = self.network.generation_config.num_beams if beam is None else beam
+        if beam < 1:
+            raise InputError(f"beam is {beam}, but must be at least 1, which is greedy decoding; 4 is usual")
+        if length_penalty is not None and not 0 <= length_penalty < float("inf"):
+            raise InputError(f"length_penalty is {length_penalty}, but must be at least 0; 0.6 to 1 is usual")
+        if not 0 < temperature < float("inf"):
+            raise InputError(
+                f"temperature is {temperature}, but must be more than 0; 1 leaves the probabilities as they are"
+            )
+        options: dict[str, Any] = {"num_beams": beam, "max_length": self.longest, "do_sample": False}
+        if beam == 1:
+            options["length_penalty"] = 1.0  # transformers warns of any other, which has no use
+        elif length_penalty is not None:
+            options["length_penalty"] = length_penalty
+        if temperature != 1:
+            options["logits_processor"] = [Temperature(temperature)]
+        return options
 
-def length_limits(lengths: Tensor, longest: int) -> Tensor:
-    """How many subwords a translation may have: half as many again as its source, and ten."""
-    return (lengths * 3 // 2 + 10).clamp(max=longest - 1)
 
+class Temperature(transformers.LogitsProcessor):
+    r"""Make log probabilities those of :math:`\mathrm{softmax}(x/T)`, which a beam search can add up.
 
-def make_network(recipe: Recipe, vocabulary: int) -> Transformer:
-    """The network of a translation recipe, with new weights."""
-    model, data = recipe.model, recipe.data
-    assert isinstance(model, TranslationModel)
-    assert isinstance(data, TranslationData)
-    sizes = (model.width, model.heads, model.layers, model.feedforward)
-    return Transformer(vocabulary, *sizes, model.dropout, data.longest)
+    Dividing the scores by T alone would leave every sum of them in the same order, as the search compares sums.
 
+    Args:
+        temperature: T, above 0.
 
-def make_translator(recipe: Recipe, network: Transformer, subwords: Subwords) -> Translator:
-    """A translator that searches as a translation recipe says."""
-    model, data = recipe.model, recipe.data
-    assert isinstance(model, TranslationModel)
-    assert isinstance(data, TranslationData)
-    return Translator(network, subwords, data.too_long, model.beam, model.length_penalty)
+    Example:
+        >>> import torch
+        >>> from composer_ls.lab.tasks.translation.translator import Temperature
+        >>> logits = torch.tensor([[2.0, 0.0]])
+        >>> torch.allclose(Temperature(2.0)(None, logits.log_softmax(-1)), (logits / 2).log_softmax(-1))
+        True
+
+    """
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+
+    def __call__(self, input_ids: Any, scores: Tensor) -> Tensor:
+        """The log probabilities (N, K), from logits or log probabilities (N, K)."""
+        return (scores / self.temperature).log_softmax(-1)

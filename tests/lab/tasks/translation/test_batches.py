@@ -1,32 +1,38 @@
 """Batches of tokens: complete, small enough, and drawn from seed and epoch alone."""
 
-import logging
 import random
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
-from composer_ls.errors import RecipeError, TextError
-from composer_ls.lab.tasks.translation.batches import IGNORED, EncodedPairs, TokenBatches, encode_pairs
-from composer_ls.lab.tasks.translation.data import Pairs
-from composer_ls.lab.tasks.translation.subwords import BEGIN, END, PAD, Subwords
+from composer_ls.errors import RecipeError
+from composer_ls.lab.tasks.translation.batches import IGNORED, TokenBatches, collator
+from composer_ls.lab.tasks.translation.subwords import learn_tokenizer
+
+PAD, END = 0, 1
+NETWORK = SimpleNamespace(config=SimpleNamespace(decoder_start_token_id=END, pad_token_id=PAD))
+COLLATE = collator(learn_tokenizer(["a"], 300), NETWORK)
 
 
 def pairs(count=500, seed=0):
     draw = random.Random(seed)
 
-    def side():
-        return [[draw.randint(3, 50) for _ in range(draw.randint(0, 20))] + [END] for _ in range(count)]
+    def ids():
+        return [draw.randint(3, 50) for _ in range(draw.randint(0, 20))] + [END]
 
-    return EncodedPairs(side(), side())
+    return [{"input_ids": ids(), "labels": ids()} for _ in range(count)]
+
+
+def batches_of(rows, batch_tokens, seed):
+    return TokenBatches(rows, batch_tokens, seed, COLLATE)
 
 
 def sentences(batches):
     found = []
     for index in range(len(batches)):
-        (source, _), labels = batches[index]
-        for row, label in zip(source.tolist(), labels.tolist(), strict=True):
+        batch = batches[index]
+        for row, label in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
             found.append(
                 (tuple(token for token in row if token != PAD), tuple(token for token in label if token != IGNORED))
             )
@@ -35,16 +41,16 @@ def sentences(batches):
 
 def test_every_pair_stands_in_one_batch_of_an_epoch():
     data = pairs()
-    expected = sorted((tuple(left), tuple(right)) for left, right in zip(data.source, data.target, strict=True))
-    batches = TokenBatches(data, 200, seed=1)
+    expected = sorted((tuple(row["input_ids"]), tuple(row["labels"])) for row in data)
+    batches = batches_of(data, 200, seed=1)
     for epoch in (0, 1, 5):
         batches.set_epoch(epoch)
         assert sorted(sentences(batches)) == expected
 
 
 def test_no_batch_is_larger_than_allowed_and_few_could_be():
-    batches = TokenBatches(pairs(), 200, seed=1)
-    sizes = [max(batches[index][0][0].numel(), batches[index][1].numel()) for index in range(len(batches))]
+    batches = batches_of(pairs(), 200, seed=1)
+    sizes = [max(batch["input_ids"].numel(), batch["labels"].numel()) for batch in batches]
     assert max(sizes) <= 200
     assert sum(sizes) / len(sizes) > 160
 
@@ -52,14 +58,13 @@ def test_no_batch_is_larger_than_allowed_and_few_could_be():
 def test_little_is_padding():
     draw = random.Random(0)
     lengths = [draw.randint(1, 20) for _ in range(2000)]
-    rows = [[3] * length + [END] for length in lengths]
-    batches = TokenBatches(EncodedPairs(rows, rows), 400, seed=1)
-    labels = torch.cat([batches[index][1].flatten() for index in range(len(batches))])
+    rows = [{"input_ids": [3] * length + [END], "labels": [3] * length + [END]} for length in lengths]
+    labels = torch.cat([batch["labels"].flatten() for batch in batches_of(rows, 400, seed=1)])
     assert (labels == IGNORED).double().mean() < 0.05
 
 
 def test_what_stands_together_follows_from_seed_and_epoch_alone():
-    one, other = TokenBatches(pairs(), 200, seed=1), TokenBatches(pairs(), 200, seed=1)
+    one, other = batches_of(pairs(), 200, seed=1), batches_of(pairs(), 200, seed=1)
     one.set_epoch(3)
     before = sentences(one)
     other.set_epoch(9)
@@ -67,60 +72,34 @@ def test_what_stands_together_follows_from_seed_and_epoch_alone():
     assert sentences(other) == before
     other.set_epoch(4)
     assert sentences(other) != before
-    different = TokenBatches(pairs(), 200, seed=2)
+    different = batches_of(pairs(), 200, seed=2)
     different.set_epoch(3)
     assert sentences(different) != before
 
 
 def test_shapes_and_number_stay_the_same_in_every_epoch():
-    batches = TokenBatches(pairs(), 200, seed=1)
-    shapes = [batches[index][1].shape for index in range(len(batches))]
+    batches = batches_of(pairs(), 200, seed=1)
+    shapes = [batch["labels"].shape for batch in batches]
     batches.set_epoch(7)
-    assert [batches[index][1].shape for index in range(len(batches))] == shapes
+    assert [batch["labels"].shape for batch in batches] == shapes
 
 
-def test_labels_are_the_target_input_one_place_further():
-    (_, target), labels = TokenBatches(pairs(), 200, seed=None)[5]
-    assert (target[:, 0] == BEGIN).all()
+def test_a_batch_is_what_the_network_takes():
+    batch = batches_of(pairs(), 200, seed=None)[5]
+    assert set(batch) == {"input_ids", "attention_mask", "labels", "decoder_input_ids"}
+    assert torch.equal(batch["attention_mask"] == 0, batch["input_ids"] == PAD)
+    labels, starts = batch["labels"], batch["decoder_input_ids"]
+    assert (starts[:, 0] == END).all()
     following = labels[:, :-1]
-    assert torch.equal(target[:, 1:][following != IGNORED], following[following != IGNORED])
-    assert (target >= 0).all()
-    ends = (labels == END).sum(1)
-    assert (ends == 1).all()
+    assert torch.equal(starts[:, 1:][following != IGNORED], following[following != IGNORED])
+    assert (starts[:, 1:][following == IGNORED] == PAD).all()
+    assert ((labels == END).sum(1) == 1).all()
+
+
+def test_rows_without_labels_make_a_batch_without_them():
+    assert set(COLLATE([{"input_ids": [5, END]}, {"input_ids": [END]}])) == {"input_ids", "attention_mask"}
 
 
 def test_a_sentence_longer_than_a_batch_is_told():
     with pytest.raises(RecipeError, match=r"data\.batch_tokens=10 is less than the 21 subwords"):
-        TokenBatches(pairs(), 10, seed=0)
-
-
-@pytest.fixture(scope="module")
-def subwords():
-    return Subwords.learn(["ein mann", "a man"], vocabulary=262)
-
-
-LONG = Pairs(["a man", "a man and a dog and a tree", ""], ["ein mann", "ein", "x"], "train")
-
-
-def test_long_sentences_are_cut_and_that_is_told(subwords, caplog):
-    with caplog.at_level(logging.WARNING):
-        encoded = encode_pairs(LONG, subwords, 10, "cut")
-    assert "the source of train: 1 of 3 sentences have more than 9 subwords (line 2) and were cut" in caplog.text
-    assert len(encoded.source[1]) == 10
-    assert encoded.source[1][-1] == END
-    assert encoded.source[1][:-1] == subwords.encode([LONG.source[1]])[0][:9]
-
-
-def test_long_sentences_are_refused_with_their_lines(subwords):
-    with pytest.raises(TextError, match=r"\(line 2\).*data\.longest=10.*data\.too_long=cut"):
-        encode_pairs(LONG, subwords, 10, "refuse")
-
-
-def test_a_sentence_just_short_enough_is_whole(subwords, caplog):
-    rows = subwords.encode(LONG.source)
-    longest = max(map(len, rows)) + 1
-    with caplog.at_level(logging.WARNING):
-        encoded = encode_pairs(LONG, subwords, longest, "refuse")
-    assert [row[:-1] for row in encoded.source] == rows
-    assert not caplog.text
-    assert np.array([len(row) for row in encoded.source]).max() == longest
+        batches_of(pairs(), 10, seed=0)

@@ -1,5 +1,6 @@
 """BLEU is sacrebleu's."""
 
+import importlib
 import sys
 
 import pytest
@@ -29,7 +30,9 @@ def test_bleu_of_different_numbers_of_sentences_is_refused():
         bleu(TRANSLATIONS[:1], REFERENCES)
 
 
-def test_a_missing_sacrebleu_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sacrebleu.metrics.bleu", None)
-    with pytest.raises(MissingPackageError, match=r"pip install 'composer_ls\[nlp\]'"):
-        bleu(TRANSLATIONS, REFERENCES)
+@pytest.mark.parametrize("package", ["sacrebleu", "tokenizers", "transformers"])
+def test_a_missing_package_is_named(monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, "composer_ls.lab.tasks.translation.packages")
+    with pytest.raises(MissingPackageError, match=rf"needs the package {package}.*pip install 'composer_ls\[nlp\]'"):
+        importlib.import_module("composer_ls.lab.tasks.translation.packages")

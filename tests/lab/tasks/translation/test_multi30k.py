@@ -9,7 +9,6 @@ from composer_ls.lab.recipe.reading import load_recipe
 from composer_ls.lab.tasks.registry import open_task
 from composer_ls.lab.tasks.translation.batches import IGNORED
 from composer_ls.lab.tasks.translation.data import read_pairs
-from composer_ls.lab.tasks.translation.subwords import PAD
 
 if "COMPOSER_LS_DATA" not in os.environ:
     pytest.skip("COMPOSER_LS_DATA names no folder with real data", allow_module_level=True)
@@ -31,12 +30,14 @@ def test_every_split_is_read_whole(split, count):
 def test_the_recipe_learns_8000_subwords_and_wastes_little_on_padding():
     task = open_task(load_recipe("multi30k-transformer", [f"data.root={ROOT}"]))
     assert task.num_classes == 8000
+    task.model()
     loader = task.training_loader().dataloader
     assert 80 < len(loader) < 160
     places, filled, largest = 0, 0, 0
-    for (source, _), labels in loader:
+    for batch in loader:
+        source, labels = batch["input_ids"], batch["labels"]
         places += source.numel() + labels.numel()
-        filled += int((source != PAD).sum() + (labels != IGNORED).sum())
+        filled += int(batch["attention_mask"].sum() + (labels != IGNORED).sum())
         largest = max(largest, source.numel(), labels.numel())
     assert largest <= 4096
     assert filled / places > 0.85

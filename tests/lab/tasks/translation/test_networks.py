@@ -1,85 +1,191 @@
-"""The network: what it may see, and what padding must not change."""
+"""Networks of every type, pretrained ones, and what is wrong with a recipe of one."""
+
+import json
+import re
+import shutil
+import typing
 
 import pytest
 import torch
+from composer import Trainer
+from composer.models import HuggingFaceModel
+from torch.nn import functional as F
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    BertConfig,
+    BertForMaskedLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
-from composer_ls import LabelSmoothing, cross_entropy, smooth_labels
-from composer_ls.lab.tasks.translation.batches import EncodedPairs, TokenBatches
-from composer_ls.lab.tasks.translation.networks import Transformer
-from composer_ls.lab.tasks.translation.subwords import END
+from composer_ls import LabelSmoothing
+from composer_ls.composition import describe
+from composer_ls.errors import RecipeError
+from composer_ls.lab.recipe.reading import load_recipe
+from composer_ls.lab.run_folder.folder import RunFolder
+from composer_ls.lab.tasks.registry import open_task
+from composer_ls.lab.tasks.translation.batches import collator
+from composer_ls.lab.tasks.translation.networks import make_network
+from composer_ls.lab.tasks.translation.schema import TranslationData, TranslationModel
+from composer_ls.lab.tasks.translation.subwords import encode, learn_tokenizer
+from composer_ls.lab.tasks.translation.translator import Translator
+from composer_ls.lab.training.train import train
 
-PAIRS = EncodedPairs([[5, 6, 7, END], [8, END]], [[9, END], [10, 11, 12, END]])
+BART = {
+    **{"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2},
+    **{"decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16},
+}
+T5 = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
+SWITCH = {**T5, "num_experts": 2, "num_sparse_encoder_layers": 0, "num_sparse_decoder_layers": 0}
+OWN = {
+    "led": {**BART, "attention_window": 8},
+    "longt5": T5,
+    "mt5": T5,
+    "t5": T5,
+    "umt5": T5,
+    "switch_transformers": SWITCH,
+}
+TYPES = [
+    name.removeprefix("transformers/") for name in typing.get_args(TranslationModel.model_fields["name"].annotation)
+]
+TEXTS = ["a man and a dog", "ein Mann und ein Hund"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return learn_tokenizer(TEXTS, 280, longest=16)
+
+
+def small(kind, tokenizer):
+    model = TranslationModel(name=f"transformers/{kind}", arguments=OWN.get(kind, BART), beam=2)
+    torch.manual_seed(0)
+    return make_network(model, TranslationData(name="parallel_text", longest=16), tokenizer)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_every_type_trains_smoothed_by_composer_and_translates(kind, tokenizer):
+    network = small(kind, tokenizer)
+    assert network.config.model_type == kind
+    left, right = (encode(tokenizer, [line] * 2, 16)[0] for line in TEXTS)
+    batch = collator(tokenizer, network)([{"input_ids": left, "labels": right}, {"input_ids": right, "labels": left}])
+    starts = batch["decoder_input_ids"]
+    assert (starts[:, 0] == network.config.decoder_start_token_id).all()
+    following = batch["labels"][:, :-1]
+    assert torch.equal(starts[:, 1:][following != -100], following[following != -100])
+    output = network.eval()(**batch)
+    own = F.cross_entropy(output.logits.flatten(0, 1), batch["labels"].flatten())
+    assert output.loss.item() == pytest.approx(own.item(), rel=1e-5)
+    before = {name: weight.clone() for name, weight in network.named_parameters()}
+    trainer = Trainer(
+        model=HuggingFaceModel(network, tokenizer, use_logits=True),
+        train_dataloader=[batch],
+        device_train_microbatch_size=2,
+        max_duration="1ba",
+        optimizers=torch.optim.SGD(network.parameters(), 0.1),
+        algorithms=LabelSmoothing(0.1),
+        progress_bar=False,
+    )
+    trainer.fit()
+    assert describe(trainer).startswith("smoothing 0.1")
+    assert any(not torch.equal(weight, before[name]) for name, weight in network.named_parameters())
+    lines = Translator(network.eval(), tokenizer).translate(["a dog", "", "a man and"])
+    assert len(lines) == 3
+    assert lines[1] == ""
+
+
+@pytest.mark.parametrize("kind", ["pegasus", "t5"])
+def test_arguments_are_those_of_the_configuration(kind, tokenizer):
+    config = small(kind, tokenizer).config
+    for key, value in OWN.get(kind, BART).items():
+        assert getattr(config, key) == value
+    assert config.vocab_size == len(tokenizer)
+
+
+def test_training_goes_on_from_weights_with_their_own_tokenizer(run, data, tmp_path):
+    overrides = [
+        *("model.arguments={dropout: 0.1}", f"model.weights={run / 'model'}", "data.lowercase=false"),
+        *("optimizer.learning_rate=1e-9", "duration=1ba", "data.vocabulary=300"),
+    ]
+    recipe = load_recipe(data / "toy.yaml", overrides)
+    result = train(recipe, RunFolder(tmp_path, recipe), progress=False)
+    before = json.loads((run / "result.json").read_text())
+    assert result["vocabulary"] == before["vocabulary"] > 300
+    assert result["metrics"]["nll"] == pytest.approx(before["metrics"]["nll"], rel=1e-4)
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["dropout"] == 0.1
+    assert (tmp_path / "model" / "tokenizer.json").read_text() == (run / "model" / "tokenizer.json").read_text()
+
+
+def test_a_t5_saved_by_others_is_fine_tuned(data, tmp_path):
+    words = learn_tokenizer(TEXTS, 300)
+    PreTrainedTokenizerFast(
+        tokenizer_object=words.backend_tokenizer, pad_token="<pad>", eos_token="</s>"
+    ).save_pretrained(tmp_path / "t5")
+    network = T5ForConditionalGeneration(T5Config(**T5, vocab_size=320, decoder_start_token_id=0))
+    network.save_pretrained(tmp_path / "t5")
+    overrides = [f"model={{name: transformers/t5, weights: {tmp_path / 't5'}, beam: 1}}", "data.lowercase=false"]
+    recipe = load_recipe(data / "toy.yaml", [*overrides, "duration=20ba"])
+    result = train(recipe, RunFolder(tmp_path / "run", recipe), progress=False)
+    assert result["vocabulary"] == 320
+    tuned = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run" / "model")
+    assert not torch.equal(tuned.shared.weight, network.shared.weight)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.name=transformers/bert"], r"model\.name is 'transformers/bert': .*transformers/marian"),
+        (["model.arguments.width=3"], r"unknown key model\.arguments\.width: .*d_model"),
+        (["model.arguments.vocab_size=9"], r"model\.arguments\.vocab_size follows from the subwords"),
+        (["model.arguments.d_model=66"], r"transformers refuses .*'d_model': 66.* divisible by num_heads"),
+        (["model.arguments.d_model=wide"], r"transformers refuses .*'d_model': 'wide'"),
+        (["data.longest=65"], r"data\.longest=65 is more than the 64 positions"),
+        (["model.weights=nowhere"], r"data\.lowercase=true does not go with model\.weights=nowhere"),
+        (["model.weights=nowhere", "data.lowercase=false"], r"model\.weights=nowhere: there is no such folder"),
+    ],
+)
+def test_a_network_that_cannot_be_is_told_before_training(data, overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        open_task(load_recipe(data / "toy.yaml", overrides))
 
 
 @pytest.fixture
-def network():
-    torch.manual_seed(0)
-    return Transformer(vocabulary=17, width=16, heads=2, layers=2, feedforward=32, longest=12).eval()
+def weights(run, tmp_path):
+    """A copy of the run's model, to spoil."""
+    shutil.copytree(run / "model", tmp_path / "weights")
+    return tmp_path / "weights"
 
 
-def batch():
-    return TokenBatches(PAIRS, batch_tokens=12, seed=None)[0]
+def refused(data, weights, *overrides):
+    with pytest.raises(RecipeError) as caught:
+        open_task(load_recipe(data / "toy.yaml", [f"model.weights={weights}", "data.lowercase=false", *overrides]))
+    assert str(weights) in str(caught.value)
+    return str(caught.value)
 
 
-def test_logits_have_the_classes_second_and_need_no_copy(network):
-    inputs, labels = batch()
-    logits = network(inputs)
-    assert logits.shape == (2, 17, 4)
-    assert logits.shape[::2] == labels.shape
-    assert logits.movedim(1, -1).is_contiguous()
+def test_weights_of_another_type_are_told_with_the_type_to_name(data, weights):
+    message = refused(data, weights, f"model={{name: transformers/marian, weights: {weights}}}")
+    assert "it is not a transformers/marian: use model.name=transformers/pegasus" in message
 
 
-def test_a_subword_never_depends_on_those_after_it(network):
-    (source, target), _ = batch()
-    changed = target.clone()
-    changed[:, 2:] = 3
-    assert torch.allclose(network((source, target))[..., :2], network((source, changed))[..., :2], atol=1e-6)
-    assert not torch.allclose(network((source, target))[..., 2], network((source, changed))[..., 2], atol=1e-3)
+def test_weights_that_are_not_sequence_to_sequence_are_told(data, weights):
+    BertForMaskedLM(BertConfig(100, 8, 1, 1, 8)).save_pretrained(weights)
+    assert "its model_type bert is not sequence to sequence" in refused(data, weights)
 
 
-def test_padding_changes_nothing(network):
-    (source, target), labels = batch()
-    logits = network((source, target))
-    for row, (length, out) in enumerate(zip((2, 4), (4, 2), strict=True)):
-        del out
-        width = int((source[row] != 0).sum())
-        alone = network((source[row : row + 1, :width], target[row : row + 1, :length]))
-        kept = int((labels[row] != -100).sum())
-        assert torch.allclose(alone[0, :, :kept], logits[row, :, :kept], atol=1e-5)
+def test_weights_with_another_vocabulary_than_the_tokenizer_are_told(data, weights):
+    learn_tokenizer([f"word{index} " * 3 for index in range(300)], 600).save_pretrained(weights)
+    assert re.search(r"its tokenizer has ids up to \d+, but its weights have \d+ embeddings", refused(data, weights))
 
 
-def test_padded_places_get_no_gradient(network):
-    inputs, labels = batch()
-    logits = network(inputs).detach().requires_grad_()
-    cross_entropy(logits, smooth_labels(logits, labels, 0.1)).backward()
-    assert not logits.grad.movedim(1, -1)[labels == -100].any()
-    assert logits.grad.movedim(1, -1)[labels != -100].abs().sum(-1).min() > 0
+def test_a_tokenizer_without_padding_is_told(data, weights):
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(weights)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(weights)
+    assert "has no pad_token" in refused(data, weights)
 
 
-def test_the_smoothed_loss_is_that_of_the_subwords_that_count(network):
-    inputs, labels = batch()
-    logits = network(inputs)
-    flat = logits.movedim(1, -1)[labels != -100]
-    expected = torch.nn.functional.cross_entropy(flat, labels[labels != -100], label_smoothing=0.1)
-    assert torch.allclose(cross_entropy(logits, smooth_labels(logits, labels, LabelSmoothing().smoothing)), expected)
-
-
-def test_embeddings_of_both_languages_and_the_output_are_one_table(network):
-    shapes = [tuple(parameter.shape) for parameter in network.parameters()]
-    assert sum(17 in shape for shape in shapes) == 1
-
-
-def test_a_batch_of_nothing_but_padding_costs_nothing_and_changes_nothing(network):
-    (source, target), labels = batch()
-    logits = network((source, target))
-    loss = cross_entropy(logits, smooth_labels(logits, torch.full_like(labels, -100), 0.1))
-    loss.backward()
-    assert loss.item() == 0
-    assert not any(parameter.grad.any() for parameter in network.parameters() if parameter.grad is not None)
-
-
-def test_a_label_outside_the_vocabulary_is_refused(network):
-    inputs, labels = batch()
-    logits = network(inputs)
-    with pytest.raises(ValueError, match="17"):
-        smooth_labels(logits, labels.masked_fill(labels == END, 17), 0.1)
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_broken_file_is_told(data, weights, name):
+    (weights / name).write_text("{")
+    assert "cannot read it" in refused(data, weights)
