@@ -1,4 +1,4 @@
-"""Settings that all tests share."""
+"""Settings for all tests."""
 
 import os
 import tempfile
@@ -22,7 +22,7 @@ settings.load_profile("composer_ls")
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache_of_its_own():
-    """Tests leave the user's cache alone."""
+    """Use a temporary cache folder instead of the user's."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("COMPOSER_LS_CACHE", folder)
         yield

@@ -212,7 +212,7 @@ def test_labels_are_always_checked_on_the_first_batch_and_later_where_that_costs
 
 @pytest.mark.parametrize("interpolate_loss", [False, True])
 def test_a_step_that_failed_does_not_reach_the_next_one(interpolate_loss):
-    """As when Composer tries a smaller microbatch after running out of memory."""
+    """Simulates Composer's retry with a smaller microbatch after running out of memory."""
 
     mixer = MixUp(0.5, interpolate_loss=interpolate_loss)
     smoother = LabelSmoothing(0.1)
@@ -366,7 +366,7 @@ def test_counting_what_training_makes_sees_the_dense_targets_of_composers_own():
 
 
 def multi_label(loss_fn):
-    """A classifier for several labels an example, and its data."""
+    """A classifier for several labels per example, and its data."""
     images, _ = examples()
     labels = (torch.rand(24, K, generator=torch.Generator().manual_seed(2)) < 0.4).float()
     return classifier(loss_fn), DataLoader(TensorDataset(images, labels), 8)
@@ -432,7 +432,7 @@ def test_several_labels_an_example_are_refused_without_the_kind_for_them(loss_fn
 
 
 def test_classes_with_a_binary_cross_entropy_are_smoothed_as_classes():
-    """As in "ResNet strikes back": one label an example, and a binary loss for each class."""
+    """As in "ResNet strikes back": one label per example, and a binary loss for each class."""
     seen = []
 
     def loss(logits, target):

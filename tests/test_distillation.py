@@ -1,4 +1,4 @@
-"""Distillation: what the teacher sees and what it changes, in any order and beside everything else."""
+"""Distillation: what the teacher sees and changes, in any order and with all other algorithms."""
 
 import copy
 import itertools
@@ -246,7 +246,7 @@ def test_a_dataloader_of_dense_rows_is_taught_too():
 
 
 class Losses(Callback):
-    """Remembers the losses that the Trainer goes backward from, and the last gradient of the first parameter."""
+    """Records the losses on which the Trainer calls backward(), and the last gradient of the first parameter."""
 
     def __init__(self):
         self.seen, self.gradient = [], None

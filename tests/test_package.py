@@ -1,4 +1,4 @@
-"""The package as a whole: its public names, and what importing it costs."""
+"""The package as a whole: its public names, and the cost of importing it."""
 
 import subprocess
 import sys

@@ -253,7 +253,7 @@ def likelihood(model, images, labels):
 
 
 def shifted_by(classes):
-    """The same images under other labels, which make another likelihood."""
+    """The same images with other labels, which give another likelihood."""
     images, labels = held_out().dataset.tensors
     return DataLoader(TensorDataset(images, (labels + classes) % K), 16)
 
@@ -504,7 +504,7 @@ def test_weights_that_cannot_be_gathered_cost_only_what_needs_them(monkeypatch, 
 
 def test_a_weight_that_is_flattened_outside_of_the_forward_pass_costs_only_what_needs_it():
     class Flattened(nn.Linear):
-        """As FSDP 1 leaves a layer: its weight is whole in the forward pass alone."""
+        """A layer as left by FSDP 1, whose weight is whole only during the forward pass."""
 
         def forward(self, x):
             return nn.functional.linear(x, self.weight.view(self.out_features, -1), self.bias)

@@ -53,7 +53,7 @@ def fit(algorithms, *, model=None, segmentation=False, loader=None, steps=3, dev
 
 
 class RecordingLoss:
-    """A loss that remembers how much of its targets' mass was smoothed."""
+    """A loss that records how much of its targets' mass was smoothed."""
 
     def __init__(self):
         self.smoothed, self.targets, self.losses = [], [], []

@@ -1,4 +1,4 @@
-"""Models with losses of their own are asked on the first microbatch what they are."""
+"""Models with their own losses are asked on the first microbatch how they compute them."""
 
 import functools
 import random
@@ -27,7 +27,7 @@ N, T, K = 8, 6, 11  # examples of a batch, tokens, classes
 
 @dataclass
 class Output:
-    """As transformers' outputs are, with attributes."""
+    """An output with attributes, like those of transformers."""
 
     logits: torch.Tensor
 
@@ -96,7 +96,7 @@ def classes_second(o, b):
 
 
 def rolled(o, b):
-    """As LLM-Foundry's mpt_causal_lm."""
+    """The loss of LLM-Foundry's mpt_causal_lm."""
     targets = torch.roll(b["labels"], shifts=-1)
     targets[:, -1] = -100
     losses = F.cross_entropy(o.logits.view(-1, K), targets.view(-1), reduction="none")
@@ -161,7 +161,7 @@ def smooth_everywhere(monkeypatch):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_smoothing_zero_ends_with_the_weights_of_no_algorithm(loss):
-    """Step by step, with dropout and batch normalisation: asking leaves no trace."""
+    """Checked step by step, with dropout and batch normalisation: asking has no side effects."""
     torch.testing.assert_close(train([LabelSmoothing(0.0)], Model(loss)), train([], Model(loss)), rtol=1e-5, atol=1e-6)
 
 
@@ -285,7 +285,7 @@ def test_binary_labels_are_smoothed_where_the_loss_takes_them():
 
 
 class InForward(Model):
-    """Makes its loss in forward(), as language models in research code do; `loss()` may add to it."""
+    """Computes its loss in forward(), like language models in research code; `loss()` may add to it."""
 
     def __init__(self, loss, more=lambda o, b: 0.0):
         super().__init__(loss)

@@ -1,4 +1,4 @@
-"""Finding targets in a batch, and putting others in their place."""
+"""Finding targets in a batch, and replacing them."""
 
 from collections import UserDict, namedtuple
 from dataclasses import dataclass

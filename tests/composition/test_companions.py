@@ -1,4 +1,4 @@
-"""Methods that leave targets alone compose unchanged: the loss sees the whole smoothing, and training goes as it should."""
+"""Methods that leave targets alone compose unchanged: the loss receives the full smoothing, and training works."""
 
 import importlib.util
 from pathlib import Path
@@ -81,7 +81,7 @@ def test_methods_that_rewrite_label_maps_compose(companion, first):
 
 
 def fake_images():
-    """Images that Composer's augmentations of data sets can be inserted into."""
+    """A data set of images into which Composer's augmentations can be inserted."""
     to_tensor = torchvision.transforms.Compose([torchvision.transforms.ToTensor()])
     return DataLoader(torchvision.datasets.FakeData(24, (3, 16, 16), K, transform=to_tensor), 8)
 

@@ -1,4 +1,4 @@
-"""Nothing smooths twice unless it is told to."""
+"""Nothing is smoothed twice unless requested."""
 
 import functools
 import warnings
@@ -21,7 +21,7 @@ from composer_ls.composition.conflicts import conflicts_with_algorithms
 
 
 class OwnLoss(ComposerModel):
-    """A model with a loss of its own, as people write them."""
+    """A model with its own loss, as users write them."""
 
     def __init__(self, criterion=None, label_smoothing=0.0):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Hugging Face models: the smoothed loss in the place of the one that they make in forward()."""
+"""Hugging Face models: the smoothed loss replaces the one that they compute in forward()."""
 
 import functools
 import logging
@@ -100,7 +100,7 @@ def wrapped(task, **options):
 
 
 def examples(task, n=N):
-    """One dict an example, some of its labels ignored."""
+    """One dict per example, with some labels ignored."""
     generator = torch.Generator().manual_seed(5)
 
     def draw(high, *shape):
@@ -140,7 +140,7 @@ def smoothing_by_themselves(monkeypatch):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_smoothing_zero_trains_as_the_models_own_loss(task):
-    """Step by step, with dropout and batch normalisation: asking the model leaves no trace."""
+    """Checked step by step, with dropout and batch normalisation: asking the model has no side effects."""
     torch.testing.assert_close(train(task, [LabelSmoothing(0.0)]), train(task, []), rtol=1e-5, atol=1e-6)
 
 
@@ -223,7 +223,7 @@ def test_labels_are_never_changed_and_the_batch_is_whole_after_the_step(task):
     batches = []
 
     class First(LabelSmoothing):
-        """Callbacks run after algorithms, so that the batch must be seen from here."""
+        """Callbacks run after algorithms, so an algorithm must look at the batch."""
 
         def apply(self, event, state, logger):
             if event.value == "before_forward":
@@ -344,7 +344,7 @@ def test_multi_label_classification_moves_each_label_toward_a_half():
 
 
 class Focal(hf.BertForSequenceClassification):
-    """A loss that is no cross entropy."""
+    """A loss that is not a cross entropy."""
 
     def forward(self, labels=None, **inputs):
         output = super().forward(**inputs)

@@ -200,7 +200,7 @@ def test_targets_mixed_by_timms_fast_collate_are_smoothed():
 
 
 class FlipMix(Algorithm):
-    """A user's own mixer: each image is half of itself and half of its mirror in the batch."""
+    """A user-defined mixer: mixes each image half and half with the one at the mirrored position in the batch."""
 
     def __init__(self, target_key=1):
         self.target_key, self.partners = target_key, None

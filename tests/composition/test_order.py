@@ -1,4 +1,4 @@
-"""Where LabelSmoothing stands in the list never changes the numbers."""
+"""The position of LabelSmoothing in the list never changes the numbers."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from composer_ls.lab.training.algorithms import build_algorithms
 
 
 class Relabel(Algorithm):
-    """Unknown to composer_ls: gives some examples other labels just before the loss."""
+    """An algorithm unknown to composer_ls, which changes some labels just before the loss."""
 
     def match(self, event, state):
         return event == Event.BEFORE_LOSS
@@ -30,7 +30,7 @@ class Relabel(Algorithm):
 
 
 class Bf16(nn.Module):
-    """Runs a network under CPU autocast: Composer's amp_bf16 does so on GPUs only."""
+    """Runs a network under CPU autocast, which Composer's amp_bf16 does on GPUs only."""
 
     def __init__(self, module):
         super().__init__()
@@ -58,7 +58,7 @@ OTHERS = {
 
 
 def in_every_place(others, **options):
-    """For each place of LabelSmoothing: the losses of all steps, and the final weights."""
+    """The losses of all steps and the final weights, for each position of LabelSmoothing."""
     for position in range(len(others()) + 1):
         algorithms = others()
         algorithms.insert(position, LabelSmoothing(0.1))

@@ -1,4 +1,4 @@
-"""What all diagnostics of labels share: which arrays they take, what does not count, and what they refuse."""
+"""Common behaviour of all diagnostics of labels: the arrays they accept, what is ignored, and what is refused."""
 
 import math
 import subprocess

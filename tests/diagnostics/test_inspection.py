@@ -1,4 +1,4 @@
-"""Looking into a network without changing it."""
+"""Inspecting a network without changing it."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from composer_ls.errors import DiagnosticsError
 
 
 class TwoHeads(nn.Module):
-    """A network whose last linear layer is not the one that makes the logits."""
+    """A network whose last linear layer does not compute the logits."""
 
     def __init__(self):
         super().__init__()

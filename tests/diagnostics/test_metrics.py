@@ -1,4 +1,4 @@
-"""Calibration, Brier score and AURC as metrics: over batches, ranks and Composer's evaluation they are the functions' numbers."""
+"""Calibration error, Brier score and AURC as metrics: over batches, ranks and Composer's evaluation they equal the functions."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Risk and coverage against closed forms and against all orders of what is tied."""
+"""Risk and coverage against closed forms, and against all orders of ties."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""How long to go on, and which cases to repeat."""
+"""Options for the number of cases, and for repeating one."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Which kernel is chosen, and the memory that it is given."""
+"""The choice of a kernel, and its memory."""
 
 import torch
 

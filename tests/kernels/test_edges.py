@@ -103,7 +103,7 @@ def test_a_shift_of_all_logits_costs_no_digits(kernel, device, shift):
 
 
 def far_apart(device):
-    """Five rows of 64 numbers, the last of which begin beyond 2^31 numbers: memory that is reserved but not used."""
+    """Five rows of 64 numbers, the last of which begin beyond 2^31 numbers: the memory in between is reserved but not used."""
     step = 2**31 // 3 + 1
     if device == "cuda":
         return torch.empty(4 * step + 64, dtype=torch.bfloat16, device=device).as_strided((5, 64), (step, 1))

@@ -1,4 +1,4 @@
-"""Whatever kernel computes it, loss and gradient agree."""
+"""All kernels agree on loss and gradient."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A page as headless Chromium sees it: pictures of it, the size of its figures, its complaints and its requests."""
+"""A page in headless Chromium: screenshots, the sizes of its figures, console messages and requests."""
 
 from __future__ import annotations
 

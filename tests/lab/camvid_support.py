@@ -1,11 +1,11 @@
-"""A few street scenes of noise, laid out as CamVid is."""
+"""A few noisy street scenes in the layout of CamVid."""
 
 import numpy as np
 from PIL import Image
 
 
 def write_camvid(root, count=8, height=24, width=32):
-    """Sky above and road below, each of its own brightness, a building between, and a column of void."""
+    """A scene with sky above, road below, a building in between, each with its own brightness, and a column of void."""
     noise = np.random.default_rng(0)
     for split in ("train", "test"):
         for kind in ("images", "masks"):

@@ -1,4 +1,4 @@
-"""Run folders as training leaves them, without training."""
+"""Run folders as training writes them, without training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A language of twelve words and another that says the same in words of its own."""
+"""A toy language of twelve words, and another into which it can be translated."""
 
 import gzip
 import random

@@ -1,4 +1,4 @@
-"""Whatever asks for a derivative gets the right one, or an error: forward mode, transforms, fields, masks, aliasing."""
+"""Every derivative is right or an error: forward mode, transforms, fields, masks, aliasing."""
 
 import gc
 import weakref

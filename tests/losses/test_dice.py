@@ -1,4 +1,4 @@
-"""The Dice loss of labels and soft targets, and other people's Dice losses on them."""
+"""The Dice loss of labels and soft targets, compared with other implementations."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ K = 4
 
 
 def composers_dice(**options):
-    """Composer's loss, which the method does without."""
+    """Composer's loss, imported here because the method does not depend on Composer."""
     return pytest.importorskip("composer.loss").DiceLoss(**options)
 
 

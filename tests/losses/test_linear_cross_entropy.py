@@ -1,4 +1,4 @@
-"""The loss of a linear layer without its logits equals the loss of its logits, in value and in every gradient."""
+"""linear_cross_entropy equals the loss of the full logits, in value and in every gradient."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The rule of the mean: SoftTargets and their dense tensor give one number, whoever computes it, compiled or not."""
+"""The mean: SoftTargets and their dense tensor give the same number in every implementation, compiled or not."""
 
 import pytest
 import torch

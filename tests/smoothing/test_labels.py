@@ -17,7 +17,7 @@ ALPHAS = st.sampled_from([0, 0.0, 0.1, 0.5, 0.9, 1.0, 1])
 
 
 def composer_smooth_labels(*args):
-    """Composer's function, which the method does without."""
+    """Composer's function, imported here because the method does not depend on Composer."""
     return pytest.importorskip("composer.algorithms.label_smoothing").smooth_labels(*args)
 
 

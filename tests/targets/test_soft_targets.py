@@ -1,4 +1,4 @@
-"""SoftTargets: compact under what target transforms do, and the dense tensor under everything else."""
+"""SoftTargets: compact under the operations of target transforms, dense under all others."""
 
 import copy
 import io
@@ -22,7 +22,7 @@ SHAPES = [(3,), (4, 3), (1, 1), (4, 3, 5), (3, 2, 4, 5)]
 
 
 def compact(value):
-    """``value``, after making sure that it is SoftTargets still."""
+    """``value``, after checking that it is still SoftTargets."""
     assert isinstance(value, SoftTargets)
     return value
 
@@ -65,7 +65,7 @@ class Pair:
 
 @st.composite
 def factors(draw, pair):
-    """A number, a 0-dim tensor or one factor a row, away from zero."""
+    """A number, a 0-dim tensor or one factor per row, away from zero."""
     kind = draw(st.sampled_from(["int", "float", "numpy", "0-dim", "rows", "places"]))
     if kind == "int":
         return draw(st.sampled_from([1, 2, -1]))
@@ -141,7 +141,7 @@ def slices(draw, length):
 
 @st.composite
 def indices(draw, shape):
-    """An index that leaves the class dimension whole and in its place."""
+    """An index that keeps the class dimension whole and in place."""
     if len(shape) == 1:
         return draw(st.sampled_from([slice(None), Ellipsis, (Ellipsis, slice(None))]))
     n = shape[0]

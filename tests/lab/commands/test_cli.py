@@ -81,7 +81,7 @@ def test_the_next_commands_follow_from_the_run(tmp_path):
 
 
 def test_what_a_user_can_do_nothing_about_is_shown_on_request_only(tmp_path, capfd, monkeypatch):
-    """The 360 test images leave a last batch of 40, and Composer has its settings to tell, in the progress bar."""
+    """The 360 test images leave a last batch of 40, of which Composer warns in the progress bar, where it also dumps its settings."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     arguments = ["train", "digits-mlp", *QUICK, "data.batch_size=64", "microbatch_size=64"]
     for noisy, extra in ((False, []), (True, ["--debug"])):

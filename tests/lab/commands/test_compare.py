@@ -1,4 +1,4 @@
-"""compare and report on the command line, whole."""
+"""compare and report on the command line, end to end."""
 
 import os
 import signal
@@ -118,7 +118,7 @@ def test_as_many_jobs_as_cores_or_gpus_but_not_more_than_runs(monkeypatch):
 
 
 def comparison(folder):
-    """A compare command of four runs as a process of its own."""
+    """A compare command with four runs, in its own process."""
     options = ["--seeds", "2", "--jobs", "1", "--out", str(folder)]
     command = [sys.executable, "-m", "composer_ls", "compare", "digits-mlp", *QUICK, *options]
     return subprocess.Popen(

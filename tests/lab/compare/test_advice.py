@@ -1,4 +1,4 @@
-"""What to do: right on runs whose truth is known, and silent where there is no effect."""
+"""Advice: correct for runs with known effects, and none if there is no effect."""
 
 import random
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is concluded from runs: outcomes follow from intervals, in the right direction, and are worded with care."""
+"""Conclusions from runs: outcomes follow from intervals, have the right direction, and are worded carefully."""
 
 import math
 

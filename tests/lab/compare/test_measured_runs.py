@@ -1,4 +1,4 @@
-"""Reading run folders: what is found and measured, and what is left out with which reason."""
+"""Reading run folders: which runs are found and measured, and which are left out and why."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Laying out a comparison: arguments, folders, and what is found in them."""
+"""Planning a comparison: arguments, folders, and existing runs in them."""
 
 import shlex
 

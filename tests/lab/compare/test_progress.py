@@ -1,4 +1,4 @@
-"""What is shown while runs go: a line an event, or bars, with the time left."""
+"""Progress display: one line per event, or bars, with the time left."""
 
 import io
 from pathlib import Path

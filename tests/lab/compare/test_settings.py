@@ -1,4 +1,4 @@
-"""What sets recipes apart, and what it is called."""
+"""How recipes differ, and names for that."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Decoded images in the cache: used when they are those of the files, made again when not, done without if need be."""
+"""The cache of decoded images: used if the files are unchanged, rebuilt if not, and optional."""
 
 import os
 import warnings

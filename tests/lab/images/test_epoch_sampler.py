@@ -1,4 +1,4 @@
-"""The order of the training data follows from the seed and the epoch alone."""
+"""The order of the training data depends on the seed and the epoch only."""
 
 from torch.utils.data import Dataset
 

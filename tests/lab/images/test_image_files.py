@@ -1,4 +1,4 @@
-"""Image files as people have them."""
+"""Real-world image files."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Images held in memory: what a batch of them is, and what its crops and mirrorings depend on."""
+"""Images held in memory: the contents of a batch, and what its crops and flips depend on."""
 
 import time
 

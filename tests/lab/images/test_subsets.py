@@ -1,4 +1,4 @@
-"""Parts of the training images: how many of each class, and that the choice follows from its seed."""
+"""Parts of the training images: the number of each class, and reproducibility from the seed."""
 
 import pytest
 import torch

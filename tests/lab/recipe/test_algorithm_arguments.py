@@ -1,4 +1,4 @@
-"""What is known of algorithms without importing them."""
+"""What is known about algorithms without importing them."""
 
 import inspect
 

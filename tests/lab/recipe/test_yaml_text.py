@@ -1,4 +1,4 @@
-"""YAML as recipes use it."""
+"""YAML for recipes."""
 
 import math
 

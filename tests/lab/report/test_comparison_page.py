@@ -1,4 +1,4 @@
-"""The files of a report: the summary, and the page as text and as headless Chromium sees it."""
+"""The files of a report: the summary, and the page as text and in headless Chromium."""
 
 import csv
 import io
@@ -27,7 +27,7 @@ def report(tmp_path_factory):
 
 
 def text_of(page):
-    """What a reader reads."""
+    """The visible text of a page."""
     parts = []
     parser = HTMLParser()
     parser.handle_data = parts.append

@@ -1,4 +1,4 @@
-"""The page of diagnostics, as text and as headless Chromium sees it, and what it says where a figure cannot be drawn."""
+"""The page of diagnostics, as text and in headless Chromium, and the reasons it gives for missing figures."""
 
 import html
 import json

@@ -1,4 +1,4 @@
-"""Pages and their figures, as text and as headless Chromium sees them."""
+"""Pages and their figures, as text and in headless Chromium."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""One process a run folder: another is refused, and a claim ends with who made it."""
+"""One process per run folder: another is refused, and a claim ends with its process."""
 
 import signal
 import subprocess

@@ -16,7 +16,7 @@ from composer_ls.lab.run_folder.folder import RunFolder, read_recipe
 
 
 def begun(path, change=lambda content: None):
-    """A folder in which a run has begun; its recipe is as an older version wrote it."""
+    """The folder of a run in progress, with a recipe written by an older version."""
     recipe = load_recipe("digits-mlp")
     content = recipe.model_dump()
     change(content)

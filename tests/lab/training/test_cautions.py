@@ -1,4 +1,4 @@
-"""What a run says to be careful about."""
+"""The warnings of a run."""
 
 import json
 

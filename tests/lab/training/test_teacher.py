@@ -1,4 +1,4 @@
-"""Learning from a finished run: its weights, what is known of it, and what is refused."""
+"""Learning from a finished run: its weights, what is known about it, and what is refused."""
 
 import json
 import warnings

@@ -1,4 +1,4 @@
-"""Whole runs: the folder that they leave, resuming, several processes."""
+"""Whole runs: their folder, resuming, several processes."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Images and label maps from files: what is read, how it is cut, and the messages of what is wrong."""
+"""Images and label maps from files: reading, cropping, and error messages."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Runs on label maps: what they leave, their losses, and what goes with them."""
+"""Runs on label maps: their files, losses, and supported algorithms."""
 
 import json
 import re
