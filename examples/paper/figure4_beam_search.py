@@ -4,9 +4,9 @@
     python examples/paper/figure4_beam_search.py --recipe multi30k-transformer-small --jobs 2 data.root=multi30k
     python examples/paper/figure4_beam_search.py data.root=multi30k
 
-The full mode trains the recipe multi30k-transformer (English to German) on Multi30k, task 1, raw, and wants a GPU; its small
-sister takes 15 to 20 minutes a run on a core. The quick mode makes a toy language whose words have two translations each. Besides
-the curves, it prints what each network reaches at the temperature that suits its likelihood best on the split val.
+The full mode trains the recipe multi30k-transformer (English to German) on Multi30k, task 1, raw, and needs a GPU; the small
+version of the recipe takes 15 to 20 minutes per run on one core. The quick mode uses a toy language in which every word has two
+translations. Besides drawing the curves, it prints the results at the temperature with the best likelihood on the split val.
 """
 
 import gzip
@@ -45,7 +45,7 @@ QUICK = (
 
 
 def main():
-    """Train, translate at every temperature, measure, draw."""
+    """Train, translate at every temperature, measure and draw."""
     opts = options(__file__, __doc__, recipe={"help": f"of the full mode (default: {RECIPE})"})
     if opts.recipe and opts.quick:
         sys.exit("--recipe is for the full mode: leave out --quick")
@@ -108,7 +108,7 @@ def minus_fitted(measured, others):
 
 
 def measure(run):
-    """BLEU, ECE and NLL of one run on its first test set at every temperature, and at the one that fits val best."""
+    """BLEU, ECE and NLL of a run on its first test set, at every temperature and at the best one for val."""
     translator, data = Translator.load(run.folder), read_recipe(run.folder).data
 
     def read(split):

@@ -1,4 +1,4 @@
-"""Smoothing under wrong labels, after Lukasik et al. (2020): what it does where training labels are noisy.
+"""Smoothing with noisy training labels, after Lukasik et al. (2020).
 
     python examples/paper/label_noise.py --quick
     python examples/paper/label_noise.py data.download=true
@@ -18,7 +18,7 @@ RATES = {"any other class": (0.0, 0.2, 0.4, 0.6), "a similar class": (0.0, 0.2, 
 
 
 def main():
-    """Train on noisy labels, draw accuracy over the rate."""
+    """Train on noisy labels, and draw accuracy over the noise rate."""
     opts = options(__file__, __doc__)
     if opts.quick:
         recipe = brief("digits-mlp", epochs=25)
@@ -61,7 +61,7 @@ def main():
 
 
 def draw(numbers):
-    """A panel a kind of noise: accuracy over the true rate of wrong labels."""
+    """One panel per kind of noise: accuracy over the actual rate of wrong labels."""
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained", sharey=True)
     for axes, (kind, rates) in zip(panels, RATES.items(), strict=True):
         for place, (name, color, marker, line) in enumerate(FACTORS.values()):

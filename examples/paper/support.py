@@ -97,7 +97,7 @@ def brief(recipe, epochs, evaluate_every=None):
 
 @dataclass(frozen=True)
 class Run:
-    """What a finished run left."""
+    """The files of a finished run."""
 
     folder: Path
     result: dict
@@ -135,7 +135,7 @@ def run_all(opts, settings):
 
 
 def for_each(opts, function, items):
-    """What a function gives for each item, as many at once as there are jobs; several have a core each."""
+    """The results of a function for each item, computed by parallel jobs with one core each if there are several."""
     if opts.jobs == 1:
         return [function(item) for item in items]
     with ProcessPoolExecutor(opts.jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
