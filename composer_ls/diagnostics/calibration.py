@@ -37,7 +37,9 @@ __all__ = [
 
 
 def accuracy(logits: Tensor, labels: Tensor, ignore_index: int = IGNORED) -> float:
-    """The fraction of rows whose largest logit is the label's; NaN if any logit is NaN, as in a diverged network.
+    """The fraction of rows whose largest logit is the label's; NaN if a row gives no prediction.
+
+    A row gives none if it holds NaN, as in a diverged network, or if all its classes are masked by -inf.
 
     Args:
         logits: ``(N, K)``.
@@ -55,7 +57,7 @@ def accuracy(logits: Tensor, labels: Tensor, ignore_index: int = IGNORED) -> flo
 
     """
     logits, labels = counted_logits(logits, labels, ignore_index)
-    if logits.isnan().any():
+    if logits.isnan().any() or (logits.amax(1) == -math.inf).any():
         return math.nan
     return (logits.argmax(1) == labels).double().mean().item()
 

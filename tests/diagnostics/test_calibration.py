@@ -176,8 +176,9 @@ def test_a_label_whose_class_is_masked_has_no_temperature_and_an_infinite_likeli
         fit_temperature(logits, labels)
 
 
-def test_a_diverged_network_has_no_accuracy_and_no_calibration_error():
-    logits, labels = torch.tensor([[1.0, 0.0], [torch.nan, 0.0]]), torch.tensor([0, 0])
+@pytest.mark.parametrize("row", [[torch.nan, 0.0], [torch.nan, torch.nan], [-torch.inf, -torch.inf]])
+def test_logits_that_predict_nothing_have_no_accuracy_and_no_calibration_error(row):
+    logits, labels = torch.tensor([[1.0, 0.0], row]), torch.tensor([0, 0])
     for function in (accuracy, negative_log_likelihood, brier_score, expected_calibration_error):
         assert np.isnan(function(logits, labels))
         assert np.isfinite(function(logits, torch.tensor([0, -100])))  # unless the row does not count

@@ -65,6 +65,22 @@ def test_numpy_arrays_and_lists_give_the_same_number(arrays, function):
     assert function(rows, classes.tolist()) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_gives_the_number_of_the_same_values_in_float64(arrays, function, dtype):
+    logits, labels = arrays
+    assert function(logits.to(dtype), labels) == function(logits.to(dtype).double(), labels)
+
+
+def test_nothing_is_written_to_the_arguments(arrays, function):
+    logits, labels = arrays[0].double(), arrays[1]
+    labels[::5] = -100
+    rows, classes = logits.clone(), labels.clone()
+    function(rows, classes)
+    function(rows.numpy(), classes.numpy())  # which share their memory
+    assert torch.equal(rows, logits)
+    assert torch.equal(classes, labels)
+
+
 def test_what_is_ignored_changes_nothing(arrays, function):
     logits, labels = arrays
     more = torch.cat([logits, torch.full((3, K), torch.nan)])
