@@ -11,7 +11,7 @@ from composer_ls.lab.images.loaders import Splits, training_loader
 from composer_ls.lab.images.memory_images import MemoryImages
 from composer_ls.lab.recipe.reading import load_recipe
 from composer_ls.lab.run_folder.folder import RunFolder
-from composer_ls.lab.tasks.classification.report import no_better_than_nothing
+from composer_ls.lab.tasks.no_better import no_better_than_nothing
 from composer_ls.lab.training.cautions import dropped_share
 from composer_ls.lab.training.train import train
 
@@ -43,10 +43,10 @@ def test_a_last_batch_of_one_image_is_never_kept():
 
 
 def test_a_network_that_knows_nothing_is_told():
-    labels, classes = torch.tensor([0, 1, 1, 2]), ["a", "b", "c"]
-    assert no_better_than_nothing({"accuracy": 0.75, "nll": 1.0}, labels, classes) == []
-    assert no_better_than_nothing({"accuracy": float("nan"), "nll": float("nan")}, labels, classes) == []
-    largest, uniform = no_better_than_nothing({"accuracy": 0.5, "nll": 320.0}, labels, classes)
+    counts, classes = torch.tensor([1, 2, 1]), ["a", "b", "c"]
+    assert no_better_than_nothing({"accuracy": 0.75, "nll": 1.0}, counts, classes) == []
+    assert no_better_than_nothing({"accuracy": float("nan"), "nll": float("nan")}, counts, classes) == []
+    largest, uniform = no_better_than_nothing({"accuracy": 0.5, "nll": 320.0}, counts, classes)
     assert "50.0%" in largest
     assert "always answering b" in largest
     assert "320.00 is worse than that of equal probabilities for all 3 classes, 1.10" in uniform

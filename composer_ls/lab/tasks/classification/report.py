@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from composer_ls.diagnostics.selective import aurc, log_odds
 from composer_ls.lab.tasks.metric import Metric, Predictions
 from composer_ls.lab.tasks.task_report import Curve, TaskReport
 
-__all__ = ["METRICS", "REPORT", "no_better_than_nothing"]
+__all__ = ["METRICS", "REPORT"]
 
 
 def _of_logits(function: Callable[[Tensor, Tensor], float]) -> Callable[[Predictions], float]:
@@ -126,31 +126,3 @@ REPORT = TaskReport(
     temperature=_mean_temperature,
     labels=lambda predictions: predictions["labels"],
 )
-
-
-def no_better_than_nothing(metrics: Mapping[str, float], labels: Tensor, classes: Sequence[str]) -> list[str]:
-    """Say, in sentences, if a network is no better than one answer to everything, or than equal probabilities.
-
-    Args:
-        metrics: Its ``accuracy`` and ``nll``.
-        labels: Of the examples, int64 ``(N,)``.
-        classes: The names of the K classes.
-
-    Example:
-        >>> import torch
-        >>> from composer_ls.lab.tasks.classification.report import no_better_than_nothing
-        >>> no_better_than_nothing({"accuracy": 0.5, "nll": 0.7}, torch.tensor([0, 0, 1, 2]), ["cat", "dog", "owl"])
-        ['Its accuracy of 50.0% is no better than that of always answering cat.']
-
-    """
-    found = []
-    counts = labels.bincount(minlength=len(classes))
-    if metrics["accuracy"] <= int(counts.max()) / len(labels):
-        always = classes[int(counts.argmax())]
-        found.append(f"Its accuracy of {metrics['accuracy']:.1%} is no better than that of always answering {always}.")
-    if math.isfinite(metrics["nll"]) and metrics["nll"] > math.log(len(classes)):
-        found.append(
-            f"Its NLL of {metrics['nll']:.2f} is worse than that of equal probabilities for all {len(classes)} classes, "
-            f"{math.log(len(classes)):.2f}: the training diverged, or has hardly begun."
-        )
-    return found

@@ -17,11 +17,12 @@ from composer_ls.lab.images.loaders import evaluation_loader, labels_of, trainin
 from composer_ls.lab.recipe.recipe import Recipe
 from composer_ls.lab.tasks.classification.data import load_splits
 from composer_ls.lab.tasks.classification.networks import build_model
-from composer_ls.lab.tasks.classification.report import REPORT, no_better_than_nothing
+from composer_ls.lab.tasks.classification.report import REPORT
 from composer_ls.lab.tasks.classification.schema import ClassificationData, ClassificationModel, Diagnostics
 from composer_ls.lab.tasks.classification.training_curve import TrainingCurve
 from composer_ls.lab.tasks.classification.watching import build_diagnostics, kept_features
 from composer_ls.lab.tasks.collecting import collect_predictions
+from composer_ls.lab.tasks.no_better import no_better_than_nothing
 from composer_ls.lab.tasks.task import Measured, Task
 from composer_ls.losses import cross_entropy
 
@@ -113,7 +114,9 @@ class Classification(Task):
             predictions=predictions,
             features=features,
             facts=facts,
-            warnings=no_better_than_nothing(metrics, labels, self.facts["classes"]),
+            warnings=no_better_than_nothing(
+                metrics, labels.bincount(minlength=self.num_classes), self.facts["classes"]
+            ),
         )
 
     def _predictions(self, trainer: Trainer, part: Literal["test", "validation"]) -> tuple[Tensor, ...]:

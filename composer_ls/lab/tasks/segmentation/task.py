@@ -21,6 +21,7 @@ from composer_ls.lab.images.loaders import evaluation_loader, training_loader
 from composer_ls.lab.images.memory_images import MemoryLabelMaps
 from composer_ls.lab.recipe.recipe import Recipe
 from composer_ls.lab.tasks.collecting import collect_predictions
+from composer_ls.lab.tasks.no_better import no_better_than_nothing
 from composer_ls.lab.tasks.segmentation.data import load_label_maps
 from composer_ls.lab.tasks.segmentation.networks import UNet
 from composer_ls.lab.tasks.segmentation.report import REPORT
@@ -99,7 +100,13 @@ class Segmentation(Task):
         examples = self.facts["examples"]["test"]
         counts = PixelCounts(*collect_predictions(trainer, self.evaluation_loader(), examples, count_pixels))
         predictions = counts._asdict()
-        return Measured(metrics=REPORT.measure(predictions), units=REPORT.units, predictions=predictions)
+        metrics = REPORT.measure(predictions)
+        return Measured(
+            metrics=metrics,
+            units=REPORT.units,
+            predictions=predictions,
+            warnings=no_better_than_nothing(metrics, counts.confusion.sum((0, 2)), self.facts["classes"]),
+        )
 
 
 TASK = Segmentation
