@@ -58,9 +58,8 @@ class StopOnInterrupt(Callback):
             self._stop_if_asked(state)
 
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Stop after an epoch, unless the run is finished."""
-        if state.max_duration is None or state.timestamp < state.max_duration:
-            self._stop_if_asked(state)
+        """Stop after an epoch."""
+        self._stop_if_asked(state)
 
     def close(self, state: State, logger: Logger) -> None:
         """Restore the previous handler."""
@@ -75,7 +74,8 @@ class StopOnInterrupt(Callback):
         print("\nStopping after this step. Press Ctrl-C again to stop at once.", file=sys.stderr, flush=True)
 
     def _stop_if_asked(self, state: State) -> None:
-        if self._asked:
+        over = state.max_duration is not None and state.timestamp >= state.max_duration
+        if self._asked and not over:
             assert self.save is not None
             self.save()
             raise StoppedInTraining(int(state.timestamp.epoch), int(state.timestamp.batch))

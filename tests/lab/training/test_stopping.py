@@ -22,6 +22,19 @@ def undisturbed(tmp_path_factory):
     return train(RECIPE, RunFolder(tmp_path_factory.mktemp("runs"), RECIPE), progress=False)
 
 
+def test_a_run_that_is_stopped_in_its_last_step_is_finished(tmp_path, monkeypatch):
+    recipe = load_recipe("digits-mlp", ["duration=2ba", "data.batch_size=256"])
+    after_forward = TrainingCurve.after_forward
+
+    def pressed(self, state, logger):
+        after_forward(self, state, logger)
+        if int(state.timestamp.batch) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(TrainingCurve, "after_forward", pressed)
+    assert train(recipe, RunFolder(tmp_path, recipe), progress=False)["steps"] == 2
+
+
 @pytest.mark.parametrize("step", [8, 12])  # within the second epoch, and its last
 def test_ctrl_c_saves_where_the_run_is_and_it_goes_on_to_the_same_numbers(tmp_path, monkeypatch, undisturbed, step):
     steps, after_forward = [], TrainingCurve.after_forward
