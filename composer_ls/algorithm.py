@@ -35,6 +35,7 @@ from composer_ls.smoothing import as_prior, check_kind, check_smoothing, smooth_
 __all__ = ["LabelSmoothing"]
 
 ON_CONFLICT = ("raise", "warn")
+LOGITS = ("kept", "never")
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,9 @@ class LabelSmoothing(Algorithm):
             ``None`` if the output is the logits, or if the loss extracts them itself.
         kind: ``"multiclass"``, or ``"binary"`` if every logit has its own label (multi-label targets) and the loss is
             binary cross entropy; the mass then moves to 1/2.
+        logits: ``"kept"``, or ``"never"`` to train a Hugging Face model whose logits come from a plain linear layer
+            without computing them, which saves most of the memory of a step at a large vocabulary. Evaluation is not
+            changed. The ``logits`` in the output are NaN in training, so training metrics are refused.
 
     Raises:
         TypeError: ``smoothing`` is not a number. During training: the output or the targets are not a tensor.
@@ -101,12 +105,15 @@ class LabelSmoothing(Algorithm):
         on_conflict: str = "raise",
         output_key: str | int | Callable[..., Any] | None = None,
         kind: str = "multiclass",
+        logits: str = "kept",
     ) -> None:
         self.smoothing = _as_number(smoothing)
         check_smoothing(self.smoothing, None, spread, prior is not None)
         check_kind(kind, spread, prior is not None)
         if on_conflict not in ON_CONFLICT:
             raise ValueError(f"on_conflict must be 'raise' or 'warn', but is {on_conflict!r}")
+        if logits not in LOGITS:
+            raise ValueError(f"logits must be 'kept' or 'never', but is {logits!r}")
         if type(ignore_index) not in (int, type(None)):
             raise TypeError(f"ignore_index must be an integer, or None to ignore no label, but is {ignore_index!r}")
         self.target_key = target_key
@@ -116,6 +123,7 @@ class LabelSmoothing(Algorithm):
         self.on_conflict = on_conflict
         self.output_key = output_key
         self.kind = kind
+        self.logits = logits
         self.way: Way = TargetsInBatch(self)
         self._asked = self._validated = False
         self._replaced_loss: tuple[Any, Any] | None = None
@@ -126,7 +134,7 @@ class LabelSmoothing(Algorithm):
         return (
             f"LabelSmoothing(smoothing={self.smoothing!r}, target_key={self.target_key!r}, prior={prior}, "
             f"ignore_index={self.ignore_index!r}, spread={self.spread!r}, on_conflict={self.on_conflict!r}, "
-            f"output_key={self.output_key!r}, kind={self.kind!r})"
+            f"output_key={self.output_key!r}, kind={self.kind!r}, logits={self.logits!r})"
         )
 
     def match(self, event: Event, state: State) -> bool:

@@ -272,7 +272,7 @@ def test_a_prior_receives_the_mass(prior):
 def test_repr_is_the_call():
     assert repr(LabelSmoothing(0.2)) == (
         "LabelSmoothing(smoothing=0.2, target_key=1, prior=None, ignore_index=-100, spread='all', on_conflict='raise', "
-        "output_key=None, kind='multiclass')"
+        "output_key=None, kind='multiclass', logits='kept')"
     )
 
 

@@ -31,6 +31,7 @@ from composer_ls.composition.conflicts import Conflict, DoubleSmoothingError, sm
 from composer_ls.composition.mixers import refuse_mixers
 from composer_ls.composition.plan import unwrapped
 from composer_ls.composition.targets_in_batch import TargetsInBatch, logits_of
+from composer_ls.composition.without_logits import WithoutLogits, find_layer, refuse_metrics
 from composer_ls.errors import TargetError
 from composer_ls.smoothing import smooth_labels
 
@@ -81,7 +82,14 @@ def choose(smoother: Any, state: State) -> Way:
 
     """
     with get_precision_context(state.precision, state.precision_config):
-        return _Asked(smoother, unwrapped(state), state).way()
+        way = _Asked(smoother, unwrapped(state), state).way()
+    if smoother.logits == "never" and not isinstance(way, WithoutLogits):
+        raise TargetError(
+            f"logits='never' is for HuggingFaceModel whose loss is the cross entropy of its labels, but the loss of "
+            f"{type(unwrapped(state)).__name__} is computed otherwise: take logits='never' away, or compute the loss with "
+            f"composer_ls.linear_cross_entropy in the model"
+        )
+    return way
 
 
 class _Asked:
@@ -132,6 +140,10 @@ class _Asked:
             if not answerable:
                 raise
             return self._answering(answerable, in_forward=True)
+        if self.smoother.logits == "never":
+            refuse_metrics(self.state)
+            layer = find_layer(self.model, self.batch, head, kind, bool(self.state.fsdp_enabled))
+            return WithoutLogits(self.smoother, self.model, head, layer)
         return own_loss.ReplacedLoss(self.smoother, self.model, head)
 
     def _made_in_loss(self, hard: Tensor | None, calls: list[Call], answerable: list[Call]) -> Way:

@@ -29,9 +29,11 @@ parser.add_argument("--sentences", type=int, default=4, help="sentences per batc
 parser.add_argument("--width", type=int, default=256)
 parser.add_argument("--layers", type=int, default=4)
 parser.add_argument("--repeats", type=int, default=21, help="measured steps of each loss")
-parser.add_argument("--memory-of", choices=("hard", "smoothed"), help=argparse.SUPPRESS)
+parser.add_argument("--memory-of", choices=("hard", "smoothed", "never"), help=argparse.SUPPRESS)
 arguments = parser.parse_args()
 LENGTH, WARM_UP = 128, 10
+KINDS = {"hard": "kept", "smoothed": "kept", "never": "never"}
+"""What the steps are called, and whether LabelSmoothing keeps the logits; each takes turns with the hard loss."""
 
 
 class EveryOther(LabelSmoothing):
@@ -86,19 +88,18 @@ def resident(field):
 warnings.simplefilter("ignore")
 if arguments.memory_of:
     before = resident("VmRSS")
-    fit([LabelSmoothing(0.1)] if arguments.memory_of == "smoothed" else [], 3)
+    fit([] if arguments.memory_of == "hard" else [LabelSmoothing(0.1, logits=KINDS[arguments.memory_of])], 3)
     print(resident("VmHWM") - before)
     raise SystemExit
 
-clock = Clock()
-fit([EveryOther(0.1)], 2 * (WARM_UP + arguments.repeats), [clock])
-medians = []
-print("| step | median (s) | quartiles | peak memory (MiB) |\n| --- | --- | --- | --- |")
-for first, name in enumerate(("hard", "smoothed")):
-    low, median, high = quantiles(clock.seconds[2 * WARM_UP + first :: 2], n=4)
-    medians.append(median)
+print("| step | median (s) | quartiles | over hard | peak memory (MiB) |\n| --- | --- | --- | --- | --- |")
+for name, logits in KINDS.items():
+    clock = Clock()
+    fit([EveryOther(0.1, logits=logits)], 2 * (WARM_UP + arguments.repeats), [clock])
+    seconds = [clock.seconds[2 * WARM_UP + first :: 2] for first in (0, 1)]
+    low, median, high = quantiles(seconds[name != "hard"], n=4)
+    ratio = median / quantiles(seconds[0], n=4)[1]
     command = [sys.executable, *sys.argv, "--memory-of", name]
     answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
-    print(f"| {name} | {median:.3f} | {low:.3f} to {high:.3f} | {int(answer) / 2**20:.0f} |", flush=True)
+    print(f"| {name} | {median:.3f} | {low:.3f} to {high:.3f} | {ratio:.3f} | {int(answer) / 2**20:.0f} |", flush=True)
 print(f"\n{arguments.sentences * LENGTH} tokens, vocabulary {arguments.vocabulary}, {torch.get_num_threads()} threads")
-print(f"smoothed / hard: {medians[1] / medians[0]:.3f}")
