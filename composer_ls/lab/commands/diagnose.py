@@ -48,5 +48,6 @@ def diagnose(
         chosen = None if classes is None else [int(label) for label in classes.split(",")]
     except ValueError:
         raise InputError(f"--classes is {classes!r}, but must be two or three numbers, as in --classes 0,1,2") from None
+    out = out.expanduser()  # which a shell does not in --out=~/page.html
     diagnosed = write_page(runs, out, chosen)
     Console().print(Text(f"{out}: {', '.join(run.name for run in diagnosed)}"), soft_wrap=True)

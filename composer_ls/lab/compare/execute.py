@@ -273,7 +273,9 @@ def _train(recipe: dict[str, Any], folder: str, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # importing Composer has set it
     torch.set_num_threads(threads)
     resolved = recipe_schema().model_validate(recipe)
-    train(resolved, RunFolder(folder, resolved), progress=False)
+    if train(resolved, RunFolder(folder, resolved), progress=False)["diverged"]:
+        print("composer-ls: it diverged: use a smaller optimizer.learning_rate, and then --overwrite", flush=True)
+        sys.exit(1)
 
 
 def _guarded(action: Callable[[], None]) -> None:

@@ -176,6 +176,7 @@ def make_plan(
             [load_recipe(recipe, [*overrides, f"{SMOOTHING}=0", "seed=0"]).identity(), sorted(a.key for a in axes)]
         )
         out = Path("runs") / f"compare-{base.name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    out = out.expanduser()  # which a shell does not in --out=~/runs
     changes = [
         [
             *(f"{axis.key}={json.dumps(value)}" for axis, value in zip(axes, values, strict=True)),

@@ -7,12 +7,14 @@ import sys
 import time
 
 import pytest
+import torch
 from comparison_support import make_comparison, make_run
 
 from composer_ls.lab.commands.cli import main
 from composer_ls.lab.compare import execute as execute_module
 from composer_ls.lab.compare.execute import default_jobs
 from composer_ls.lab.compare.planned_runs import make_plan
+from composer_ls.lab.recipe.reading import load_recipe
 from composer_ls.lab.run_folder.claim import claimant
 
 QUICK = ["duration=4ep", "checkpoints.interval=1ep"]
@@ -191,3 +193,14 @@ def test_a_run_that_fails_keeps_its_log_and_does_not_stop_the_rest(tmp_path, cap
     assert "checkpoints is not from" in (bad / "log.txt").read_text()
     assert "There is nothing to compare with: no run without smoothing is finished" in " ".join(printed.out.split())
     assert (tmp_path / "report.html").is_file()
+
+
+def test_the_process_of_a_run_that_diverged_fails_with_a_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("composer_ls.lab.training.train.train", lambda *_, **__: {"diverged": True})
+    monkeypatch.setattr(execute_module.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    recipe = load_recipe("digits-mlp").model_dump()
+    with pytest.raises(SystemExit) as stop:
+        execute_module._guarded(lambda: execute_module._train(recipe, str(tmp_path), 1))
+    assert stop.value.code == 1
+    assert "composer-ls: it diverged: use a smaller optimizer.learning_rate" in capsys.readouterr().out

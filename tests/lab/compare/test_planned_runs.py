@@ -1,6 +1,7 @@
 """Planning a comparison: arguments, folders, and existing runs in them."""
 
 import shlex
+from pathlib import Path
 
 import pytest
 from comparison_support import make_run
@@ -214,3 +215,10 @@ def test_the_folder_follows_from_the_recipe_and_the_axes_alone(tmp_path, monkeyp
 )
 def test_a_factor_is_written_without_an_exponent(value, text):
     assert decimal(value) == text
+
+
+def test_a_home_folder_is_found_where_the_shell_leaves_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    planned = make_plan("digits-mlp", [], "0,0.1", 1, [], Path("~/runs"))
+    assert planned.out == tmp_path / "runs"
+    assert all(tmp_path in run.folder.parents for run in planned.runs)
