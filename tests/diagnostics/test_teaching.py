@@ -136,6 +136,12 @@ def test_ignored_positions_teach_nothing_whatever_their_logits(odd, weight):
     assert not student.grad[..., ::2].any()
 
 
+def test_a_small_integer_type_ignores_no_label_that_wraps_around_to_the_ignored_one():
+    student, teacher, labels = logits_of((4, 200)), logits_of((4, 200), 1), torch.tensor([156, 1, 2, 3])
+    loss = distillation_loss(student, teacher, labels.to(torch.uint8), 2)  # in uint8, 156 is -100
+    torch.testing.assert_close(loss, distillation_loss(student, teacher, labels, 2))
+
+
 @pytest.mark.parametrize("kind", ["labels", "rows", "SoftTargets"])
 def test_rows_without_mass_are_ignored_positions(kind):
     student, teacher, labels = logits_of((8, 5)), logits_of((8, 5), 1), torch.arange(8) % 5
