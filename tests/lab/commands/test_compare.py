@@ -167,7 +167,7 @@ def test_a_comparison_that_is_killed_interrupted_and_shared_ends_with_the_summar
     undisturbed, *sharing = [comparison(whole), comparison(broken), comparison(broken)]
     texts = [process.communicate(timeout=PATIENCE)[0] for process in (undisturbed, *sharing)]
     assert [process.returncode for process in (undisturbed, *sharing)] == [0, 0, 0]
-    assert any(f"{left} runs to do, {4 - left} found finished" in text for text in texts[1:])
+    assert any(f"{left} runs to do, {4 - left} already finished" in text for text in texts[1:])
     assert any("is being done by process" in text for text in texts[1:])
     assert first.items() <= finished().items()  # nothing was run again
     assert (broken / "summary.csv").read_bytes() == (whole / "summary.csv").read_bytes()
