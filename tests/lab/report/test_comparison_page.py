@@ -87,7 +87,7 @@ def test_a_validation_part_is_judged_and_the_test_part_stands_beside_it(tmp_path
     ):  # fmt: skip
         assert words in text
     assert "test NLL" not in text
-    assert "Nothing was held out" not in text
+    assert "No images were held out" not in text
 
 
 def test_without_a_validation_part_the_page_says_what_it_was_chosen_on(report):
