@@ -54,6 +54,11 @@ class Translation(Task):
                 f"microbatch_size={recipe.microbatch_size} does not go with translation, whose batches are of tokens: use "
                 f"microbatch_size=null, and a smaller data.batch_tokens if memory is short"
             )
+        if recipe.model.compile:
+            raise RecipeError(
+                "model.compile=true does not go with translation: PyTorch cannot compile the backward pass of these networks for "
+                "batches of many shapes; use model.compile=false"
+            )
         self._recipe, self._data, self._model = recipe, recipe.data, recipe.model
         data = recipe.data
         train, *tests = (read_pairs(data.root, split, data.source, data.target) for split in ("train", *data.tests))

@@ -247,6 +247,7 @@ def test_two_processes_of_one_seed_would_train_on_the_same_text(data):
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [
+        (["model.compile=true"], RecipeError, "model.compile=true does not go with translation"),
         (["microbatch_size=8"], RecipeError, "microbatch_size=8 does not go with translation"),
         (["data.too_long=refuse", "data.longest=4"], TextError, "data.longest=4 allows"),
         (["data.batch_tokens=3"], RecipeError, "data.batch_tokens=3 is less than"),
