@@ -73,6 +73,7 @@ def loss(
         raise InputError(f"--dtype is {dtype!r}, but must be one of {', '.join(DTYPES)}")
     if not 0 <= ignored < 1:
         raise InputError(f"--ignored is {ignored}, but must be in [0, 1): 0.05 ignores a twentieth")
+    json_file, plot_file = (None if file is None else file.expanduser() for file in (json_file, plot_file))
     for option, file in (("--json", json_file), ("--plot", plot_file)):
         _check_file(option, file)
     if plot_file is not None and plot_file.suffix not in (".png", ".pdf", ".svg"):

@@ -39,6 +39,7 @@ def report(
 
     All metrics except BLEU are computed again from the saved predictions.
     """
+    folder = folder.expanduser()
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder.absolute()}: give the folder that `composer-ls compare` created")
     show_report(folder, Console(), purpose)

@@ -146,6 +146,7 @@ def _show_result(console: Console, result: Mapping[str, Any], report: TaskReport
     from composer_ls.lab.compare.setup import setup_in_words
 
     metrics = {metric.key: metric for metric in report.in_result}
+
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim")
     table.add_column(no_wrap=True)
@@ -154,15 +155,14 @@ def _show_result(console: Console, result: Mapping[str, Any], report: TaskReport
         table.add_row(f"{metrics[key].name} ({metrics[key].result_unit})", number)
     table.add_row("seconds of training", f"{result['train_seconds']:.1f}")
     console.print(Text(result["name"], style="bold"))
+    console.print(Text(setup_in_words(folder.recipe, result)), soft_wrap=True)
     console.print(fitted(table, console))
-    words = [
-        setup_in_words(folder.recipe, result),
-        result["plan"],
-        f"Run folder: {folder.path}",
-        *result.get("warnings", ()),
-    ]
-    for text in filter(None, [_calibration(report, folder), *words]):
+    for text in filter(None, [_calibration(report, folder), result["plan"], f"Run folder: {folder.path}"]):
         console.print(Text(text), soft_wrap=True)
+    if result.get("warnings"):
+        console.print(Text("\nBe careful", style="bold red"))
+    for warning in result.get("warnings", ()):
+        console.print(Text(warning), soft_wrap=True)
 
 
 def _calibration(report: TaskReport, folder: RunFolder) -> str:

@@ -34,6 +34,7 @@ class Advice:
         worse: Names of other metrics that are shown to get worse with the factor.
         maybe_worse: Names of other metrics for which there is a hint that they get worse.
         on_test: The difference on the test part, if another part was judged.
+        learnt: Whether any of the networks is better than one that always answers with the largest class.
 
     """
 
@@ -46,6 +47,7 @@ class Advice:
     worse: tuple[str, ...]
     maybe_worse: tuple[str, ...]
     on_test: Difference | None
+    learnt: bool = True
 
     @property
     def chosen(self) -> Difference | None:
@@ -55,6 +57,11 @@ class Advice:
     @property
     def headline(self) -> str:
         """The advice in a sentence, without a full stop."""
+        if not self.learnt:
+            return (
+                "Nothing can be said yet: no network here is better than one that always answers with the largest class. "
+                "Train longer, or with other settings, before you compare"
+            )
         if self.verdict == "unknown":
             return (
                 f"Nothing can be said yet: run at least {FEWEST} seeds, preferably 5, both with and without smoothing"
@@ -157,7 +164,12 @@ def advise(comparison: Comparison, setting: str) -> Advice:
             for factor in helping
         }
         smoothing = smallest_not_worse(scores)
-    judged = any(one.outcome not in {"few", "no pair"} for one in differences)
+    learnt = any(
+        run.parts[run.part].has_learnt for seeds in comparison.runs[setting].values() for run in seeds.values()
+    )
+    if not learnt:
+        helping, smoothing = [], None
+    judged = learnt and any(one.outcome not in {"few", "no pair"} for one in differences)
     price = {
         outcome: tuple(
             other.name
@@ -179,6 +191,7 @@ def advise(comparison: Comparison, setting: str) -> Advice:
         price["hurts"],
         price["may hurt"],
         on_test,
+        learnt,
     )
 
 

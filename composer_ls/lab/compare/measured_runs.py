@@ -38,6 +38,7 @@ class Scores:
         bins: The bins of the reliability diagram.
         temperature: The temperature that fits these examples best; ``None`` if logits are not kept.
         labels: What is known about the labels of each example; ``None`` if nothing.
+        has_learnt: Whether the network is better than one that always answers with the largest class, as far as is known.
 
     """
 
@@ -45,6 +46,7 @@ class Scores:
     bins: ReliabilityBins
     temperature: float | None
     labels: Tensor | None = None
+    has_learnt: bool = True
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,7 @@ def _scores(
         task.bins(predictions),
         task.temperature(predictions) if task.temperature else None,
         task.labels(predictions) if task.labels else None,
+        task.has_learnt(predictions) if task.has_learnt else True,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from composer_ls.lab.recipe.recipe import Recipe
 
 __all__ = ["cautions", "count_of", "failures", "name_of_setup", "setup_in_words"]
 
+_NUMBER = re.compile(r"\d[\d,.]*\b")
 MOST_CAUTIONS = 5
 """The maximum number of warnings that are listed."""
 
-_LAYOUTS = {"imagefolder", "parallel_text"}
-"""Values of ``data.name`` that name the layout of a folder. The data itself is then named by the folder."""
+_LAYOUTS = {"imagefolder": "images", "parallel_text": "sentences"}
+"""What a folder holds, by the values of ``data.name`` that name its layout. The data itself is then named by the folder."""
 
 
 def name_of_setup(recipe: Recipe) -> str:
@@ -46,12 +47,15 @@ def setup_in_words(recipe: Recipe, result: Mapping[str, Any]) -> str:
         >>> result = {"classes": list("0123456789"), "image_shape": [1, 8, 8], "examples": {"train": 1437, "test": 360}, "steps": 660}
         >>> setup_in_words(load_recipe("digits-mlp"), result | {"epochs": 30})
         'mlp on digits: 10 classes, 1,437 training and 360 test images, 30 epochs of 22 steps.'
+        >>> setup_in_words(load_recipe("cifar10-resnet20", ["data.name=imagefolder", "data.root=my/shapes"]), {"steps": 10})
+        'resnet20 on images in my/shapes: 10 steps.'
 
     """
     where = getattr(recipe.data, "root", None)
     place = f" in {where}" if where is not None and recipe.data.name != "digits" else ""
     parts = [_classes(result), _examples(result), _length(result)]
-    return f"{recipe.model.name} on {recipe.data.name}{place}: {', '.join(filter(None, parts))}."
+    data = _LAYOUTS.get(recipe.data.name, recipe.data.name)
+    return f"{recipe.model.name} on {data}{place}: {', '.join(filter(None, parts))}."
 
 
 def _classes(result: Mapping[str, Any]) -> str:
@@ -102,17 +106,23 @@ def _length(result: Mapping[str, Any]) -> str:
 def cautions(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """The warnings of finished runs as sentences, each once, with the number of runs that gave it.
 
+    Warnings that differ only in their numbers count as one, for which the first stands.
+
     Example:
         >>> from composer_ls.lab.compare.setup import cautions
         >>> cautions([{"warnings": ["It took 10 steps in all."]}, {"warnings": ["It took 10 steps in all."]}, {}])
         ['2 of 3 runs: It took 10 steps in all.']
 
     """
-    counts = Counter(warning for result in results for warning in dict.fromkeys(result.get("warnings") or ()))
-    texts = [
-        f"{'all' if count == len(results) else f'{count} of {len(results)}'} runs: {warning}"
-        for warning, count in counts.most_common()
-    ]
+    kinds: dict[str, list[str]] = {}
+    for result in results:
+        of_run = {_NUMBER.sub("0", warning): warning for warning in result.get("warnings") or ()}
+        for kind, warning in of_run.items():
+            kinds.setdefault(kind, []).append(warning)
+    texts = []
+    for warnings in sorted(kinds.values(), key=len, reverse=True):
+        runs = "all runs" if len(warnings) == len(results) else f"{len(warnings)} of {len(results)} runs"
+        texts.append(f"{runs}{', for example' if len(set(warnings)) > 1 else ''}: {warnings[0]}")
     return texts if len(texts) <= MOST_CAUTIONS else [*texts[:MOST_CAUTIONS], f"and {len(texts) - MOST_CAUTIONS} more"]
 
 

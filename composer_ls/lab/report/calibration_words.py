@@ -19,12 +19,13 @@ def confidence_and_accuracy(bins: ReliabilityBins) -> tuple[float, float]:
     return means[0], means[1]
 
 
-def calibration_in_words(bins: ReliabilityBins, counted: str) -> str:
+def calibration_in_words(bins: ReliabilityBins, counted: str, whose: str = "This network") -> str:
     """A sentence that compares mean confidence with accuracy.
 
     Args:
         bins: The reliability bins of the predictions.
         counted: What the predictions are for, such as ``test examples``.
+        whose: The subject of the sentence.
 
     Example:
         >>> import torch
@@ -37,9 +38,9 @@ def calibration_in_words(bins: ReliabilityBins, counted: str) -> str:
     """
     confidence, accuracy = confidence_and_accuracy(bins)
     if abs(confidence - accuracy) < CALIBRATED:
-        kind = "close to calibrated on average"
+        kind = "close to calibrated"
     else:
         kind = "over-confident" if confidence > accuracy else "under-confident"
-    return f"This network is {kind}: its mean confidence is {confidence:.1%}, and it is right for {accuracy:.1%} of the {counted}.".replace(
+    return f"{whose} is {kind}: its mean confidence is {confidence:.1%}, and it is right for {accuracy:.1%} of the {counted}.".replace(
         "%", " %"
     )

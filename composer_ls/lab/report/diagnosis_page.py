@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,8 @@ from composer_ls.diagnostics.geometry import class_means, project, relative_spre
 from composer_ls.diagnostics.normalisation import normalised_confidence
 from composer_ls.diagnostics.selective import aurc, log_odds, risk_coverage
 from composer_ls.diagnostics.summary import summarise
+from composer_ls.lab.compare.setup import cautions, name_of_setup, setup_in_words
+from composer_ls.lab.report.calibration_words import calibration_in_words
 from composer_ls.lab.report.diagnosed_runs import Diagnosed, read_all
 from composer_ls.lab.report.page import (
     BASELINE,
@@ -39,6 +42,7 @@ from composer_ls.lab.report.page import (
     svg,
     write,
 )
+from composer_ls.lab.tasks.classification.report import METRICS
 from composer_ls.lab.tasks.classification.schema import Diagnostics
 
 __all__ = ["diagnose", "html"]
@@ -70,14 +74,18 @@ def diagnose(folders: Sequence[Path], page: Path, classes: Sequence[int] | None 
 
 def html(runs: Sequence[Diagnosed], classes: Sequence[int] | None = None) -> str:
     """The HTML of the page. A figure that cannot be drawn is replaced by the reason."""
-    recipes = {run.recipe.name for run in runs}
+    kinds = {name_of_setup(run.recipe) for run in runs}
     looks = _looks(runs)
     return render(
         "diagnose.html",
-        title="What smoothing did" + (f": {recipes.pop()}" if len(recipes) == 1 else ""),
+        title="What smoothing did" + (f": {kinds.pop()}" if len(kinds) == 1 else ""),
+        setups=list(dict.fromkeys(setup_in_words(run.recipe, run.result) for run in runs)),
+        cautions=cautions([run.result for run in runs]),
+        conclusions=_conclusions(runs),
+        explained={metric.name: metric.meaning for metric in METRICS if metric.key in {"ece", "ece_scaled"}},
         runs=runs,
         headings=list(_COLUMNS),
-        rows=[(run.name, [_cell(run, column) for column in _COLUMNS.values()]) for run in runs],
+        rows=[(run.name, [_cell(run, name) for name in _COLUMNS]) for run in runs],
         projections={
             words: [_panel(run.name, partial(_projection, run, split, classes)) for run in runs]
             for split, words in SPLITS.items()
@@ -91,6 +99,31 @@ def html(runs: Sequence[Diagnosed], classes: Sequence[int] | None = None) -> str
         shown=SHOWN,
         few=FEW,
     )
+
+
+def _conclusions(runs: Sequence[Diagnosed]) -> list[str]:
+    """What the numbers say of each run, against the first without smoothing where there is one."""
+    hard = next((run for run in runs if not run.recipe.smoothing), None)
+    found = []
+    for run in runs:
+        bins = reliability_bins(run.logits, run.labels)
+        words = calibration_in_words(bins, "test images", whose=f"The network with {run.name}")
+        if hard is not None and run is not hard:
+            words += _against(run, hard)
+        found.append(words)
+    return found
+
+
+def _against(run: Diagnosed, hard: Diagnosed) -> str:
+    """How a run differs from one without smoothing, in a sentence."""
+    points = 100 * (accuracy(run.logits, run.labels) - accuracy(hard.logits, hard.labels))
+    words = f" Against {hard.name}, its accuracy is {points:+.2f} points"
+    try:
+        mine, other = (_of_summary("train", "nc1", one) for one in (run, hard))
+    except (ValueError, KeyError):  # no features
+        return words + "."
+    kind = "tighter" if mine < other else "broader"
+    return f"{words}, and the clusters of its training images are {kind} (NC1 {mine:.4f} instead of {other:.4f})."
 
 
 def _looks(runs: Sequence[Diagnosed]) -> list[Look]:
@@ -146,9 +179,9 @@ def _projection(run: Diagnosed, split: str, classes: Sequence[int] | None) -> Dr
 
 def _reliability(run: Diagnosed) -> Drawn:
     """Accuracy against confidence, before and after temperature scaling."""
-    scaled, temperatures = cross_fit_temperature(run.logits, run.labels)
+    scaled_error, scaled, temperatures = _scaled(run)
     before, after = (reliability_bins(logits, run.labels) for logits in (run.logits, scaled))
-    errors = [expected_calibration_error(logits, run.labels) for logits in (run.logits, scaled)]
+    errors = expected_calibration_error(run.logits, run.labels), scaled_error
 
     def draw(figure: Figure) -> None:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -240,6 +273,14 @@ def _legend_height(names: Iterable[str]) -> int:
     return 17 * sum(_wrapped(name).count("\n") + 1 for name in names)
 
 
+def _scaled(run: Diagnosed) -> tuple[float, Tensor, tuple[float, float]]:
+    """The ECE after temperature scaling, the scaled logits, and the temperatures of the two halves."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a temperature at its bound, which scales all the same
+        scaled, temperatures = cross_fit_temperature(run.logits, run.labels)
+    return expected_calibration_error(scaled, run.labels), scaled, temperatures
+
+
 def _of_summary(split: str, key: str, run: Diagnosed) -> float:
     numbers, _ = summarise(run.taken(split), *run.head)
     return numbers[key]
@@ -251,11 +292,9 @@ def _of_predictions(compute: Callable[[Tensor, Tensor], float], run: Diagnosed) 
 
 
 _COLUMNS: dict[str, Callable[[Diagnosed], float]] = {
-    "accuracy": partial(_of_predictions, accuracy),
+    "accuracy (%)": lambda run: 100 * _of_predictions(accuracy, run),
     "ECE": partial(_of_predictions, expected_calibration_error),
-    "ECE, scaled": lambda run: expected_calibration_error(
-        cross_fit_temperature(run.logits, run.labels).logits, run.labels
-    ),
+    "ECE, scaled": lambda run: _scaled(run)[0],
     "NC1, training": partial(_of_summary, "train", "nc1"),
     "NC1, test": partial(_of_summary, "test", "nc1"),
     "simplex deviation": partial(_of_summary, "train", "simplex_deviation"),
@@ -263,8 +302,8 @@ _COLUMNS: dict[str, Callable[[Diagnosed], float]] = {
 }
 
 
-def _cell(run: Diagnosed, column: Callable[[Diagnosed], float]) -> str:
+def _cell(run: Diagnosed, name: str) -> str:
     try:
-        return f"{column(run):.4f}"
+        return f"{_COLUMNS[name](run):.{2 if name.endswith('(%)') else 4}f}"
     except (ValueError, KeyError):  # the figures say why
         return "–"

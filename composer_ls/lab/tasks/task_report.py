@@ -54,6 +54,7 @@ class TaskReport:
         temperature: Computes the temperature that fits the examples best; ``None`` if logits are not kept.
         labels: What is known about the labels of each example, ``(N, ...)``. Runs are compared only if these are equal.
             ``None``: nothing is known.
+        has_learnt: Whether predictions are better than always answering with the largest class; ``None`` if unknown.
         next_command: A command to suggest for a finished run, with ``{run}`` for its folder, or ``None``.
 
     """
@@ -65,6 +66,7 @@ class TaskReport:
     bins: Callable[[Predictions], ReliabilityBins]
     temperature: Callable[[Predictions], float | None] | None = None
     labels: Callable[[Predictions], Tensor] | None = None
+    has_learnt: Callable[[Predictions], bool] | None = None
     next_command: str | None = None
 
     @property

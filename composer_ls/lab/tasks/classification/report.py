@@ -45,6 +45,12 @@ def _mean_temperature(predictions: Predictions) -> float | None:
     return None if at_a_bound else math.sqrt(odd * even)
 
 
+def _has_learnt(predictions: Predictions) -> bool:
+    """Whether it is right more often than an answer that is always the largest class."""
+    labels = predictions["labels"]
+    return accuracy(predictions["logits"], labels) > int(labels.bincount().max()) / len(labels)
+
+
 METRICS = (
     Metric(
         key="accuracy",
@@ -125,4 +131,5 @@ REPORT = TaskReport(
     bins=lambda predictions: reliability_bins(predictions["logits"], predictions["labels"]),
     temperature=_mean_temperature,
     labels=lambda predictions: predictions["labels"],
+    has_learnt=_has_learnt,
 )
