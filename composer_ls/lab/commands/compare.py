@@ -80,7 +80,6 @@ def compare(
 
     if jobs is not None and jobs < 1:
         raise InputError(f"--jobs is {jobs}, but must be at least 1")
-    out = None if out is None else out.expanduser()  # a shell leaves --out=~/x as it is
     plan = make_plan(recipe, overrides or [], smoothing, seeds, vary or [], out)
     task_report(plan.recipe.task).metric(purpose)
     console, errors = Console(), Console(stderr=True)

@@ -106,11 +106,12 @@ def _conclusions(runs: Sequence[Diagnosed]) -> list[str]:
     hard = next((run for run in runs if not run.recipe.smoothing), None)
     found = []
     for run in runs:
-        bins = reliability_bins(run.logits, run.labels)
-        words = calibration_in_words(bins, "test images", whose=f"The network with {run.name}")
-        if hard is not None and run is not hard:
-            words += _against(run, hard)
-        found.append(words)
+        try:
+            bins = reliability_bins(run.logits, run.labels)
+            words = calibration_in_words(bins, "test images", whose=f"The network with {run.name}")
+            found.append(words + (_against(run, hard) if hard is not None and run is not hard else ""))
+        except ValueError as error:
+            found.append(f"Nothing can be said of {run.name}: {error}.")
     return found
 
 

@@ -1,12 +1,14 @@
 """composer-ls bench loss: what it measures, writes and refuses."""
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 import torch
 
 from composer_ls.lab.bench.contestants import CASES, HARD, SMOOTHED, Problem, contestants
-from composer_ls.lab.bench.measure import Settings, _memory, forced
+from composer_ls.lab.bench.measure import Settings, _memory, forced, how_long
 from composer_ls.lab.bench.results import _LOOKS
 from composer_ls.lab.commands.cli import main
 
@@ -135,3 +137,11 @@ def test_a_training_step_is_timed_without_and_with_smoothing(tmp_path, capsys):
 def test_a_step_of_one_image_is_refused(capsys):
     assert run("--batch-size", "1", command="step") == 2
     assert "--batch-size is 1, but CutMix needs at least 2 images" in capsys.readouterr().err
+
+
+def test_it_says_how_long_it_will_take_and_what_makes_it_shorter():
+    short = Settings(((64, 10), (64, 100)), cases=("smooth",), seconds=0.5, memory=False)
+    assert how_long(short) == "This will take about 1 s: 2 shapes of about 0.5 s each. --seconds makes it shorter."
+    long = how_long(replace(short, memory=True, seconds=60))
+    assert "processes of about 8 s to measure memory. --seconds and --no-memory make it shorter" in long
+    assert re.search(r"about \d+ minutes", long)

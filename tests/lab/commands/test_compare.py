@@ -204,3 +204,42 @@ def test_the_process_of_a_run_that_diverged_fails_with_a_sentence(tmp_path, monk
         execute_module._guarded(lambda: execute_module._train(recipe, str(tmp_path), 1))
     assert stop.value.code == 1
     assert "composer-ls: it diverged: use a smaller optimizer.learning_rate" in capsys.readouterr().out
+
+
+def test_overwrite_does_finished_runs_afresh(tmp_path, capsys, monkeypatch):
+    """What runs left is deleted, but only after all else was found in order."""
+    plan = make_plan("digits-mlp", [], "0,0.1", 3, [], tmp_path)
+    for planned in plan.runs:
+        make_run(planned.folder, planned.recipe.smoothing, planned.recipe.seed)
+    done = []
+
+    def fake(todo, jobs, device, display):
+        done.extend(todo)
+        assert not list(tmp_path.rglob("result.json"))
+        for planned in todo:
+            make_run(planned.folder, planned.recipe.smoothing, planned.recipe.seed)
+        return []
+
+    monkeypatch.setattr(execute_module, "execute", fake)
+    command = ["compare", "digits-mlp", "--seeds", "3", "--out", str(tmp_path)]
+    assert run(*command) == 0
+    assert done == []
+    assert run(*command, "--overwrite", "--smoothing", "0,7") != 0
+    assert len(list(tmp_path.rglob("result.json"))) == 6
+    assert run(*command, "--overwrite") == 0
+    assert len(done) == 6
+    assert "all runs were found finished" not in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_home_folder_is_meant_by_a_tilde_that_the_shell_left(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run("compare", "digits-mlp", "--seeds", "1", "--out=~/x", "--list") == 0
+    assert f"--out {tmp_path}/x/smoothing-0/seed-17" in capsys.readouterr().out
+    make_comparison(tmp_path / "runs", (0.0, 0.1), 1)
+    assert run("report", "~/runs") == 0
+
+
+@pytest.mark.parametrize("command", [(), ("train",), ("compare",), ("bench", "loss")])
+def test_h_shows_the_help(command, capsys):
+    assert run(*command, "-h") == 0
+    assert "Usage" in capsys.readouterr().out

@@ -164,3 +164,31 @@ def test_too_little_to_judge_by_is_said(factors, seeds):
     assert found.verdict == "unknown"
     assert found.headline.startswith("Nothing can be said yet: run at least 3 seeds")
     assert found.as_dict()["smoothing"] is None
+
+
+def test_nothing_follows_from_networks_that_have_learnt_nothing():
+    def of(learnt):
+        def values(factor, seed):
+            return {metric.key: 10 * factor + 0.001 * seed * (1 + factor) for metric in CLASSIFICATION.metrics}
+
+        runs = {
+            factor: {
+                seed: Run(Path(), None, {}, (), {"test": Scores(values(factor, seed), None, None, has_learnt=learnt)})
+                for seed in range(5)
+            }
+            for factor in (0.0, 0.1)
+        }
+        return advise(Comparison(Path(), CLASSIFICATION, {"": runs}, [], ACCURACY), "")
+
+    assert (of(True).verdict, of(True).smoothing) == ("use", 0.1)
+    assert (of(False).verdict, of(False).smoothing) == ("unknown", None)
+    assert "no network here is better than one that always answers with the largest class" in of(False).headline
+
+
+@pytest.mark.parametrize("bound", [0.01, 100.0])
+def test_a_temperature_at_its_bound_is_no_advice(bound):
+    def values(factor, seed):
+        return drawn(1, seed=seed)[0]
+
+    assert advise(comparison(values, temperature=lambda factor: 1.5), "").temperature == pytest.approx(1.5)
+    assert advise(comparison(values, temperature=lambda factor: bound), "").temperature is None

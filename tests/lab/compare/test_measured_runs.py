@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 
 import pytest
 import torch
@@ -125,3 +126,15 @@ def test_a_recipe_of_ones_own_is_no_run(tmp_path):
     make_run(tmp_path / "run")
     assert len(read_runs(tmp_path)[0]) == 1
     assert reasons(tmp_path) == {}
+
+
+def test_a_network_that_is_no_better_than_its_largest_class_has_not_learnt(tmp_path):
+    good, bad = make_run(tmp_path / "good"), make_run(tmp_path / "bad", 0.1)
+    predictions = load_file(bad / "predictions.safetensors")
+    predictions["logits"] = torch.zeros_like(predictions["logits"])
+    save_file(predictions, bad / "predictions.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as that of a temperature without end
+        runs, left_out = read_runs(tmp_path)
+    assert left_out == []
+    assert {run.folder: run.parts["test"].has_learnt for run in runs} == {good: True, bad: False}

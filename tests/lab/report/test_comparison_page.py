@@ -246,3 +246,31 @@ def test_chromium_would_complain_of_a_request_and_of_a_fault(report, tmp_path):
     text = (report[0] / "report.html").read_text()
     page.write_text(text.replace("</main>", '<img src="http://127.0.0.1:9/x.png"></main>'))
     assert any("Content Security Policy" in message for message in complaints(page))
+
+
+def test_a_run_that_failed_is_named_at_the_top_of_the_page(report):
+    text = text_of(report[0] / "report.html")
+    assert "Not all runs count. 1 run is left out: broken (it has begun, but not finished)." in text
+    assert text.index("Not all runs count") < text.index("What to do")
+
+
+def test_every_word_in_the_table_of_outcomes_is_explained_below_it(report):
+    text = text_of(report[0] / "report.html")
+    for words in (
+        "AURC Area under the risk-coverage curve",
+        "ECE, scaled The same after temperature scaling",
+        "240 test",
+    ):
+        assert words in text
+    assert "In brackets" not in text
+    outcomes = {one.outcome for one in report[1].differences.values()}
+    for outcome, words in {
+        "helps": "shown by the seeds, also after Holm's correction", "may help": "a hint: the 95 % interval excludes 0",
+        "small": "shown to be smaller than what is worth seeing", "unclear": "more seeds would tell",
+    }.items():  # fmt: skip
+        assert (words in text) == bool({outcome, outcome.replace("help", "hurt")} & outcomes)
+
+
+def test_tables_that_are_wider_than_the_page_can_be_scrolled_by_key(report):
+    page = (report[0] / "report.html").read_text()
+    assert page.count("<table") == page.count('<div class="scroll" tabindex="0" role="region" aria-label="')
