@@ -183,12 +183,3 @@ def test_nothing_follows_from_networks_that_have_learnt_nothing():
     assert (of(True).verdict, of(True).smoothing) == ("use", 0.1)
     assert (of(False).verdict, of(False).smoothing) == ("unknown", None)
     assert "no network here is better than one that always answers with the largest class" in of(False).headline
-
-
-@pytest.mark.parametrize("bound", [0.01, 100.0])
-def test_a_temperature_at_its_bound_is_no_advice(bound):
-    def values(factor, seed):
-        return drawn(1, seed=seed)[0]
-
-    assert advise(comparison(values, temperature=lambda factor: 1.5), "").temperature == pytest.approx(1.5)
-    assert advise(comparison(values, temperature=lambda factor: bound), "").temperature is None

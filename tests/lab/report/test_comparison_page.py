@@ -266,7 +266,7 @@ def test_every_word_in_the_table_of_outcomes_is_explained_below_it(report):
     outcomes = {one.outcome for one in report[1].differences.values()}
     for outcome, words in {
         "helps": "shown by the seeds, also after Holm's correction", "may help": "a hint: the 95 % interval excludes 0",
-        "small": "shown to be smaller than what is worth seeing", "unclear": "more seeds would tell",
+        "small": "shown to be smaller than what is worth seeing", "unclear": "more seeds are needed",
     }.items():  # fmt: skip
         assert (words in text) == bool({outcome, outcome.replace("help", "hurt")} & outcomes)
 
