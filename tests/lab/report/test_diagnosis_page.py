@@ -238,4 +238,4 @@ def test_the_page_begins_with_what_was_trained_and_what_follows(pair):
     assert re.search(r"Against smoothing 0, its accuracy is [+-]\d+\.\d\d points, and the clusters of its training "
                      r"images are tighter \(NC1 \d\.\d{4} instead of \d\.\d{4}\)", page)  # fmt: skip
     assert "accuracy (%)" in page
-    assert "Below, it does not even tell the class for certain" in page
+    assert "Below log 2, it does not even reveal the class for certain" in page
