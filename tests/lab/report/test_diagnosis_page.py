@@ -234,7 +234,9 @@ def test_the_page_begins_with_what_was_trained_and_what_follows(pair):
     page = " ".join(html.unescape(re.sub("<[^>]+>", " ", pair[1].read_text(encoding="utf-8"))).split())
     assert "What smoothing did: mlp on digits" in page
     assert page.index("mlp on digits: 1,437 training") < page.index("In short") < page.index("The numbers")
-    assert re.search(r"The network with smoothing 0.1 is .*: its mean confidence is \d+\.\d %, and it is right for \d", page)
+    assert re.search(
+        r"The network with smoothing 0.1 is .*: its mean confidence is \d+\.\d %, and it is right for \d", page
+    )
     assert re.search(r"Against smoothing 0, its accuracy is [+-]\d+\.\d\d points, and the clusters of its training "
                      r"images are tighter \(NC1 \d\.\d{4} instead of \d\.\d{4}\)", page)  # fmt: skip
     assert "accuracy (%)" in page
