@@ -327,6 +327,16 @@ def test_a_second_trainer_has_steps_of_its_own():
     assert all(one != other for (_, one), (_, other) in zip(watched.mutual_information, first, strict=True))
 
 
+def test_a_second_trainer_is_told_again_what_is_left_out():
+    images, _ = examples()
+    watched = SmoothingDiagnostics(data={"test": [(images, torch.zeros(len(images)).long())]})
+    for _ in range(2):
+        trainer = Trainer(model=network(), callbacks=[watched], progress_bar=False, device="cpu")
+        with pytest.warns(UserWarning, match="nc1 is left out: NC1 needs examples of at least 2"):
+            watched.measure(trainer.state, trainer.logger)
+        trainer.close()
+
+
 def test_weights_that_change_between_two_measurements_of_one_step_change_the_mutual_information():
     draws = functools.partial(draw_logit_differences, images=examples()[0], augment=jitter)
     model, watched = network(), SmoothingDiagnostics(draws=draws)
