@@ -31,6 +31,7 @@ from composer_ls.composition.targets_in_batch import TargetsInBatch, holds_loss
 from composer_ls.errors import TargetError
 from composer_ls.losses import cross_entropy
 from composer_ls.smoothing import as_prior, check_kind, check_smoothing, smooth_labels
+from composer_ls.smoothing.labels import as_number
 
 __all__ = ["LabelSmoothing"]
 
@@ -107,7 +108,7 @@ class LabelSmoothing(Algorithm):
         kind: str = "multiclass",
         logits: str = "kept",
     ) -> None:
-        self.smoothing = _as_number(smoothing)
+        self.smoothing = as_number(smoothing)
         check_smoothing(self.smoothing, None, spread, prior is not None)
         check_kind(kind, spread, prior is not None)
         if on_conflict not in ON_CONFLICT:
@@ -244,16 +245,3 @@ class LabelSmoothing(Algorithm):
             kind=self.kind,
             validate=None if self._validated else True,  # None checks values on the CPU only
         )
-
-
-def _as_number(smoothing: Any) -> Any:
-    if isinstance(smoothing, str):
-        raise TypeError(
-            f"smoothing must be a number in [0, 1], but is the string {smoothing!r}: write it without quotes"
-        )
-    if isinstance(smoothing, Tensor) and smoothing.numel() != 1:
-        raise TypeError(
-            f"smoothing must be a number, but is a tensor of shape {tuple(smoothing.shape)}: for one smoothing per "
-            f"example, use composer_ls.smooth_labels"
-        )
-    return smoothing.item() if isinstance(smoothing, Tensor) else smoothing
