@@ -30,8 +30,7 @@ from composer_ls.composition.plan import describe, place, unwrapped
 from composer_ls.composition.targets_in_batch import TargetsInBatch, holds_loss
 from composer_ls.errors import TargetError
 from composer_ls.losses import cross_entropy
-from composer_ls.smoothing import as_prior, check_kind, check_smoothing, smooth_labels
-from composer_ls.smoothing.labels import as_number
+from composer_ls.smoothing import as_number, as_prior, check_kind, check_smoothing, smooth_labels
 
 __all__ = ["LabelSmoothing"]
 
@@ -111,10 +110,9 @@ class LabelSmoothing(Algorithm):
         self.smoothing = as_number(smoothing)
         check_smoothing(self.smoothing, None, spread, prior is not None)
         check_kind(kind, spread, prior is not None)
-        if on_conflict not in ON_CONFLICT:
-            raise ValueError(f"on_conflict must be 'raise' or 'warn', but is {on_conflict!r}")
-        if logits not in LOGITS:
-            raise ValueError(f"logits must be 'kept' or 'never', but is {logits!r}")
+        for name, value, allowed in (("on_conflict", on_conflict, ON_CONFLICT), ("logits", logits, LOGITS)):
+            if value not in allowed:
+                raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, but is {value!r}")
         if type(ignore_index) not in (int, type(None)):
             raise TypeError(f"ignore_index must be an integer, or None to ignore no label, but is {ignore_index!r}")
         self.target_key = target_key

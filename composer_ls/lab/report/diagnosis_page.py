@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import textwrap
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from composer_ls.diagnostics.calibration import (
     accuracy,
-    cross_fit_temperature,
     expected_calibration_error,
     reliability_bins,
 )
@@ -42,7 +40,7 @@ from composer_ls.lab.report.page import (
     svg,
     write,
 )
-from composer_ls.lab.tasks.classification.report import METRICS
+from composer_ls.lab.tasks.classification.report import METRICS, cross_fitted
 from composer_ls.lab.tasks.classification.schema import Diagnostics
 
 __all__ = ["diagnose", "html"]
@@ -276,9 +274,7 @@ def _legend_height(names: Iterable[str]) -> int:
 
 def _scaled(run: Diagnosed) -> tuple[float, Tensor, tuple[float, float]]:
     """The ECE after temperature scaling, the scaled logits, and the temperatures of the two halves."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a temperature at its bound, which scales all the same
-        scaled, temperatures = cross_fit_temperature(run.logits, run.labels)
+    (scaled, temperatures), _ = cross_fitted(run.logits, run.labels)
     return expected_calibration_error(scaled, run.labels), scaled, temperatures
 
 

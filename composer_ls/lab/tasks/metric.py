@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["STEP_TIME", "Metric", "Predictions"]
+__all__ = ["ACCURACY", "ECE", "NLL", "STEP_TIME", "Metric", "Predictions"]
 
 Predictions = Mapping[str, Tensor]
 """The contents of a run's ``predictions.safetensors``."""
@@ -58,6 +58,38 @@ class Metric:
         text = f"{value:{'+' if sign else ''}.{self.digits}f}"
         return text.replace("-", "+" if sign else "") if float(text) == 0 else text
 
+
+ACCURACY = Metric(
+    key="accuracy",
+    name="accuracy",
+    meaning="The fraction of predictions whose most probable class is the label.",
+    higher_is_better=True,
+    worth=0.1,
+    unit="points",
+    scale=100,
+    digits=2,
+    highest=1,
+    result_unit="fraction",
+)
+NLL = Metric(
+    key="nll",
+    name="NLL",
+    meaning="Mean negative log probability of the label.",
+    higher_is_better=False,
+    worth=0.01,
+    unit="nats",
+    result_unit="nats",
+)
+ECE = Metric(
+    key="ece",
+    name="ECE",
+    meaning="Expected calibration error: the mean distance between confidence and accuracy over 15 bins of confidence.",
+    higher_is_better=False,
+    worth=0.005,
+    highest=1,
+    result_unit="fraction, 15 bins",
+)
+"""What several tasks measure: each adds how it computes it, and its own words and unit where they differ."""
 
 STEP_TIME = Metric(
     key="step_time",

@@ -7,7 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-__all__ = ["no_better_than_nothing"]
+__all__ = ["largest_share", "no_better_than_nothing"]
+
+
+def largest_share(counts: Tensor) -> float:
+    """The accuracy of always answering the largest class, for at least one example in ``counts`` (K,)."""
+    return int(counts.max()) / int(counts.sum())
 
 
 def no_better_than_nothing(metrics: Mapping[str, float], counts: Tensor, classes: Sequence[str]) -> list[str]:
@@ -26,7 +31,7 @@ def no_better_than_nothing(metrics: Mapping[str, float], counts: Tensor, classes
 
     """
     found = []
-    if int(counts.sum()) and metrics["accuracy"] <= int(counts.max()) / int(counts.sum()):
+    if int(counts.sum()) and metrics["accuracy"] <= largest_share(counts):
         always = classes[int(counts.argmax())]
         found.append(f"Its accuracy of {metrics['accuracy']:.1%} is no better than that of always answering {always}.")
     if math.isfinite(metrics["nll"]) and metrics["nll"] > math.log(len(classes)):

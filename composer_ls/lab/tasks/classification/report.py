@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor
 
 from composer_ls.diagnostics.calibration import (
+    CrossFitted,
     accuracy,
     brier_score,
     cross_fit_temperature,
@@ -17,10 +19,11 @@ from composer_ls.diagnostics.calibration import (
     reliability_bins,
 )
 from composer_ls.diagnostics.selective import aurc, log_odds
-from composer_ls.lab.tasks.metric import Metric, Predictions
+from composer_ls.lab.tasks.metric import ACCURACY, ECE, NLL, Metric, Predictions
+from composer_ls.lab.tasks.no_better import largest_share
 from composer_ls.lab.tasks.task_report import Curve, TaskReport
 
-__all__ = ["METRICS", "REPORT"]
+__all__ = ["METRICS", "REPORT", "cross_fitted"]
 
 
 def _of_logits(function: Callable[[Tensor, Tensor], float]) -> Callable[[Predictions], float]:
@@ -31,49 +34,39 @@ def _aurc(logits: Tensor, labels: Tensor) -> float:
     return aurc(log_odds(logits), logits.argmax(1) == labels)
 
 
+def cross_fitted(logits: Tensor, labels: Tensor) -> tuple[CrossFitted, bool]:
+    """:func:`~composer_ls.diagnostics.cross_fit_temperature`, and whether a temperature is at its bound, in place of a warning."""
+    with warnings.catch_warnings(record=True) as at_a_bound:
+        warnings.simplefilter("always")
+        fitted = cross_fit_temperature(logits, labels)
+    return fitted, bool(at_a_bound)
+
+
 def _scaled_calibration_error(logits: Tensor, labels: Tensor) -> float:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a temperature at its bound, which scales all the same
-        return expected_calibration_error(cross_fit_temperature(logits, labels).logits, labels)
+    return expected_calibration_error(cross_fitted(logits, labels)[0].logits, labels)
 
 
 def _mean_temperature(predictions: Predictions) -> float | None:
     """The geometric mean of the two temperatures of a cross-fit; ``None`` if every example is right, so that none is best."""
-    with warnings.catch_warnings(record=True) as at_a_bound:
-        warnings.simplefilter("always")
-        odd, even = cross_fit_temperature(predictions["logits"], predictions["labels"]).temperatures
+    (_, (odd, even)), at_a_bound = cross_fitted(predictions["logits"], predictions["labels"])
     return None if at_a_bound else math.sqrt(odd * even)
 
 
 def _has_learnt(predictions: Predictions) -> bool:
     """Whether it is right more often than an answer that is always the largest class."""
     labels = predictions["labels"]
-    return accuracy(predictions["logits"], labels) > int(labels.bincount().max()) / len(labels)
+    return accuracy(predictions["logits"], labels) > largest_share(labels.bincount())
 
 
 METRICS = (
-    Metric(
-        key="accuracy",
-        name="accuracy",
+    replace(
+        ACCURACY,
         meaning="The fraction of examples whose most probable class is the label.",
-        higher_is_better=True,
-        worth=0.1,
-        unit="points",
-        scale=100,
-        digits=2,
-        highest=1,
         compute=_of_logits(accuracy),
-        result_unit="fraction",
     ),
-    Metric(
-        key="nll",
-        name="NLL",
-        meaning="Mean negative log probability of the label.",
-        higher_is_better=False,
-        worth=0.01,
-        unit="nats",
+    replace(
+        NLL,
         compute=_of_logits(negative_log_likelihood),
-        result_unit="nats",
     ),
     Metric(
         key="brier",
@@ -85,15 +78,9 @@ METRICS = (
         compute=_of_logits(brier_score),
         result_unit="0 to 2",
     ),
-    Metric(
-        key="ece",
-        name="ECE",
-        meaning="Expected calibration error: the mean distance between confidence and accuracy over 15 bins of confidence.",
-        higher_is_better=False,
-        worth=0.005,
-        highest=1,
+    replace(
+        ECE,
         compute=_of_logits(expected_calibration_error),
-        result_unit="fraction, 15 bins",
     ),
     Metric(
         key="ece_scaled",

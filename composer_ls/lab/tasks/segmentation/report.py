@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from composer_ls.diagnostics.pixels import (
     PixelCounts,
@@ -12,7 +13,7 @@ from composer_ls.diagnostics.pixels import (
     pixel_calibration_error,
     pixel_nll,
 )
-from composer_ls.lab.tasks.metric import Metric, Predictions
+from composer_ls.lab.tasks.metric import ACCURACY, ECE, NLL, Metric, Predictions
 from composer_ls.lab.tasks.task_report import Curve, TaskReport
 
 __all__ = ["METRICS", "REPORT"]
@@ -36,38 +37,21 @@ METRICS = (
         compute=_of_pixels(mean_iou),
         result_unit="fraction",
     ),
-    Metric(
-        key="accuracy",
-        name="accuracy",
+    replace(
+        ACCURACY,
         meaning="The fraction of test pixels whose most probable class is the label.",
-        higher_is_better=True,
-        worth=0.1,
-        unit="points",
-        scale=100,
-        digits=2,
-        highest=1,
         compute=_of_pixels(pixel_accuracy),
         result_unit="fraction of pixels",
     ),
-    Metric(
-        key="nll",
-        name="NLL",
+    replace(
+        NLL,
         meaning="Mean negative log probability of the pixels' labels.",
-        higher_is_better=False,
-        worth=0.01,
-        unit="nats",
         compute=_of_pixels(pixel_nll),
         result_unit="nats per pixel",
     ),
-    Metric(
-        key="ece",
-        name="ECE",
-        meaning="Expected calibration error: the mean distance between confidence and accuracy over 15 bins of confidence.",
-        higher_is_better=False,
-        worth=0.005,
-        highest=1,
+    replace(
+        ECE,
         compute=_of_pixels(pixel_calibration_error),
-        result_unit="fraction, 15 bins",
     ),
 )
 

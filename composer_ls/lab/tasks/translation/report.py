@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -14,7 +15,7 @@ from composer_ls.diagnostics.tokens import (
     token_calibration_error,
     token_nll,
 )
-from composer_ls.lab.tasks.metric import Metric, Predictions
+from composer_ls.lab.tasks.metric import ACCURACY, ECE, NLL, Metric, Predictions
 from composer_ls.lab.tasks.task_report import Curve, TaskReport
 
 __all__ = ["METRICS", "REPORT"]
@@ -35,36 +36,20 @@ METRICS = (
         highest=100,
         result_unit="0 to 100",
     ),
-    Metric(
-        key="accuracy",
-        name="accuracy",
+    replace(
+        ACCURACY,
         meaning="The part of the subwords of the test references that were the most probable, given those before.",
-        higher_is_better=True,
-        worth=0.1,
-        unit="points",
-        scale=100,
-        digits=2,
-        highest=1,
         compute=_of_tokens(token_accuracy),
         result_unit="fraction of subwords",
     ),
-    Metric(
-        key="nll",
-        name="NLL",
+    replace(
+        NLL,
         meaning="Mean negative log probability of the subwords of the test references.",
-        higher_is_better=False,
-        worth=0.01,
-        unit="nats",
         compute=_of_tokens(token_nll),
         result_unit="nats per subword",
     ),
-    Metric(
-        key="ece",
-        name="ECE",
-        meaning="Expected calibration error: the mean distance between confidence and accuracy over 15 bins of confidence.",
-        higher_is_better=False,
-        worth=0.005,
-        highest=1,
+    replace(
+        ECE,
         compute=_of_tokens(token_calibration_error),
         result_unit="fraction of subwords, 15 bins",
     ),
