@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import functools
-import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from composer_ls.errors import RecipeError
+from composer_ls.lab.recipe.composer_parts import arguments_in, composers_folder, near
 
 __all__ = ["algorithm_mistakes", "algorithm_names", "arguments_of", "check_algorithms"]
 
@@ -44,7 +43,7 @@ def algorithm_mistakes(mapping: Mapping[str, Any]) -> Iterator[tuple[tuple[str, 
     known = algorithm_names()
     for name, arguments in mapping.items():
         if name not in known:
-            message = f"unknown key algorithms.{name}: {_near(name, known)}allowed are {', '.join(known)}"
+            message = f"unknown key algorithms.{name}: {near(name, known)}allowed are {', '.join(known)}"
             yield ("algorithms", name), message
         elif arguments is not None:
             for key, message in _wrong_arguments(name, arguments):
@@ -67,16 +66,11 @@ def _wrong_arguments(name: str, arguments: Mapping[str, Any]) -> Iterator[tuple[
                 f"logits: leave it out",
             )
         elif key not in settable:
-            yield key, f"unknown key {path}: {_near(key, settable)}allowed are {', '.join(settable) or 'none'}"
+            yield key, f"unknown key {path}: {near(key, settable)}allowed are {', '.join(settable) or 'none'}"
         elif name in {"mixup", "cutmix"} and key == "alpha" and not _is_positive(value):
             yield key, f"{path} is {value!r}, but must be a number above 0"
         elif name == "label_smoothing" and key == "smoothing" and not _is_fraction(value):
             yield key, f"{path} is {value!r}, but must be a number from 0 to 1, such as 0.1"
-
-
-def _near(key: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(key), known, n=1)
-    return f"did you mean {near[0]}? " if near else ""
 
 
 def _is_positive(value: Any) -> bool:
@@ -110,17 +104,11 @@ def arguments_of(name: str, *, composers_own: bool = False) -> tuple[str, ...]:
     else:
         source = _class_in(_composers_folder() / name / f"{name}.py")
     assert source is not None, f"{name} is no algorithm"
-    for statement in source.body:
-        if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
-            return tuple(one.arg for one in (*statement.args.args[1:], *statement.args.kwonlyargs))
-    return ()
+    return arguments_in(source)
 
 
 def _composers_folder() -> Path:
-    found = importlib.util.find_spec("composer")  # does not import it
-    assert found is not None, "Composer is one of our requirements"
-    assert found.submodule_search_locations
-    return Path(found.submodule_search_locations[0]) / "algorithms"
+    return composers_folder() / "algorithms"
 
 
 def _class_in(file: Path, name: str | None = None) -> ast.ClassDef | None:

@@ -107,6 +107,9 @@ def _message(
         return f"{path} is null, which means no value: {message}{quoted}"
     if len(keys) == 2 and keys[0] == "algorithms":
         message = f"its arguments should be a mapping: {_arguments_in_words(keys[1], given)}"
+    elif len(keys) == 2 and keys[0] in ("callbacks", "loggers"):
+        off = f"{path}=null switches it off" if given is False else f"{path}={{}} takes its defaults"
+        message = f"its arguments should be a mapping: {off}"
     elif kind.startswith("model_") and isinstance(given, str):
         message = f"it is a section of the recipe: did you mean {path}.name={given}?"
     elif kind == "string_type" and isinstance(given, (bool, int, float)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 
 from composer_ls.errors import RecipeError
 from composer_ls.lab.recipe.algorithm_arguments import algorithm_mistakes
+from composer_ls.lab.recipe.composer_parts import part_mistakes
 from composer_ls.lab.recipe.mistakes import Override, explain, told
 from composer_ls.lab.recipe.recipe import Recipe, recipe_schema
 from composer_ls.lab.recipe.yaml_text import parse_yaml
@@ -107,6 +109,11 @@ def _validated(content: dict[str, Any], where: str, overrides: Sequence[Override
         recipe = recipe_schema().model_validate(content)
     except ValidationError as error:
         raise RecipeError(explain(error, where, overrides)) from error
-    for keys, message in algorithm_mistakes(recipe.algorithms):
+    mistakes = (
+        algorithm_mistakes(recipe.algorithms),
+        part_mistakes("callbacks", recipe.callbacks),
+        part_mistakes("loggers", recipe.loggers),
+    )
+    for keys, message in itertools.chain(*mistakes):
         raise RecipeError(told(keys, message, where, overrides))
     return recipe

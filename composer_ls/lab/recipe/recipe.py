@@ -78,6 +78,12 @@ class Recipe(Section):
     algorithms: dict[str, dict[str, Any] | None] = Field(
         {}, description="label_smoothing, mixup, cutmix and Composer's other algorithms, each with its arguments"
     )
+    callbacks: dict[str, dict[str, Any] | None] = Field(
+        {}, description="Composer's callbacks, such as early_stopper and speed_monitor, each with its arguments"
+    )
+    loggers: dict[str, dict[str, Any] | None] = Field(
+        {}, description="Composer's loggers, such as tensorboard, wandb and mlflow, each with its arguments"
+    )
     diagnostics: Section | None = Field(None, description="{}: measure during training with the defaults; null: do not")
     checkpoints: Checkpoints = Checkpoints()
 
@@ -112,9 +118,12 @@ class Recipe(Section):
     def identity(self) -> dict[str, Any]:
         """The keys that determine the run and are not at their default. Recipes with equal identities are the same run.
 
-        The description does not count, nor do algorithms that are switched off, including a smoothing of 0.
+        The description and the loggers do not count, nor do algorithms and callbacks that are switched off, including a
+        smoothing of 0.
         """
-        content = self.model_dump(exclude={"description", "needs"}, exclude_defaults=True)
+        content = self.model_dump(exclude={"description", "needs", "loggers", "callbacks"}, exclude_defaults=True)
+        if calling := {name: arguments for name, arguments in self.callbacks.items() if arguments is not None}:
+            content["callbacks"] = calling
         on = {name: arguments for name, arguments in self.algorithms.items() if arguments is not None}
         if (on.get("label_smoothing") or {}).get("smoothing") == 0:
             del on["label_smoothing"]

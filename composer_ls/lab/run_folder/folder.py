@@ -41,6 +41,7 @@ class RunFolder:
         features_file: ``features.safetensors``, if the recipe has ``diagnostics``: for the sets ``train`` and ``test``,
             penultimate ``<set>.features`` (M, D) and ``<set>.labels`` (M,); the last layer's ``weight`` (K, D) and
             ``bias`` (K,), if it has one; ``mutual_information`` (steps and nats, (S, 2)), if it was measured.
+        tensorboard_folder: What TensorBoard shows, if the recipe has that logger and names no other folder.
         checkpoint_folder: Composer's checkpoints. Deleted when the run is finished, unless the recipe keeps them.
 
     """
@@ -55,6 +56,7 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.jsonl"
         self.predictions_file = self.path / "predictions.safetensors"
         self.features_file = self.path / "features.safetensors"
+        self.tensorboard_folder = self.path / "tensorboard"
         self.checkpoint_folder = self.path / "checkpoints"
 
     def result(self) -> dict[str, Any] | None:

@@ -39,6 +39,12 @@ from composer_ls.lab.run_folder.files import finite
 from composer_ls.lab.run_folder.folder import RunFolder
 from composer_ls.lab.tasks.registry import open_task
 from composer_ls.lab.training.algorithms import build_algorithms
+from composer_ls.lab.training.callbacks_and_loggers import (
+    build_callbacks,
+    build_loggers,
+    settings_of,
+    stopping_cautions,
+)
 from composer_ls.lab.training.cautions import dropped_share, not_finite, training_cautions
 from composer_ls.lab.training.metrics_file import MetricsFile
 from composer_ls.lab.training.schedules import InverseSquareRootScheduler
@@ -120,7 +126,13 @@ def _train(
     check_teachers(algorithms, task.facts)
     reproducibility.seed_all(recipe.seed)  # again, so that initial weights do not depend on data and algorithms
     model = task.model()
+    chosen = build_callbacks(recipe.callbacks, task.watched, model.get_metrics(is_train=False))
+    loggers = build_loggers(recipe, folder)
     metrics_file = MetricsFile(folder.metrics_file, each_line)
+    # Without a checkpoint here, Composer would ask the loggers for one, which may be that of another run of this name. When
+    # overwriting, the old checkpoints still exist at this point.
+    resumes = not overwrite and dist.all_gather_object((folder.checkpoint_folder / "latest-rank0.pt").exists())[0]
+    stale = [*folder.tensorboard_folder.rglob("events.*")] if overwrite else []
     training_loader, stopper = task.training_loader(), StopOnInterrupt()
     try:
         trainer = Trainer(
@@ -132,8 +144,8 @@ def _train(
             optimizers=_optimizer(recipe.optimizer, model),
             schedulers=_scheduler(recipe.schedule),
             algorithms=algorithms,
-            callbacks=[*task.callbacks(), metrics_file.line_an_epoch, stopper],
-            loggers=metrics_file,
+            callbacks=[*task.callbacks(), *chosen, metrics_file.line_an_epoch, stopper],
+            loggers=[metrics_file, *loggers],
             precision=precision,
             compile_config={} if recipe.model.compile else None,
             device=device,
@@ -144,7 +156,7 @@ def _train(
             save_folder=str(folder.checkpoint_folder),
             save_interval=recipe.checkpoints.interval,
             save_num_checkpoints_to_keep=1,
-            autoresume=not overwrite,  # the checkpoints to be overwritten still exist at this point
+            autoresume=resumes,
         )
     except InputError:
         raise
@@ -159,9 +171,13 @@ def _train(
         if dist.get_global_rank() == 0:
             if overwrite:
                 folder.clear()
+                for file in stale:
+                    file.unlink(missing_ok=True)
                 folder.checkpoint_folder.mkdir(exist_ok=True)  # Composer created it earlier and relies on it
             folder.write_recipe()
         dist.barrier()
+        if loggers:
+            trainer.logger.log_hyperparameters(settings_of(recipe))
         if trainer.state.timestamp < recipe.duration:  # false if it was stopped between its last step and its result
             _fit(trainer, recipe)
             metrics_file.finish(trainer.state)
@@ -180,7 +196,11 @@ def _train(
             "steps": steps,
             "training": {"steps": steps, "dropped_share": dropped_share(training_loader)},
             "diverged": bool(not_finite(measured.metrics)),
-            "warnings": [*training_cautions(steps, measured.metrics), *measured.warnings],
+            "warnings": [
+                *training_cautions(steps, measured.metrics),
+                *measured.warnings,
+                *stopping_cautions(recipe.callbacks, task.watched),
+            ],
             "precision": precision.value,
             "train_seconds": trainer.state.timestamp.total_wct.total_seconds(),
             "started": started.isoformat(timespec="seconds"),
