@@ -37,7 +37,7 @@ __all__ = ["LabelSmoothing"]
 ON_CONFLICT = ("raise", "warn")
 LOGITS = ("kept", "never")
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("composer.composer_ls")  # shown when Trainer(python_log_level=...) shows Composer's own lines
 
 
 class LabelSmoothing(Algorithm):

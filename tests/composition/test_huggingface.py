@@ -457,12 +457,12 @@ def test_the_plan_says_how_the_loss_is_replaced_before_and_after_the_first_batch
         def after_loss(self, state, logger):
             plans.append(describe(state))
 
-    with caplog.at_level(logging.INFO, logger="composer_ls"):
+    with caplog.at_level(logging.INFO, logger="composer"):
         train(task, [smoother], model, callbacks=[Watch()])
     name = type(model.model).__name__
     beginning = f"smoothing 0.1, uniform over all classes; loss of {name} to be replaced"
     assert plans[0].startswith(beginning)
     assert TASKS[task][2] in plans[1]
     assert plans[1] == plans[2]
-    lines = [record.getMessage() for record in caplog.records if record.name.startswith("composer_ls")]
+    lines = [record.getMessage() for record in caplog.records if record.name == "composer.composer_ls"]
     assert lines == [f"label smoothing: {plan}" for plan in plans[:2]]

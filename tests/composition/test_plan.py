@@ -90,9 +90,9 @@ def test_a_loss_that_is_not_fused_is_named():
 
 
 def test_the_plan_is_logged_in_one_line_when_training_starts(caplog):
-    with caplog.at_level(logging.INFO, logger="composer_ls"):
+    with caplog.at_level(logging.INFO, logger="composer"):
         fit([LabelSmoothing(0.1), CutMix()])
-    lines = [record.getMessage() for record in caplog.records if record.name.startswith("composer_ls")]
+    lines = [record.getMessage() for record in caplog.records if record.name == "composer.composer_ls"]
     assert len(lines) == 1
     assert lines[0].startswith("label smoothing: smoothing 0.1, uniform over 5 classes; CutMix mixes")
 

@@ -80,6 +80,22 @@ def test_the_plan_names_the_loss_and_the_labels(folder):
     assert "cross_entropy, fused, with labels shifted by one, which are not passed to GPT2LMHeadModel" in plan
 
 
+def test_the_console_shows_how_the_loss_is_replaced(folder, capsys):
+    train(configuration(folder, algorithms=smoothing(0.1), max_duration="1ba", python_log_level="info"))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "label smoothing: smoothing 0.1" in line]
+    assert len(lines) == 2
+    assert "cross_entropy of labels smoothed where ComposerMPTCausalLM.loss() computes it" in lines[1]
+
+
+def test_the_example_learns_where_documents_end(folder):
+    """LLM-Foundry takes padding out of the labels, so the end token must not be the padding token."""
+    loader = train(configuration(folder, max_duration="1ba")).state.train_dataloader
+    batch = next(iter(loader))
+    ends = batch["input_ids"] == loader.dataset.tokenizer.eos_token_id
+    assert ends.any()
+    assert (batch["labels"][ends] != -100).all()
+
+
 def test_a_vocabulary_wider_than_the_tokenizer_trains(folder):
     """LLM-Foundry pads vocabularies to a multiple of what a GPU likes; padding gets its share of the mass."""
     settings = configuration(folder, algorithms=smoothing(0.1))
