@@ -14,8 +14,8 @@ import typer
 __all__ = ["add_to"]
 
 BATCHES_AT_ONCE = 16
-"""Lines of this many batches are read before they are translated, so that those of like length come together; but for a batch
-of 1, where each line is translated as it comes."""
+"""Lines of this many batches are read before they are translated, so that lines of similar length share a batch. With
+batches of 1, each line is translated as it comes."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -43,19 +43,21 @@ def translate(
     beam: Annotated[
         int | None,
         typer.Option(
-            help="Hypotheses followed at once; 1 is greedy. Default: the recipe's model.beam, or the network's own."
+            help="Hypotheses kept by beam search; 1 is greedy. Default: the recipe's model.beam, or the network's own."
         ),
     ] = None,
     length_penalty: Annotated[
         float | None,
         typer.Option(
-            help="0 prefers short translations, 1 compares means per subword. Default: the recipe's, or the network's own."
+            help="0 favors short translations, 1 compares means per subword. Default: the recipe's, or the network's own."
         ),
     ] = None,
     temperature: Annotated[float, typer.Option(help="Of the softmax; above 1 is flatter.")] = 1.0,
     batch: Annotated[
         int,
-        typer.Option(help="Sentences translated at once: time and memory only. With 1, each line is answered at once."),
+        typer.Option(
+            help="Sentences translated at once; affects only time and memory. With 1, each line is answered immediately."
+        ),
     ] = 64,
 ) -> None:
     """Translate standard input to standard output, line by line.
@@ -81,13 +83,13 @@ def translate(
                 first=first,
             )
             _write(sys.stdout.buffer, found)
-    except BrokenPipeError:  # whoever reads wants no more, as head does
+    except BrokenPipeError:  # the reader has stopped, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
 
 
 def _portions(stream: Iterable[bytes], size: int) -> Iterator[tuple[int, list[str]]]:
-    """Lines, some at a time, and the number of the first of them."""
+    """Portions of lines, each with the number of its first line."""
     from composer_ls.lab.tasks.translation.data import decoded_lines
 
     lines, first = decoded_lines(stream, "standard input"), 1

@@ -1,4 +1,4 @@
-"""Sentences of like length together, so that little of a batch is padding."""
+"""Batches of sentences of similar length, so that little of each batch is padding."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["IGNORED", "Batch", "Row", "TokenBatches", "collator"]
 IGNORED = -100
 
 Row = dict[str, list[int]]
-"""Ids of a sentence, ``input_ids``, and of its translation, ``labels``, each with its end."""
+"""Token ids of a sentence (``input_ids``) and of its translation (``labels``), each with its end token."""
 
 Batch = dict[str, Tensor]
 """``input_ids`` and ``attention_mask`` (N, S), ``labels`` and ``decoder_input_ids`` (N, T), int64."""
 
 
 def collator(tokenizer: Any, network: Any) -> Callable[[Sequence[Row]], Batch]:
-    """A function from rows, with or without labels, to a padded batch for the network."""
+    """A function that makes a padded batch for the network from rows with or without labels."""
     pad = transformers.DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
     shift = getattr(network, "prepare_decoder_input_ids_from_labels", None)
 
@@ -44,16 +44,16 @@ def collator(tokenizer: Any, network: Any) -> Callable[[Sequence[Row]], Batch]:
 
 
 class TokenBatches(Dataset[Batch]):
-    """Batches of at most so many tokens, padding counted; item i is batch i.
+    """Batches with a limited number of tokens, including padding; item i is batch i.
 
-    Rows are sorted by length and cut into batches. Which rows of equal lengths share a batch is drawn anew in each epoch, and
-    depends on seed and epoch alone; the batches' shapes and their number stay the same.
+    Rows are sorted by length and cut into batches. Rows of equal length are shuffled in each epoch, depending only on seed and
+    epoch; the number of batches and their shapes stay the same.
 
     Args:
         rows: The sentences.
-        batch_tokens: The most that sentences times the longest of them may be, in each language.
-        seed: Of the draws. ``None``: the order of the data, always.
-        collate: From rows to a batch; see :func:`collator`.
+        batch_tokens: The maximum of the number of sentences times the longest of them, in each language.
+        seed: For shuffling; ``None`` to keep the order of the data.
+        collate: Makes a batch from rows; see :func:`collator`.
 
     Raises:
         RecipeError: A sentence has more than ``batch_tokens`` subwords.
@@ -81,7 +81,7 @@ class TokenBatches(Dataset[Batch]):
         self._ends = self._cut(batch_tokens)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw which rows of equal lengths stand together in this epoch."""
+        """Shuffle the rows of equal length for this epoch."""
         count = len(self.rows)
         ties = np.arange(count) if self.seed is None else np.random.default_rng([self.seed, epoch]).permutation(count)
         self._order = np.lexsort((ties, self._lengths[1], self._lengths[0]))

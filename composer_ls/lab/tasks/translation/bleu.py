@@ -1,4 +1,4 @@
-"""How good translations are: BLEU, as sacrebleu computes it."""
+"""BLEU of translations, as sacrebleu computes it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Bleu(NamedTuple):
 
 
 def bleu(translations: Sequence[str], references: Sequence[str], lowercase: bool = False) -> Bleu:
-    """BLEU of translations, not tokenised, against one reference each.
+    """BLEU of translations that are not tokenized, with one reference each.
 
     Args:
         translations: N sentences.
@@ -27,7 +27,7 @@ def bleu(translations: Sequence[str], references: Sequence[str], lowercase: bool
         lowercase: Whether to ignore case.
 
     Raises:
-        TextError: There are none, or not as many of one as of the other.
+        TextError: There are none, or their numbers differ.
 
     Example:
         >>> from composer_ls.lab.tasks.translation.bleu import bleu

@@ -1,4 +1,4 @@
-"""Lines of text from files, and files of sentences that translate one another."""
+"""Lines of text from files, and parallel text: two files that match line by line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Pairs:
     Attributes:
         source: N sentences.
         target: Their N translations.
-        name: Where they are from, for messages.
+        name: Where they come from, for messages.
 
     """
 
@@ -32,21 +32,21 @@ class Pairs:
         return len(self.source)
 
     def first(self, count: int | None) -> Pairs:
-        """The first ``count`` pairs, or all: if there are fewer, or it is ``None``."""
+        """The first ``count`` pairs; all of them if ``count`` is ``None``."""
         return Pairs(self.source[:count], self.target[:count], self.name)
 
 
 def read_pairs(root: str | Path, split: str, source: str, target: str) -> Pairs:
-    """Read ``ROOT/SPLIT.SOURCE`` and ``ROOT/SPLIT.TARGET``, or the same with ``.gz`` behind.
+    """Read ``ROOT/SPLIT.SOURCE`` and ``ROOT/SPLIT.TARGET``, or the same names with ``.gz``.
 
     Args:
         root: The folder.
         split: Such as ``train``.
-        source: The ending of the language to translate from, such as ``en``.
-        target: The ending of the language to translate to.
+        source: The file extension of the source language, such as ``en``.
+        target: The file extension of the target language.
 
     Raises:
-        DataNotFoundError: A file is not there.
+        DataNotFoundError: A file is missing.
         TextError: A file is empty or not UTF-8, or the two have different numbers of lines.
 
     """
@@ -67,15 +67,15 @@ def _find(folder: Path, name: str) -> Path:
             return file
     raise DataNotFoundError(
         f"there is neither {name} nor {name}.gz in {folder.absolute()}: set data.root=DIR to the folder with the parallel "
-        f"text, one sentence a line (Multi30k: https://github.com/multi30k/dataset, task 1, raw)"
+        f"text, one sentence per line (Multi30k: https://github.com/multi30k/dataset, task 1, raw)"
     )
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file, which may be compressed by gzip, without what ends them.
+    """The lines of a UTF-8 file, which may be compressed by gzip, without line ends.
 
-    Only a line feed ends a line. (Python's own ``splitlines`` takes ten more characters for an end, some of which stand
-    in ordinary text, so that two files would no longer match line by line.)
+    Only a line feed ends a line. Python's ``splitlines`` also breaks at ten other characters, some of which occur in
+    ordinary text, so two files would no longer match line by line.
 
     Raises:
         TextError: The file is empty, cannot be read, or is not UTF-8; the message has the line's number.
@@ -87,7 +87,7 @@ def read_lines(path: Path) -> list[str]:
         raise TextError(f"{path} cannot be read ({error}): fetch or write it again") from error
     lines = list(decoded_lines(content.removesuffix(b"\n").split(b"\n"), str(path)))
     if not any(lines):
-        raise TextError(f"{path} is empty: it must hold a sentence a line")
+        raise TextError(f"{path} is empty: it must contain one sentence per line")
     return lines
 
 
@@ -95,7 +95,7 @@ def decoded_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
     r"""Decode lines one by one.
 
     Args:
-        lines: The lines' bytes, with or without their ends.
+        lines: The lines as bytes, with or without line ends.
         name: Where they are from, for the message.
 
     Raises:

@@ -18,7 +18,7 @@ Refusal = Callable[[str], InputError]
 
 
 def make_tokenizer(model: TranslationModel, data: TranslationData, texts: list[str]) -> Any:
-    """The tokenizer of a recipe: learnt from the texts, or that of the pretrained weights."""
+    """The tokenizer of a recipe: learnt from the texts, or the one that belongs to the pretrained weights."""
     if model.weights is None:
         return learn_tokenizer(texts, data.vocabulary, data.lowercase, data.longest)
     if data.lowercase:
@@ -32,7 +32,7 @@ def make_tokenizer(model: TranslationModel, data: TranslationData, texts: list[s
 
 
 def make_network(model: TranslationModel, data: TranslationData, tokenizer: Any) -> Any:
-    """The network of a recipe, with new or pretrained weights, which translates as the recipe says.
+    """The network of a recipe, with new or pretrained weights and the recipe's search settings.
 
     Raises:
         RecipeError: An argument that the type's configuration does not have or that transformers refuses, weights that are
@@ -51,13 +51,15 @@ def make_network(model: TranslationModel, data: TranslationData, tokenizer: Any)
         )
     search = network.generation_config
     search.num_beams, search.max_length, search.max_new_tokens = model.beam, data.longest, None
-    search.length_penalty = 1.0 if model.beam == 1 else model.length_penalty  # one without use would not be saved
+    search.length_penalty = (
+        1.0 if model.beam == 1 else model.length_penalty
+    )  # greedy search has no use for it, and saving would fail
     return network
 
 
 def _new(model: TranslationModel, tokenizer: Any) -> Any:
     family = model.name.removeprefix(PREFIX)
-    # The end also begins a translation: the only choice that suits every type.
+    # The end token also starts a translation: the only choice that works for every type.
     pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
     ids = {"pad_token_id": pad, "eos_token_id": end, "decoder_start_token_id": end}
     for key in model.arguments.keys() & {*ids, "vocab_size"}:
@@ -90,8 +92,8 @@ def load_network(folder: Path, tokenizer: Any, refusal: Refusal, model: Translat
     Args:
         folder: Where it is.
         tokenizer: Its tokenizer, from the same folder.
-        refusal: Makes what to raise if it cannot be used.
-        model: Of the recipe that trains it: the type that it must be of, and arguments that change its configuration.
+        refusal: Makes the error to raise if it cannot be used.
+        model: The recipe's model section, if it is to be trained: the required type, and changes to its configuration.
 
     """
     config = _read(transformers.AutoConfig, folder, refusal)
@@ -117,7 +119,7 @@ def load_network(folder: Path, tokenizer: Any, refusal: Refusal, model: Translat
 
 
 def positions(config: Any) -> int | None:
-    """The most subwords of a sentence; ``None``: there is no limit."""
+    """The maximum number of subwords in a sentence; ``None`` if there is no limit."""
     names = ("max_position_embeddings", "max_encoder_position_embeddings", "max_decoder_position_embeddings")
     return min((getattr(config, name) for name in names if hasattr(config, name)), default=None)
 

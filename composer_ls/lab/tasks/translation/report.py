@@ -1,4 +1,4 @@
-"""How translators are judged and shown."""
+"""The metrics and curves of translation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ METRICS = (
     ),
     replace(
         ACCURACY,
-        meaning="The part of the subwords of the test references that were the most probable, given those before.",
+        meaning="The fraction of subwords in the test references that the model found most probable, given those before.",
         compute=_of_tokens(token_accuracy),
         result_unit="fraction of subwords",
     ),

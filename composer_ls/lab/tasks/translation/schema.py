@@ -1,4 +1,4 @@
-"""Translation's part of a recipe: its data, its network, and how the test sets are translated."""
+"""The translation sections of a recipe: its data, its network, and how the test sets are translated."""
 
 from __future__ import annotations
 
@@ -22,16 +22,20 @@ Family = Literal[
 
 
 class TranslationData(DataSection):
-    """Which sentences to translate, and into what."""
+    """Which sentences to translate, and from which language to which."""
 
-    name: Literal["parallel_text"] = Field(description="files of sentences that translate one another line by line")
-    root: str = Field("data", description="folder of SPLIT.LANGUAGE, or with .gz behind; the split train is trained on")
-    source: str = Field("en", pattern=LANGUAGE, description="the language to translate from: an ending of files")
+    name: Literal["parallel_text"] = Field(description="parallel text: two files that match line by line")
+    root: str = Field(
+        "data", description="folder with files SPLIT.LANGUAGE or SPLIT.LANGUAGE.gz; the split train is for training"
+    )
+    source: str = Field("en", pattern=LANGUAGE, description="the language to translate from: the file extension")
     target: str = Field("de", pattern=LANGUAGE, description="the language to translate to")
     tests: list[str] = Field(
-        ["test_2016_flickr", "test_2017_flickr"], min_length=1, description="splits to test on; the first is the run's"
+        ["test_2016_flickr", "test_2017_flickr"],
+        min_length=1,
+        description="splits to test on; the run's metrics are those of the first",
     )
-    examples: Integer | None = Field(None, ge=1, description="the first so many training pairs; null: all")
+    examples: Integer | None = Field(None, ge=1, description="train on the first pairs only, this many; null: all")
     vocabulary: Integer = Field(
         8000,
         ge=300,
@@ -40,10 +44,12 @@ class TranslationData(DataSection):
     lowercase: Truth = Field(
         False, description="make all text lower case: translations have no capitals, and BLEU ignores case"
     )
-    longest: Integer = Field(128, ge=2, description="subwords of a sentence at most, its end counted")
+    longest: Integer = Field(128, ge=2, description="maximum subwords in a sentence, including its end token")
     too_long: Literal["cut", "refuse"] = Field("cut", description="what happens to a sentence that is longer")
     batch_tokens: Integer = Field(
-        4096, ge=2, description="subwords in one optimizer step of each process, of each language, padding counted"
+        4096,
+        ge=2,
+        description="maximum subwords in one optimizer step of each process, per language, including padding",
     )
 
 
@@ -52,13 +58,13 @@ class TranslationModel(ModelSection):
 
     name: Family = Field(description="a sequence-to-sequence model_type of transformers, after transformers/")
     arguments: dict[str, Any] = Field(
-        {}, description="of the model type's configuration, such as d_model; the others have its defaults"
+        {}, description="keys of the model type's configuration, such as d_model; the others keep their defaults"
     )
     weights: str | None = Field(
         None, description="folder of a pretrained network of this type, with its tokenizer; null: new weights"
     )
-    beam: Integer = Field(4, ge=1, description="hypotheses that a search follows; 1 is greedy")
-    length_penalty: Number = Field(1.0, ge=0, description="0 prefers short translations, 1 compares means per subword")
+    beam: Integer = Field(4, ge=1, description="hypotheses that beam search keeps; 1 is greedy")
+    length_penalty: Number = Field(1.0, ge=0, description="0 favors short translations, 1 compares means per subword")
 
 
 MODEL_FOLDER = "model"

@@ -1,4 +1,4 @@
-"""Subwords of two languages: a tokenizer learnt from text, as transformers uses it, and sentences to ids and back."""
+"""A subword tokenizer learnt from text, and the conversion of sentences to ids and back."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ log = logging.getLogger(__name__)
 def learn_tokenizer(texts: Iterable[str], vocabulary: int = 8000, lowercase: bool = False, longest: int = 128) -> Any:
     """A ``PreTrainedTokenizerFast`` of byte pairs learnt from sentences of both languages.
 
-    The same sentences give the same subwords. Every byte is one, so no text is unknown. Id 0 is padding, and 1 ends a sentence.
+    The same sentences give the same subwords. Every byte is a subword, so no text is unknown. Id 0 is padding, and 1 ends a sentence.
 
     Args:
         texts: The sentences.
-        vocabulary: How many subwords at most; little text gives fewer.
-        lowercase: Make capitals small first.
-        longest: The most subwords of a sentence, its end counted.
+        vocabulary: The maximum number of subwords; little text gives fewer.
+        lowercase: Make all text lower case first.
+        longest: The maximum number of subwords in a sentence, including its end token.
 
     Example:
         >>> from composer_ls.lab.tasks.translation.subwords import decode, encode, learn_tokenizer
@@ -58,7 +58,7 @@ def learn_tokenizer(texts: Iterable[str], vocabulary: int = 8000, lowercase: boo
         eos_token=END,
         model_max_length=longest,
         model_input_names=["input_ids", "attention_mask"],
-        split_special_tokens=True,  # a text may hold the word </s>
+        split_special_tokens=True,  # text may contain the word </s>
         clean_up_tokenization_spaces=False,
     )
 
@@ -72,19 +72,19 @@ def encode(
     first: int = 1,
     target: bool = False,
 ) -> list[list[int]]:
-    """The ids of each line, with its end. Those that are too long are cut, with a warning, or refused.
+    """The ids of each line, with its end token. Lines that are too long are cut, with a warning, or refused.
 
     Args:
         tokenizer: Of transformers.
         lines: The sentences.
-        longest: The most subwords of one, its end counted.
+        longest: The maximum number of subwords in one, including its end token.
         too_long: ``"cut"`` or ``"refuse"``.
-        name: Where the lines are from, for messages.
+        name: Where the lines come from, for messages.
         first: The number of the first line, for messages.
-        target: Whether they are in the language to translate to.
+        target: Whether they are in the target language.
 
     Raises:
-        TextError: ``too_long="refuse"`` and a line is; the message has its number.
+        TextError: A line is too long, with ``too_long="refuse"``; the message has its number.
 
     """
     if not lines:
@@ -94,7 +94,7 @@ def encode(
     over = [index for index, row in enumerate(rows) if len(row) > longest]
     if over:
         shown = ", ".join(str(first + index) for index in over[:5]) + (", ..." if len(over) > 5 else "")
-        what = f"{name}: {len(over)} of {len(rows):,} sentences have more than {longest} subwords, their end counted (line {shown})"
+        what = f"{name}: {len(over)} of {len(rows):,} sentences have more than {longest} subwords, including the end (line {shown})"
         if too_long == "refuse":
             raise TextError(
                 f"{what}, which is the most that data.longest={longest} allows: shorten or split them, or train with a "

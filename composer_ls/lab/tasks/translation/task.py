@@ -1,4 +1,4 @@
-"""Translation: from a recipe to batches, a network and what to measure of it."""
+"""The translation task: batches, network and measurements of a recipe."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Translation(Task):
         train = train.first(data.examples)
         self._tests = dict(zip(data.tests, tests, strict=True))
         self._tokenizer = make_tokenizer(recipe.model, data, [*train.source, *train.target])
-        self._network = make_network(recipe.model, data, self._tokenizer)  # now, for what is wrong with it
+        self._network = make_network(recipe.model, data, self._tokenizer)  # now, so that errors come early
         self.num_classes = self._network.config.vocab_size
         self._train = encode_pairs(train, self._tokenizer, data)
         self._test_rows = {name: encode_pairs(pairs, self._tokenizer, data) for name, pairs in self._tests.items()}
@@ -76,7 +76,7 @@ class Translation(Task):
         }
 
     def check(self, algorithms: Sequence[Algorithm]) -> None:
-        """Raise a RecipeError if an algorithm is for images, or takes no batches with names."""
+        """Raise a RecipeError if an algorithm is for images, or cannot read these batches."""
         unfit = [algorithm for algorithm, _ in mixers_among(algorithms)]
         unfit += [algorithm for algorithm in algorithms if isinstance(algorithm, Distillation)]
         if unfit:
@@ -89,19 +89,19 @@ class Translation(Task):
             )
 
     def label_counts(self) -> Tensor:
-        """How often each subword stands in the training translations, ends included, ``(K,)``."""
+        """How often each subword occurs in the training translations, including end tokens, ``(K,)``."""
         labels = torch.tensor([token for row in self._train for token in row["labels"]])
         return torch.bincount(labels, minlength=self.num_classes)
 
     def model(self) -> HuggingFaceModel:
-        """The network that the recipe describes, which makes its loss itself."""
+        """The network that the recipe describes, which computes its loss itself."""
         self._network = make_network(self._model, self._data, self._tokenizer)
-        self._network.config.use_cache = False  # which would keep keys and values in training, and warn
+        self._network.config.use_cache = False  # a cache of keys and values is of no use in training, and warns
         metrics = [LanguageCrossEntropy(ignore_index=IGNORED), MaskedAccuracy(ignore_index=IGNORED)]
         return HuggingFaceModel(self._network, self._tokenizer, use_logits=True, eval_metrics=metrics)
 
     def training_loader(self) -> DataSpec:
-        """Batches of tokens."""
+        """Batches of the training pairs."""
         return self._loader(self._train, self._recipe.seed, lambda batches: EpochSampler(batches, self._recipe.seed))
 
     def evaluation_loader(self) -> DataSpec:
@@ -115,12 +115,12 @@ class Translation(Task):
         loader = DataLoader(batches, batch_size=1, sampler=order(batches), collate_fn=lambda one: one[0])
         return DataSpec(
             loader,
-            split_batch=lambda batch, size: [batch],  # it fits into memory, as batch_tokens says
+            split_batch=lambda batch, size: [batch],  # batch_tokens already limits its size
             get_num_samples_in_batch=lambda batch: len(batch["labels"]),
         )
 
     def measure(self, trainer: Trainer) -> Measured:
-        """BLEU, likelihood and calibration on every test set; those of the first are the run's metrics."""
+        """BLEU, likelihood and calibration on every test set; those of the first become the run's metrics."""
         measuring = _Measuring(self)
         trainer.state.callbacks.append(measuring)
         trainer.eval(eval_dataloader=Evaluator(label="measuring", dataloader=self.evaluation_loader()))
@@ -128,7 +128,7 @@ class Translation(Task):
         return measuring.measured
 
     def measured(self) -> Measured:
-        """What the network as it is now does on the test sets."""
+        """The measurements of the current network on the test sets."""
         network, data = self._network.eval(), self._data
         translator = Translator(network, self._tokenizer, data.too_long)
         tests, files, scores, signature = {}, {}, {}, ""
@@ -139,7 +139,7 @@ class Translation(Task):
             score, signature = bleu(translations, pairs.target, data.lowercase)
             tests[name] = REPORT.measure(scores[name]._asdict(), bleu=score)
             files[f"translations.{name}.{data.target}"] = "".join(f"{line}\n" for line in translations)
-        weights = copy.deepcopy(network.state_dict())  # those of an algorithm such as EMA, which takes them back
+        weights = copy.deepcopy(network.state_dict())  # an algorithm such as EMA replaces them after evaluation
 
         def save(folder: Path) -> None:
             network.config.use_cache = True
@@ -167,7 +167,7 @@ def encode_pairs(pairs: Pairs, tokenizer: Any, data: TranslationData) -> list[Ro
 
 
 def evaluation_logits(translator: Translator, rows: list[Row], batch_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits ``(N, K, T)`` and labels ``(N, T)`` of every batch, given the references up to each subword."""
+    """Logits ``(N, K, T)`` and labels ``(N, T)`` of every batch, with the references before each subword as input."""
     network = translator.network
     for batch in TokenBatches(rows, batch_tokens, None, collator(translator.tokenizer, network)):
         on_device = {key: tensor.to(network.device) for key, tensor in batch.items()}

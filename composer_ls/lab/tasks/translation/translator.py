@@ -1,4 +1,4 @@
-"""A finished run, or any sequence-to-sequence folder of Hugging Face, as something that translates lines."""
+"""Translates lines with a finished run, or with any sequence-to-sequence model folder of Hugging Face."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from composer_ls.lab.tasks.translation.subwords import decode, encode
 __all__ = ["Temperature", "Translator"]
 
 LONGEST = 512
-"""Subwords of a sentence where neither the network nor its tokenizer has a limit."""
+"""Maximum subwords in a sentence if neither the network nor its tokenizer has a limit."""
 
 
 class Translator:
     """A network with its tokenizer.
 
     Args:
-        network: Of transformers, on the device to use, in evaluation mode. It searches as its ``generation_config`` says.
+        network: Of transformers, on the device to use, in evaluation mode. Its ``generation_config`` has the search settings.
         tokenizer: Its tokenizer.
         too_long: What happens to a sentence that is too long for the network: ``"cut"`` or ``"refuse"``.
 
@@ -86,16 +86,16 @@ class Translator:
 
         Args:
             lines: Sentences.
-            beam: How many hypotheses are followed, 1 is greedy; ``None``: as the network's ``generation_config`` says.
-            length_penalty: 0 prefers short translations, 1 compares means per subword; ``None``: likewise.
+            beam: How many hypotheses are kept, 1 is greedy; ``None`` for the network's ``generation_config``.
+            length_penalty: 0 favors short translations, 1 compares means per subword; ``None`` likewise.
             temperature: Of the softmax.
-            batch: How many sentences are translated at once: it changes time and memory only.
-            name: Where the lines are from, for messages.
+            batch: How many sentences are translated at once. It affects only time and memory.
+            name: Where the lines come from, for messages.
             first: The number of the first line, for messages.
 
         Raises:
             InputError: An option is out of range.
-            TextError: A sentence is longer than the network allows, and the recipe says to refuse it.
+            TextError: A sentence is longer than the network allows, with ``too_long="refuse"``.
 
         """
         options = self._options(beam, length_penalty, temperature)
@@ -126,7 +126,7 @@ class Translator:
             )
         options: dict[str, Any] = {"num_beams": beam, "max_length": self.longest, "do_sample": False}
         if beam == 1:
-            options["length_penalty"] = 1.0  # transformers warns of any other, which has no use
+            options["length_penalty"] = 1.0  # transformers warns of any other value, which has no effect
         elif length_penalty is not None:
             options["length_penalty"] = length_penalty
         if temperature != 1:
@@ -135,9 +135,9 @@ class Translator:
 
 
 class Temperature(transformers.LogitsProcessor):
-    r"""Make log probabilities those of :math:`\mathrm{softmax}(x/T)`, which a beam search can add up.
+    r"""Log probabilities of :math:`\mathrm{softmax}(x/T)`, which beam search can add up.
 
-    Dividing the scores by T alone would leave every sum of them in the same order, as the search compares sums.
+    Dividing log probabilities by T without normalizing again would change nothing: every sum keeps its rank in the search.
 
     Args:
         temperature: T, above 0.

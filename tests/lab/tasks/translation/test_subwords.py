@@ -64,7 +64,7 @@ LONG = ["a man", "a man and a dog and a tree", ""]
 def test_long_sentences_are_cut_and_that_is_told(tokenizer, caplog, target):
     with caplog.at_level(logging.WARNING):
         rows = encode(tokenizer, LONG, 8, "cut", "the source of train", target=target)
-    assert "the source of train: 1 of 3 sentences have more than 8 subwords, their end counted (line 2)" in caplog.text
+    assert "the source of train: 1 of 3 sentences have more than 8 subwords, including the end (line 2)" in caplog.text
     (whole,) = encode(tokenizer, LONG[1:2], 128)
     assert rows[1] == [*whole[:7], tokenizer.eos_token_id]
 

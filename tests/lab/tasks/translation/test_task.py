@@ -166,7 +166,7 @@ def test_a_long_line_is_cut_and_told(run, monkeypatch, capfdbinary, caplog):
     assert code == 0
     assert len(out.splitlines()) == 2
     assert (
-        "standard input: 1 of 2 sentences have more than 24 subwords, their end counted (line 2) and were cut"
+        "standard input: 1 of 2 sentences have more than 24 subwords, including the end (line 2) and were cut"
         in caplog.text
     )
 

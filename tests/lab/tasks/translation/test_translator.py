@@ -118,7 +118,7 @@ def test_a_line_is_cut_where_the_positions_end_and_that_is_told(caplog):
     long = "a man and a dog " * 8
     with caplog.at_level(logging.WARNING):
         lines = translator.translate(["a dog", long], beam=1, first=7)
-    assert "the input: 1 of 2 sentences have more than 20 subwords, their end counted (line 8)" in caplog.text
+    assert "the input: 1 of 2 sentences have more than 20 subwords, including the end (line 8)" in caplog.text
     (cut,) = encode(tokenizer, [long], 20)
     assert len(cut) == 20
     assert cut[-1] == tokenizer.eos_token_id
