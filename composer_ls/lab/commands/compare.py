@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,16 +14,17 @@ from rich.text import Text
 from composer_ls.errors import InputError
 from composer_ls.lab.commands.report import Purpose, show_report
 
-__all__ = ["add_to"]
+if TYPE_CHECKING:
+    from composer_ls.lab.compare.execute import Ended
+    from composer_ls.lab.compare.planned_runs import Plan
+
+__all__ = ["add_to", "show_failures"]
 
 
 def add_to(app: typer.Typer) -> None:
     """Add ``compare`` to the command line."""
     app.command(epilog=EXAMPLES)(compare)
 
-
-NARROW = 60
-"""The live display needs at least this many columns for its numbers."""
 
 EXAMPLES = """
 **Examples**
@@ -72,8 +74,8 @@ def compare(
 
     Seeds are paired: runs with the same seed share initial weights, data order and augmentation, whatever the
     smoothing. Finished runs are skipped and interrupted ones continue, so the same command resumes a comparison, and
-    several machines that share the folder can run it together. If a run fails, its log is kept and the other runs
-    continue; the exit status is then 1.
+    no run is done twice at the same time. If a run fails, its log is kept and the other runs continue; the exit status
+    is then 1.
     """
     from composer_ls.lab.compare.planned_runs import make_plan
     from composer_ls.lab.tasks.registry import task_report
@@ -102,44 +104,48 @@ def compare(
     if len(failures) < len(plan.runs):
         show_report(plan.out, console, purpose)
     if failures:
-        reasons: dict[str, list[Any]] = {}
-        for failure in failures:
-            reasons.setdefault(failure.reason, []).append(failure)
-        for reason, some in reasons.items():
-            logs = ", ".join(str(failure.log) for failure in some[:3]) + (", ..." if len(some) > 3 else "")
-            errors.print(
-                Text(f"\n{len(some)} of {len(plan.runs)} runs failed: {reason}\nsee {logs}", style="red"),
-                soft_wrap=True,
-            )
+        show_failures(failures, len(plan.runs), errors)
         raise typer.Exit(1)
 
 
-def _do(plan: Any, jobs: int | None, command: str, overwrite: bool, errors: Console) -> list[Any]:
+def show_failures(failures: Sequence[Ended], total: int, errors: Console) -> None:
+    """Print each reason for failures once, with the logs of a few of the runs."""
+    reasons: dict[str, list[Ended]] = {}
+    for failure in failures:
+        reasons.setdefault(failure.reason, []).append(failure)
+    for reason, some in reasons.items():
+        logs = ", ".join(str(failure.log) for failure in some[:3]) + (", ..." if len(some) > 3 else "")
+        errors.print(
+            Text(f"\n{len(some)} of {total} runs failed: {reason}\nsee {logs}", style="red"),
+            soft_wrap=True,
+        )
+
+
+def _do(plan: Plan, jobs: int | None, command: str, overwrite: bool, errors: Console) -> list[Ended]:
     """Run what is not finished (with ``overwrite``, everything), and return the failures."""
     todo = [run for run in plan.runs if overwrite or not run.finished]
     if not todo:
         errors.print("all runs are already finished")
         return []
-    from composer_ls.lab.compare.execute import check, default_jobs, execute, forget
-    from composer_ls.lab.compare.progress import LiveDisplay, PlainDisplay
+    from composer_ls.lab.compare.execute import execute, forget
+    from composer_ls.lab.compare.local_engine import LocalEngine, default_jobs
+    from composer_ls.lab.compare.progress import display_on
     from composer_ls.lab.report.comparison_page import COMMANDS
     from composer_ls.lab.report.page import write
 
     device = plan.recipe.device
-    jobs = jobs or default_jobs(device, len(plan.runs))
     try:
-        with errors.status("checking the data and starting"):
-            check(todo)
-        if overwrite:
-            forget(todo)  # only after the check; if interrupted later, it can be resumed without --overwrite
-        commands = plan.out / COMMANDS
-        known = commands.read_text(encoding="utf-8").splitlines() if commands.is_file() else []
-        if command not in known:
-            write(commands, "\n".join([*known, command]) + "\n")
-        if not errors.is_terminal or errors.width < NARROW:
-            return execute(todo, jobs, device, PlainDisplay(errors, len(todo), len(plan.runs) - len(todo)))
-        with LiveDisplay(errors, len(todo), len(plan.runs) - len(todo)) as display:
-            return execute(todo, jobs, device, display)
+        with LocalEngine(jobs or default_jobs(device, len(plan.runs)), device) as engine:
+            with errors.status("checking the data and starting"):
+                engine.check(todo)
+            if overwrite:
+                forget(todo)  # only after the check; if interrupted later, it can be resumed without --overwrite
+            commands = plan.out / COMMANDS
+            known = commands.read_text(encoding="utf-8").splitlines() if commands.is_file() else []
+            if command not in known:
+                write(commands, "\n".join([*known, command]) + "\n")
+            with display_on(errors, len(todo), len(plan.runs) - len(todo)) as display:
+                return [ended for ended in execute(todo, engine, display) if ended.failed]
     except KeyboardInterrupt:
         without = " without --overwrite" if overwrite else ""
         errors.print(f"stopped; run the same command{without} to continue")

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -41,6 +41,8 @@ class PlannedRun:
         recipe: Its recipe.
         arguments: The arguments of ``composer-ls`` that run it.
         folder: Its run folder, which may exist already.
+        watch: Called in the run's process with each line of its ``metrics.jsonl``; stops the run by returning True. It is
+            sent to that process, so it must be possible to pickle it.
 
     """
 
@@ -48,6 +50,7 @@ class PlannedRun:
     recipe: Recipe
     arguments: tuple[str, ...]
     folder: Path
+    watch: Callable[[Mapping[str, float]], bool] | None = None
 
     @property
     def command(self) -> str:

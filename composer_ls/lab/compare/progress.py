@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from composer_ls.lab.compare.execute import Display, Failure
+from composer_ls.lab.compare.execute import Display, Ended
+from composer_ls.lab.compare.one_run import Status
 from composer_ls.lab.compare.planned_runs import PlannedRun
 from composer_ls.lab.recipe.recipe import Recipe
 from composer_ls.lab.run_folder.folder import RunFolder
 
-__all__ = ["LiveDisplay", "PlainDisplay", "progress_of", "time_left"]
+__all__ = ["LiveDisplay", "PlainDisplay", "display_on", "progress_of", "time_left"]
+
+NARROW = 60
+"""The live display needs at least this many columns for its numbers."""
+
+
+@contextlib.contextmanager
+def display_on(console: Console, total: int, found: int) -> Iterator[Display]:
+    """The display that suits a console.
+
+    Args:
+        console: Where to show it.
+        total: The number of runs to do.
+        found: The number of runs that were already finished.
+
+    """
+    if not console.is_terminal or console.width < NARROW:
+        yield PlainDisplay(console, total, found)
+    else:
+        with LiveDisplay(console, total, found) as display:
+            yield display
 
 
 def progress_of(run: PlannedRun) -> float:
@@ -61,6 +83,13 @@ class _Tally:
         self.total, self.done, self.failed = total, 0, 0
         self.clock, self.began = clock, clock()
 
+    def count(self, ended: Ended) -> None:
+        """Count a run that is over."""
+        if ended.failed:
+            self.failed += 1
+        else:
+            self.done += 1
+
     @property
     def over(self) -> int:
         """The number of runs that have finished or failed."""
@@ -69,6 +98,9 @@ class _Tally:
     def left(self, active: float = 0.0) -> str:
         """The time left in words. ``active`` is the sum of the active runs' progress."""
         return time_left(self.over + active, self.total, self.clock() - self.began)
+
+
+_WORDS = {Status.FINISHED: "finished", Status.STOPPED: "stopped early"}
 
 
 class PlainDisplay(Display):
@@ -81,26 +113,17 @@ class PlainDisplay(Display):
     def started(self, run: PlannedRun) -> None:
         """Print nothing: only the end of a run is reported."""
 
-    def finished(self, run: PlannedRun) -> None:
-        """Print it, with the time left."""
-        self.tally.done += 1
-        self._count(f"finished: {run.name}")
-
-    def failed(self, failure: Failure) -> None:
-        """Print it, with the reason."""
-        self.tally.failed += 1
-        self._count(f"failed: {failure.run.name}: {failure.reason} ({failure.log})")
-
-    def waiting(self, run: PlannedRun, whom: str) -> None:
-        """Print who is doing the run."""
-        self._say(f"{run.name} is being done by {whom}")
+    def ended(self, ended: Ended) -> None:
+        """Print how it ended, with the time left."""
+        self.tally.count(ended)
+        words = f"{_WORDS.get(ended.status, 'failed')}: {ended.run.name}"
+        if ended.failed:
+            words += f": {ended.reason} ({ended.log})"
+        left = "" if self.tally.over == self.tally.total else self.tally.left()
+        self._say(f"[{self.tally.over}/{self.tally.total}] {words}" + (f"; {left}" if left else ""))
 
     def tick(self) -> None:
         """Do nothing."""
-
-    def _count(self, words: str) -> None:
-        left = "" if self.tally.over == self.tally.total else self.tally.left()
-        self._say(f"[{self.tally.over}/{self.tally.total}] {words}" + (f"; {left}" if left else ""))
 
     def _say(self, words: str) -> None:
         self.console.print(Text(words), soft_wrap=True)
@@ -134,22 +157,13 @@ class LiveDisplay(Display):
         """Add a bar for the run."""
         self.tasks[run.name] = self.bars.add_task(f"  {run.name}", total=1.0, words=""), run
 
-    def finished(self, run: PlannedRun) -> None:
-        """Remove the run's bar."""
-        self.tally.done += 1
-        self._remove(run)
-
-    def failed(self, failure: Failure) -> None:
-        """Print the failure above the bars."""
-        self.tally.failed += 1
-        self._remove(failure.run)
-        words = Text(f"failed: {failure.run.name}: {failure.reason}", style="red")
-        self.console.print(words, Text(f"  {failure.log}"), sep="\n", soft_wrap=True)
-
-    def waiting(self, run: PlannedRun, whom: str) -> None:
-        """Print who is doing the run above the bars."""
-        self._remove(run)
-        self.console.print(Text(f"{run.name} is being done by {whom}"), soft_wrap=True)
+    def ended(self, ended: Ended) -> None:
+        """Remove the run's bar, and print a failure above the bars."""
+        self.tally.count(ended)
+        self._remove(ended.run)
+        if ended.failed:
+            words = Text(f"failed: {ended.run.name}: {ended.reason}", style="red")
+            self.console.print(words, Text(f"  {ended.log}"), sep="\n", soft_wrap=True)
 
     def tick(self) -> None:
         """Update the bars."""

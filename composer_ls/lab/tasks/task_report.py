@@ -23,6 +23,7 @@ class Curve:
         name: The display name.
         unit: The unit of its values, "nats" for losses and "" for fractions.
         logarithmic: Whether to use a logarithmic axis.
+        metric: The key of the report's metric that the curve shows, if it shows one.
 
     """
 
@@ -30,6 +31,7 @@ class Curve:
     name: str
     unit: str = ""
     logarithmic: bool = False
+    metric: str | None = None
 
     @property
     def heading(self) -> str:

@@ -12,7 +12,10 @@ from comparison_support import make_comparison, make_run
 
 from composer_ls.lab.commands.cli import main
 from composer_ls.lab.compare import execute as execute_module
-from composer_ls.lab.compare.execute import default_jobs
+from composer_ls.lab.compare import local_engine, one_run
+from composer_ls.lab.compare.execute import Ended
+from composer_ls.lab.compare.local_engine import default_jobs
+from composer_ls.lab.compare.one_run import Order, Status
 from composer_ls.lab.compare.planned_runs import make_plan
 from composer_ls.lab.recipe.reading import load_recipe
 from composer_ls.lab.run_folder.claim import claimant
@@ -56,7 +59,7 @@ def test_report_ends_with_what_to_do_for_the_purpose_that_is_named(tmp_path, cap
 
 
 def test_compare_of_what_is_finished_runs_nothing(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(execute_module, "_start", lambda _: pytest.fail("something was run"))
+    monkeypatch.setattr(local_engine, "_start", lambda _: pytest.fail("something was run"))
     for planned in make_plan("digits-mlp", [], "0,0.1", 2, [], tmp_path).runs:
         make_run(planned.folder, planned.recipe.smoothing, planned.recipe.seed)
     assert run("compare", "digits-mlp", "--smoothing", "0.1,0", "--seeds", "2", "--out", str(tmp_path)) == 0
@@ -110,7 +113,7 @@ def test_a_report_that_cannot_be_written_is_told(tmp_path, capsys):
 
 
 def test_as_many_jobs_as_cores_or_gpus_but_not_more_than_runs(monkeypatch):
-    monkeypatch.setattr(execute_module, "_cores", lambda: 32)
+    monkeypatch.setattr(local_engine, "cores", lambda: 32)
     assert default_jobs("cpu", 100) == 8
     assert default_jobs("cpu", 3) == 3
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
@@ -136,7 +139,7 @@ def until(condition, seconds=PATIENCE):
 
 
 @pytest.mark.slow
-def test_a_comparison_that_is_killed_interrupted_and_shared_ends_with_the_summary_of_an_undisturbed_one(tmp_path):
+def test_a_comparison_that_is_killed_and_interrupted_ends_with_the_summary_of_an_undisturbed_one(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
 
     def finished():
@@ -164,11 +167,10 @@ def test_a_comparison_that_is_killed_interrupted_and_shared_ends_with_the_summar
     left = 4 - len(finished())
     assert left >= 1
 
-    undisturbed, *sharing = [comparison(whole), comparison(broken), comparison(broken)]
-    texts = [process.communicate(timeout=PATIENCE)[0] for process in (undisturbed, *sharing)]
-    assert [process.returncode for process in (undisturbed, *sharing)] == [0, 0, 0]
-    assert any(f"{left} runs to do, {4 - left} already finished" in text for text in texts[1:])
-    assert any("is being done by process" in text for text in texts[1:])
+    undisturbed, resumed = comparison(whole), comparison(broken)
+    texts = [process.communicate(timeout=PATIENCE)[0] for process in (undisturbed, resumed)]
+    assert [process.returncode for process in (undisturbed, resumed)] == [0, 0]
+    assert f"{left} runs to do, {4 - left} already finished" in texts[1]
     assert first.items() <= finished().items()  # nothing was run again
     assert (broken / "summary.csv").read_bytes() == (whole / "summary.csv").read_bytes()
     assert (broken / "commands.txt").read_text().count("\n") == 1
@@ -195,15 +197,35 @@ def test_a_run_that_fails_keeps_its_log_and_does_not_stop_the_rest(tmp_path, cap
     assert (tmp_path / "report.html").is_file()
 
 
-def test_the_process_of_a_run_that_diverged_fails_with_a_sentence(tmp_path, monkeypatch, capsys):
+def test_a_run_that_diverged_fails_with_a_sentence_in_its_log(tmp_path, monkeypatch):
     monkeypatch.setattr("composer_ls.lab.training.train.train", lambda *_, **__: {"diverged": True})
-    monkeypatch.setattr(execute_module.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(one_run.signal, "signal", lambda *_: None)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    recipe = load_recipe("digits-mlp").model_dump()
-    with pytest.raises(SystemExit) as stop:
-        execute_module._guarded(lambda: execute_module._train(recipe, str(tmp_path), 1))
-    assert stop.value.code == 1
-    assert "composer-ls: it diverged: use a smaller optimizer.learning_rate" in capsys.readouterr().out
+    order = Order(load_recipe("digits-mlp").model_dump(), str(tmp_path), ("train", "digits-mlp"))
+    assert one_run.carry_out(order, 1) == Status.FAILED
+    assert "composer-ls: it diverged: use a smaller optimizer.learning_rate" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_run_that_another_process_does_fails_with_its_name_and_what_to_do(tmp_path):
+    (planned,) = make_plan("digits-mlp", [], "0.1", 1, [], tmp_path).runs
+    code = f"""if True:
+        import sys, pathlib
+        from composer_ls.lab.run_folder.claim import claimed
+        with claimed(pathlib.Path({str(planned.folder)!r})):
+            print("claimed", flush=True)
+            sys.stdin.read()
+    """
+    other = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
+    )
+    try:
+        assert other.stdout.readline() == "claimed\n"
+        ended = execute_module.how_it_ended(planned, Status.BUSY)
+    finally:
+        other.communicate("")
+    assert ended.failed
+    assert ended.reason.startswith(f"it is being done by process {other.pid} on ")
+    assert ended.reason.endswith("run the same command again when that is over")
 
 
 def test_overwrite_does_finished_runs_afresh(tmp_path, capsys, monkeypatch):
@@ -213,12 +235,12 @@ def test_overwrite_does_finished_runs_afresh(tmp_path, capsys, monkeypatch):
         make_run(planned.folder, planned.recipe.smoothing, planned.recipe.seed)
     done = []
 
-    def fake(todo, jobs, device, display):
+    def fake(todo, engine, display):
         done.extend(todo)
         assert not list(tmp_path.rglob("result.json"))
         for planned in todo:
             make_run(planned.folder, planned.recipe.smoothing, planned.recipe.seed)
-        return []
+        return [Ended(planned) for planned in todo]
 
     monkeypatch.setattr(execute_module, "execute", fake)
     command = ["compare", "digits-mlp", "--seeds", "3", "--out", str(tmp_path)]

@@ -7,7 +7,8 @@ import pytest
 from comparison_support import make_run
 from rich.console import Console
 
-from composer_ls.lab.compare.execute import Failure
+from composer_ls.lab.compare.execute import Ended
+from composer_ls.lab.compare.one_run import Status
 from composer_ls.lab.compare.planned_runs import PlannedRun
 from composer_ls.lab.compare.progress import LiveDisplay, PlainDisplay, progress_of, time_left
 from composer_ls.lab.recipe.reading import load_recipe
@@ -55,16 +56,14 @@ def test_without_a_terminal_each_event_is_a_line():
     run = planned(Path("out") / "run")
     display.started(run)
     display.tick()
-    display.finished(run)
-    display.waiting(run, "process 7 on elsewhere")
-    display.failed(Failure(run, "OutOfMemoryError: 3 GiB"))
-    display.finished(run)
+    display.ended(Ended(run))
+    display.ended(Ended(run, Status.FAILED, "OutOfMemoryError: 3 GiB"))
+    display.ended(Ended(run, Status.STOPPED))
     lines = out.file.getvalue().splitlines()
     assert lines[0] == "3 runs to do, 2 already finished"
     assert lines[1].startswith("[1/3] finished: smoothing 0, seed 17; about ")
-    assert lines[2] == "smoothing 0, seed 17 is being done by process 7 on elsewhere"
-    assert lines[3].startswith("[2/3] failed: smoothing 0, seed 17: OutOfMemoryError: 3 GiB (out/run/log.txt)")
-    assert lines[4:] == ["[3/3] finished: smoothing 0, seed 17"]
+    assert lines[2].startswith("[2/3] failed: smoothing 0, seed 17: OutOfMemoryError: 3 GiB (out/run/log.txt)")
+    assert lines[3:] == ["[3/3] stopped early: smoothing 0, seed 17"]
 
 
 def test_on_a_terminal_there_are_bars_that_go_away(tmp_path):
@@ -76,8 +75,8 @@ def test_on_a_terminal_there_are_bars_that_go_away(tmp_path):
         display.tick()
         display.bars.refresh()
         during = out.file.getvalue()
-        display.finished(run)
-        display.failed(Failure(other, "it was killed by SIGKILL"))
+        display.ended(Ended(run))
+        display.ended(Ended(other, Status.FAILED, "it was killed by SIGKILL"))
         display.tick()
         display.bars.refresh()
     after = out.file.getvalue()

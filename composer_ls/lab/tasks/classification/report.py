@@ -112,8 +112,8 @@ REPORT = TaskReport(
     metrics=METRICS,
     curves=(
         Curve("metrics/train/CrossEntropy", "training loss", "nats", logarithmic=True),
-        Curve("metrics/{part}/CrossEntropy", "{part} NLL", "nats"),
-        Curve("metrics/{part}/MulticlassAccuracy", "{part} accuracy"),
+        Curve("metrics/{part}/CrossEntropy", "{part} NLL", "nats", metric="nll"),
+        Curve("metrics/{part}/MulticlassAccuracy", "{part} accuracy", metric="accuracy"),
     ),
     bins=lambda predictions: reliability_bins(predictions["logits"], predictions["labels"]),
     temperature=_mean_temperature,

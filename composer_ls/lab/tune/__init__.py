@@ -1,0 +1,1 @@
+"""Tuning: which smoothing, and which other values, suit a recipe best."""
