@@ -16,6 +16,8 @@ if TYPE_CHECKING:
         dice_loss,
         linear_cross_entropy,
     )
+    from composer_ls.max_sup import MaxSup
+    from composer_ls.online_label_smoothing import OnlineLabelSmoothing
     from composer_ls.smoothing import smooth_labels
     from composer_ls.smoothing_diagnostics import SmoothingDiagnostics
     from composer_ls.targets import SoftTargets
@@ -25,6 +27,8 @@ __all__ = [
     "Distillation",
     "LabelSmoothing",
     "LinearCrossEntropyLoss",
+    "MaxSup",
+    "OnlineLabelSmoothing",
     "SmoothingDiagnostics",
     "SoftTargets",
     "cross_entropy",
@@ -43,6 +47,8 @@ _HOMES = {
     "Distillation": "distillation",
     "LabelSmoothing": "algorithm",
     "LinearCrossEntropyLoss": "losses",
+    "MaxSup": "max_sup",
+    "OnlineLabelSmoothing": "online_label_smoothing",
     "SmoothingDiagnostics": "smoothing_diagnostics",
     "SoftTargets": "targets",
     "cross_entropy": "losses",

@@ -22,6 +22,7 @@ from trainer_support import K, RecordingLoss, SecondStep, classifier, examples, 
 import composer_ls.algorithm
 from composer_ls import LabelSmoothing, SoftTargets, cross_entropy
 from composer_ls.errors import TargetError
+from composer_ls.smoothing import linear
 
 
 def fake_state(batch, outputs, model=None):
@@ -287,7 +288,14 @@ def test_repr_is_the_call():
             TypeError,
             "ignore_index must be an integer, or None to ignore no label, but is '-100'",
         ),
-        ({"smoothing": torch.tensor([0.1, 0.2])}, TypeError, "must be a number, but is a tensor of shape"),
+        ({"smoothing": torch.rand(2, 3)}, ValueError, r"shape \(2, 3\), but must be a number or have shape \(K,\)"),
+        ({"smoothing": [0.1, 1.5]}, ValueError, r"smoothing\[1\] must be in \[0, 1\], but is 1.5"),
+        (
+            {"smoothing": linear(0.0, 2.0)},
+            ValueError,
+            r"linear\(0, 2, '1dur'\) goes out of range at its end: .* but is 2",
+        ),
+        ({"smoothing": {"schedule": "linear", "from": 0}}, ValueError, "a schedule is written as {schedule: cosine"),
         ({"spread": "none"}, ValueError, "spread must be 'all' or 'others', but is 'none'"),
         ({"kind": "several"}, ValueError, "kind must be 'multiclass' or 'binary', but is 'several'"),
         ({"kind": "binary", "spread": "others"}, ValueError, "leave prior=None and spread='all' with it"),

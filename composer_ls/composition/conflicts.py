@@ -41,7 +41,7 @@ class DoubleSmoothingError(InputError):
 
 @dataclass(frozen=True)
 class Conflict:
-    """Something other than LabelSmoothing that smooths.
+    """Something that smooths besides an Algorithm of ours.
 
     Attributes:
         place: What it is and where, in words.
@@ -54,10 +54,11 @@ class Conflict:
 
     def message(self, smoother: Algorithm) -> str:
         """An error message that names both places and the ways to resolve the conflict."""
+        name, argument = type(smoother).__name__, getattr(smoother, "ARGUMENT", "smoothing")
         return (
-            f"the targets would be smoothed twice: by LabelSmoothing(smoothing={getattr(smoother, 'smoothing', '?')}) in "
-            f"algorithms, and by {self.place}. Keep one: {self.remedy}, or take LabelSmoothing out of algorithms; "
-            f"LabelSmoothing(..., on_conflict='warn') continues with both"
+            f"the targets would be smoothed twice: by {name}({argument}={getattr(smoother, argument, '?')}) in "
+            f"algorithms, and by {self.place}. Keep one: {self.remedy}, or take {name} out of algorithms; "
+            f"{name}(..., on_conflict='warn') continues with both"
         )
 
 
@@ -68,7 +69,7 @@ def conflicts_with_algorithms(algorithms: Sequence[Algorithm], smoother: Any) ->
         for other in algorithms
         if other is not smoother
         and is_smoother(other)
-        and _is_positive(vars(other).get("smoothing"))
+        and getattr(other, "smooths", _is_positive(vars(other).get("smoothing")))
         and vars(other).get("target_key") == smoother.target_key
     ]
 
@@ -162,14 +163,14 @@ def smoothing_of(path: str, thing: Any) -> Iterator[Conflict]:
             return
 
 
-def warn_if_smoothed(target: Any, logits: Tensor, kind: str) -> None:
-    """Warn if a target looks smoothed before LabelSmoothing has smoothed it. Reads its values."""
+def warn_if_smoothed(target: Any, logits: Tensor, kind: str, name: str = "LabelSmoothing") -> None:
+    """Warn if a target looks smoothed before the Algorithm of this name has smoothed it. Reads its values."""
     reason = looks_smoothed(target, logits.shape[1] if logits.ndim > 1 else logits.shape[0], kind)
     if reason:
         warnings.warn(
-            f"the first batch's target looks smoothed before LabelSmoothing smooths it: {reason}. If a transform in "
+            f"the first batch's target looks smoothed before {name} smooths it: {reason}. If a transform in "
             f"the dataloader smooths (timm's Mixup does by default), set its label_smoothing=0.0, or take "
-            f"LabelSmoothing out of algorithms",
+            f"{name} out of algorithms",
             stacklevel=3,
         )
 

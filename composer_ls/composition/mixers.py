@@ -104,10 +104,10 @@ def mixers_among(algorithms: Sequence[Algorithm]) -> list[tuple[Algorithm, Mixer
 
 
 def is_smoother(algorithm: Algorithm, package: str | None = None) -> bool:
-    """Whether an algorithm is a LabelSmoothing, or a subclass of one: ours, Composer's, or either."""
+    """Whether an algorithm smooths targets: one of ours, Composer's LabelSmoothing, or either, or a subclass."""
     packages = {package} if package else {"composer_ls", "composer"}
     return any(
-        cls.__name__ == "LabelSmoothing" and cls.__module__.partition(".")[0] in packages
+        cls.__name__ in ("LabelSmoothing", "TargetSmoothing") and cls.__module__.partition(".")[0] in packages
         for cls in type(algorithm).__mro__
     )
 

@@ -88,17 +88,8 @@ def _without_ours(state: State) -> str:
 
 def _smoothing_part(smoother: Any, state: State, is_one_of_several: bool) -> str:
     of = f" of the targets at {smoother.target_key!r}" if is_one_of_several else ""
-    if smoother.kind == "binary":
-        return f"smoothing {smoother.smoothing:g}{of}, each label toward 1/2"
     classes = getattr(smoother.way, "num_classes", None) or fields_of(unwrapped(state)).get("num_classes")
-    classes = None if is_one_of_several else classes
-    over = f"over {classes} classes" if classes else "over all classes"
-    if smoother.prior is not None:
-        over = "to the given prior" if smoother.prior.ndim == 1 else "to the given prior of each class"
-    elif smoother.spread == "others":
-        over = over.replace("over ", "over all but the true one of ") if classes else "over all but the true class"
-    word = "uniform " if smoother.prior is None else ""
-    return f"smoothing {smoother.smoothing:g}{of}, {word}{over}"
+    return str(smoother.in_words_over(None if is_one_of_several else classes, of))
 
 
 def _data_part(state: State) -> list[str]:

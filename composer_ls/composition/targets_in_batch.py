@@ -11,8 +11,9 @@ from composer.core import Algorithm, State
 from composer.utils import batch_get
 from torch import Tensor
 
-from composer_ls.composition.batches import get, with_target
+from composer_ls.composition.batches import as_tensor, get, with_target
 from composer_ls.composition.mixers import Mixer, mixers_among
+from composer_ls.targets import SoftTargets
 
 __all__ = ["TargetsInBatch", "holds_loss", "logits_of"]
 
@@ -75,6 +76,17 @@ class TargetsInBatch:
             if not second.mixer.interpolates(second.algorithm):
                 second.put_back()
         self._second_labels = [second for second in self._second_labels if second.mixer.interpolates(second.algorithm)]
+
+    def seen(self, state: State) -> tuple[Tensor, list[Any]] | None:
+        """After the loss: the logits, and the targets that say which labels each example has, mixed ones included."""
+        if self._target is None:
+            return None
+        smoother = self.smoother
+        logits = logits_of(state.outputs, smoother.output_key, smoother.kind)
+        mixed = get(state.batch, smoother.target_key)
+        compact = isinstance(mixed, SoftTargets)  # dense rows are smoothed, so they have every label
+        seconds = [s.labels for s in self._second_labels if not compact or s.mixer.interpolates(s.algorithm)]
+        return logits, [as_tensor(one, logits.device) for one in (mixed if compact else self._target[0], *seconds)]
 
     def put_back(self, state: State) -> None:
         """Restore what is still smoothed. What others have replaced since stays as it is."""

@@ -15,7 +15,7 @@ from composer_ls.targets.compiling import in_graph, know_in_graph
 from composer_ls.targets.fields import as_field, class_dim, host_number, is_sharded, transformed, wide_dtype
 from composer_ls.targets.soft_targets import make, replace
 
-__all__ = ["as_number", "check_kind", "check_smoothing", "smooth_labels"]
+__all__ = ["check_kind", "check_smoothing", "smooth_labels"]
 
 SPREADS = ("all", "others")
 KINDS = ("multiclass", "binary")
@@ -136,25 +136,6 @@ def check_kind(kind: str, spread: str, has_prior: bool) -> None:
         raise ValueError(f"kind must be 'multiclass' or 'binary', but is {kind!r}")
     if kind == "binary" and (has_prior or spread != "all"):
         raise ValueError("kind='binary' moves the mass of each label to 1/2; leave prior=None and spread='all' with it")
-
-
-def as_number(smoothing: Any) -> Any:
-    """The number in a tensor of one element; anything else as it is, to be checked by :func:`check_smoothing`.
-
-    Raises:
-        TypeError: A string, or a tensor of several elements.
-
-    """
-    if isinstance(smoothing, str):
-        raise TypeError(
-            f"smoothing must be a number in [0, 1], but is the string {smoothing!r}: write it without quotes"
-        )
-    if isinstance(smoothing, Tensor) and smoothing.numel() != 1:
-        raise TypeError(
-            f"smoothing must be a number, but is a tensor of shape {tuple(smoothing.shape)}: for one smoothing per "
-            f"example, use composer_ls.smooth_labels"
-        )
-    return smoothing.item() if isinstance(smoothing, Tensor) else smoothing
 
 
 def check_smoothing(smoothing: Any, num_classes: int | None, spread: str, has_prior: bool) -> float | Tensor:

@@ -1,0 +1,166 @@
+"""OnlineLabelSmoothing, a Composer Algorithm: LabelSmoothing whose prior is what the network predicted in the last epoch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from composer.core import State
+from composer.loggers import Logger
+from composer.utils import dist
+from torch import Tensor
+
+from composer_ls.algorithm import LabelSmoothing
+from composer_ls.composition.batches import DEFAULT_KEY, as_tensor
+from composer_ls.composition.targets_in_batch import TargetsInBatch
+from composer_ls.errors import InputError
+from composer_ls.smoothing import online_prior, right_predictions
+
+__all__ = ["OnlineLabelSmoothing"]
+
+LARGE = 4096
+"""The number of classes from which the log says what the prior costs."""
+
+log = logging.getLogger("composer.composer_ls")  # shown when Composer's own lines are
+
+
+class OnlineLabelSmoothing(LabelSmoothing):
+    """Label smoothing whose mass goes to the classes that the network takes for similar, learnt during training.
+
+    The prior of each class is the mean prediction of the training examples of that class that the network had right in
+    the last epoch. In the first epoch, and for a class without any, it is uniform. With several processes the
+    predictions of all of them count. Evaluation is never counted.
+
+    It composes with other algorithms, restores the targets and reports conflicts as :class:`~composer_ls.LabelSmoothing`
+    does. A mixed example is right if the prediction is one of its labels, and counts for that one.
+
+    Args:
+        smoothing: α in [0, 1], or a schedule or factors per class, as for LabelSmoothing. The authors use 0.5.
+        target_key: Where the targets are in the batch, as for LabelSmoothing.
+        ignore_index: A label that gets no mass and no gradient; ``None`` to ignore no label.
+        on_conflict: What to do if something else smooths the targets too: ``"raise"`` or ``"warn"``.
+        output_key: Where the logits are in the model's output, as for LabelSmoothing.
+
+    Raises:
+        InputError: On the first microbatch: the prior and its sums, ``12 K²`` bytes, are more than the free memory.
+        ValueError: As for LabelSmoothing.
+
+    Note:
+        The prior and the sums of the current epoch are in Composer's checkpoints, so a run that resumes in the middle of an
+        epoch ends with the same weights. With several processes, saving a checkpoint adds up their sums, so all of them
+        must take part, as they do in Composer.
+
+        The factor in use is logged at every step as ``online_label_smoothing/smoothing``.
+
+    Example:
+        >>> from composer_ls import OnlineLabelSmoothing
+        >>> algorithms = [OnlineLabelSmoothing(smoothing=0.5)]  # for Trainer(algorithms=...)
+
+    References:
+        Zhang et al., 2021, https://arxiv.org/abs/2011.12562.
+
+    """
+
+    METRIC: ClassVar[str] = "online_label_smoothing/smoothing"
+
+    def __init__(
+        self,
+        smoothing: float | Mapping[str, Any] | Callable[[State], float] | Tensor | Sequence[float] = 0.5,
+        target_key: Any = DEFAULT_KEY,
+        ignore_index: int | None = -100,
+        on_conflict: str = "raise",
+        output_key: str | int | Callable[..., Any] | None = None,
+    ) -> None:
+        super().__init__(smoothing, target_key, None, ignore_index, "all", on_conflict, output_key)
+        self._sums: Tensor | None = None
+
+    def __repr__(self) -> str:
+        """The constructor call, which Composer stores in checkpoints."""
+        return (
+            f"OnlineLabelSmoothing(smoothing={self.smoothing!r}, target_key={self.target_key!r}, "
+            f"ignore_index={self.ignore_index!r}, on_conflict={self.on_conflict!r}, output_key={self.output_key!r})"
+        )
+
+    def smoothed(self, logits: Tensor, target: Any, ignore_index: int | None = None) -> Tensor:
+        """The smoothed targets. Where the loss is intercepted, the predictions are counted here."""
+        target = as_tensor(target, logits.device)
+        smoothed = super().smoothed(logits, target, ignore_index)
+        if not isinstance(self.way, TargetsInBatch):
+            self._count(logits, [smoothed if smoothed.shape != target.shape else target])
+        return smoothed
+
+    def _after_loss(self, state: State, logger: Logger) -> None:
+        if isinstance(self.way, TargetsInBatch):  # by now the labels are mixed
+            seen = self.way.seen(state)
+            if seen is not None:
+                self._count(*seen)
+        super()._after_loss(state, logger)
+
+    def _count(self, logits: Tensor, targets: Sequence[Tensor]) -> None:
+        if not self.smooths:
+            return
+        if self._sums is None:
+            self._sums = self._room_for(logits)
+        self._sums = right_predictions(
+            logits, targets, ignore_index=self.ignore_index, into=self._sums.to(logits.device)
+        )
+
+    def _end_epoch(self, state: State, logger: Logger) -> None:
+        sums = self._of_all_processes()
+        if sums is not None:
+            self.prior = online_prior(sums)
+            self._sums = torch.zeros_like(sums)
+
+    def _of_all_processes(self) -> Tensor | None:
+        """The sums over all processes; every process must call this."""
+        if self._sums is None or dist.get_world_size() == 1:
+            return self._sums
+        sums = self._sums.clone()
+        dist.all_reduce(sums)
+        return sums
+
+    def state_dict(self) -> dict[str, Any]:
+        """The prior, and the sums of the current epoch over all processes."""
+        return super().state_dict() | {"prior": self.prior, "sums": self._of_all_processes()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore them. The first process gets the sums of all."""
+        self.prior, sums = state.get("prior"), state.get("sums")
+        first = dist.get_global_rank() == 0
+        self._sums = sums if sums is None or first else torch.zeros_like(sums)
+
+    def _room_for(self, logits: Tensor) -> Tensor:
+        """Zeros for the sums.
+
+        Raises:
+            InputError: They do not fit.
+
+        """
+        classes = logits.shape[1]
+        needed, free = 12 * classes**2, _free_memory(logits.device)
+        words = f"the prior of OnlineLabelSmoothing has a row for each of {classes:,} classes and takes {needed / 1e9:.1f} GB"
+        if free is not None and needed > free:
+            raise InputError(
+                f"{words} with its sums, but only {free / 1e9:.1f} GB are free on {logits.device}: use LabelSmoothing or "
+                f"MaxSup, which need no such table"
+            )
+        if classes > LARGE:
+            log.warning("%s with its sums; each step reads one row of it per example", words)
+        return logits.new_zeros((classes, classes), dtype=torch.float64)
+
+    def in_words_over(self, classes: int | None, of: str) -> str:
+        """What is done to the targets, for :func:`composer_ls.composition.describe`."""
+        words = super().in_words_over(classes, of).split(", ")[0]
+        return f"{words}, to what the network predicts for each class"
+
+
+def _free_memory(device: torch.device) -> int | None:
+    """Bytes, if they are known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    lines = meminfo.read_text().splitlines() if device.type == "cpu" and meminfo.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

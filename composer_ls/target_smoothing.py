@@ -1,0 +1,225 @@
+"""What Algorithms that smooth targets share: composition, restoring and conflicts. A subclass says how a target is smoothed."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from composer.core import Algorithm, Event, State
+from composer.loggers import Logger
+from composer.loss import soft_cross_entropy
+from torch import Tensor
+
+from composer_ls.composition.batches import DEFAULT_KEY, NO_LABEL, as_tensor
+from composer_ls.composition.choosing import BINARY_FOR_CLASSES, OWN_LOSS, Way, choose
+from composer_ls.composition.conflicts import (
+    Conflict,
+    DoubleSmoothingError,
+    conflicts_in_data,
+    conflicts_in_model,
+    conflicts_with_algorithms,
+    kind_of_loss,
+    loss_function_of,
+    warn_if_smoothed,
+)
+from composer_ls.composition.mixers import check_mixers, is_smoother, refuse_mixers
+from composer_ls.composition.own_loss import makes_its_loss
+from composer_ls.composition.plan import describe, place, unwrapped
+from composer_ls.composition.targets_in_batch import TargetsInBatch, holds_loss
+from composer_ls.errors import TargetError
+from composer_ls.losses import cross_entropy
+
+__all__ = ["Factor", "TargetSmoothing", "check_choice"]
+
+Factor = float | Tensor
+"""A smoothing factor or strength as it is used in a step: one number, or one per class ``(K,)``."""
+
+log = logging.getLogger("composer.composer_ls")  # shown when Trainer(python_log_level=...) shows Composer's own lines
+
+
+def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
+    """Raise a ValueError unless an argument has one of its values."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, but is {value!r}")
+
+
+class TargetSmoothing(Algorithm):
+    """Replaces the targets just before the loss and restores them right after it, alongside other algorithms.
+
+    A subclass implements :meth:`_smooth`, :meth:`_factor_at` and :meth:`in_words_over`, and calls this ``__init__``.
+
+    Args:
+        target_key: As for :class:`~composer_ls.LabelSmoothing`.
+        ignore_index: As for :class:`~composer_ls.LabelSmoothing`.
+        on_conflict: As for :class:`~composer_ls.LabelSmoothing`.
+        output_key: As for :class:`~composer_ls.LabelSmoothing`.
+
+    """
+
+    kind: str = "multiclass"
+    logits: str = "kept"
+    smooths: bool = True
+    """Whether this has any effect. If not, nothing conflicts with it."""
+    ARGUMENT: ClassVar[str] = "smoothing"
+    """The argument that says how much is smoothed."""
+    METRIC: ClassVar[str] = "label_smoothing/smoothing"
+    """The name under which the factor in use is logged."""
+
+    def __init__(
+        self,
+        target_key: Any = DEFAULT_KEY,
+        ignore_index: int | None = -100,
+        on_conflict: str = "raise",
+        output_key: str | int | Callable[..., Any] | None = None,
+    ) -> None:
+        check_choice("on_conflict", on_conflict, ("raise", "warn"))
+        if type(ignore_index) not in (int, type(None)):
+            raise TypeError(f"ignore_index must be an integer, or None to ignore no label, but is {ignore_index!r}")
+        self.target_key = target_key
+        self.ignore_index = ignore_index
+        self.on_conflict = on_conflict
+        self.output_key = output_key
+        self.way: Way = TargetsInBatch(self)
+        self.factor: Factor | None = None
+        self._asked = self._validated = False
+        self._replaced_loss: tuple[Any, Any] | None = None
+
+    def _smooth(self, logits: Tensor, target: Tensor, ignore_index: int, validate: bool | None) -> Tensor:
+        """The smoothed target, by ``self.factor``."""
+        raise NotImplementedError
+
+    def _factor_at(self, state: State) -> Factor:
+        """The factor of this step."""
+        raise NotImplementedError
+
+    def in_words_over(self, classes: int | None, of: str) -> str:
+        """What is done to the targets, for :func:`composer_ls.composition.describe`.
+
+        Args:
+            classes: K, if it is known.
+            of: Words that say which targets, if there are several; else empty.
+
+        """
+        raise NotImplementedError
+
+    def match(self, event: Event, state: State) -> bool:
+        """Whether ``event`` is in the table of steps."""
+        return event in self._STEPS
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Run the step for ``event``."""
+        try:
+            self._STEPS[event](self, state, logger)
+        except (TypeError, ValueError) as error:
+            if type(error) is not DoubleSmoothingError and error.args and isinstance(error.args[0], str):
+                error.args = (self._own_words(error.args[0]), *error.args[1:])
+            raise
+
+    def _own_words(self, message: str) -> str:
+        """An error message of `composer_ls.composition` with the name of this class."""
+        return message.replace("LabelSmoothing", type(self).__name__)
+
+    def _settle(self, state: State, logger: Logger) -> None:
+        model = unwrapped(state)
+        if makes_its_loss(model):
+            refuse_mixers(state.algorithms)
+        else:
+            check_mixers(state.algorithms, self.target_key)
+        if self.kind == "binary" and kind_of_loss(model) == "multiclass":
+            self.object_to(TargetError(BINARY_FOR_CLASSES))
+        state.algorithms = place(state.algorithms, self)
+        self._refuse([*conflicts_with_algorithms(state.algorithms, self), *conflicts_in_model(model)])
+
+    def _start(self, state: State, logger: Logger) -> None:
+        self._finish(state, logger)  # in case an earlier training was interrupted
+        state.algorithms = place(state.algorithms, self)
+        self._refuse(conflicts_in_data(state.dataloader))
+        model = unwrapped(state)
+        if loss_function_of(model) is soft_cross_entropy:
+            self._replaced_loss = (model, model._loss_fn)
+            model._loss_fn = cross_entropy  # the same loss, without the dense target
+        self.way, self._asked, self._validated = TargetsInBatch(self), False, False
+        if self is next(algorithm for algorithm in state.algorithms if is_smoother(algorithm, "composer_ls")):
+            self._announce(state, logger)  # once, for all of them
+
+    def _before_step(self, state: State, logger: Logger) -> None:
+        self.factor = self._factor_at(state)
+        factor = self.factor
+        logger.log_metrics({self.METRIC: factor.mean().item() if isinstance(factor, Tensor) else factor})
+
+    def _before_forward(self, state: State, logger: Logger) -> None:
+        self.way.put_back(state)  # in case an earlier step was interrupted
+        if not self._asked:
+            self.way = choose(self, state)
+            self._asked = True
+            if self.way.describe():
+                self._announce(state, logger)
+        self.way.before_forward(state)
+
+    def _before_loss(self, state: State, logger: Logger) -> None:
+        if not self._asked and holds_loss(state.outputs):
+            self.object_to(ValueError(OWN_LOSS))
+        if self.factor is None:
+            self.factor = self._factor_at(state)
+        self.way.before_loss(state)
+
+    def _after_loss(self, state: State, logger: Logger) -> None:
+        self.way.after_loss(state)
+        self._validated = True
+
+    def _finish(self, state: State, logger: Logger) -> None:
+        self.way.put_back(state)
+        if self._replaced_loss is not None:
+            model, loss = self._replaced_loss
+            if model._loss_fn is cross_entropy:
+                model._loss_fn = loss
+            self._replaced_loss = None
+
+    def _end_epoch(self, state: State, logger: Logger) -> None:
+        """For subclasses."""
+
+    _STEPS: ClassVar[dict[Event, Callable[[Any, State, Logger], None]]] = {
+        Event.INIT: lambda self, *event: self._settle(*event),
+        Event.FIT_START: lambda self, *event: self._start(*event),
+        Event.BATCH_START: lambda self, *event: self._before_step(*event),
+        Event.BEFORE_FORWARD: lambda self, *event: self._before_forward(*event),
+        Event.AFTER_FORWARD: lambda self, state, _: self.way.after_forward(state),
+        Event.BEFORE_LOSS: lambda self, *event: self._before_loss(*event),
+        Event.AFTER_LOSS: lambda self, *event: self._after_loss(*event),
+        Event.AFTER_BACKWARD: lambda self, state, _: self.way.put_back(state),
+        Event.EPOCH_END: lambda self, *event: self._end_epoch(*event),
+        Event.FIT_END: lambda self, *event: self._finish(*event),
+    }
+
+    def _announce(self, state: State, logger: Logger) -> None:
+        plan = describe(state)
+        log.info("label smoothing: %s", plan)
+        logger.log_hyperparameters({"label_smoothing_plan": plan})
+
+    def _refuse(self, conflicts: Sequence[Conflict]) -> None:
+        if conflicts:
+            self.object_to(DoubleSmoothingError(conflicts[0].message(self)))
+
+    def object_to(self, error: ValueError) -> None:
+        """Raise the error or issue it as a warning, depending on ``on_conflict``. Does nothing without an effect."""
+        if self.smooths and self.on_conflict == "raise":
+            raise error
+        if self.smooths:
+            words = str(error) if isinstance(error, DoubleSmoothingError) else self._own_words(str(error))
+            warnings.warn(words, stacklevel=2)
+
+    def smoothed(self, logits: Tensor, target: Any, ignore_index: int | None = None) -> Tensor:
+        """The smoothed targets. The values of the first batch's targets are checked."""
+        target = as_tensor(target, logits.device)
+        if not isinstance(target, Tensor):
+            raise TypeError(
+                f"the targets at target_key={self.target_key!r} are {type(target).__name__}, but must be one tensor: "
+                f"give LabelSmoothing a target_key, or a (getter, setter) pair, that leads to the tensor of targets"
+            )
+        if not self._validated and self.smooths:
+            warn_if_smoothed(target, logits, self.kind, type(self).__name__)
+        ignored = self.ignore_index if ignore_index is None else ignore_index
+        validate = None if self._validated else True  # None checks values on the CPU only
+        return self._smooth(logits, target, NO_LABEL if ignored is None else ignored, validate)

@@ -1,0 +1,338 @@
+"""Schedules, factors per class, MaxSup and OnlineLabelSmoothing inside Composer's Trainer."""
+
+import copy
+from unittest.mock import Mock
+
+import composer.algorithms
+import pytest
+import torch
+from composer import Callback, Trainer
+from composer.algorithms import CutMix, MixUp
+from composer.core import Event
+from composer.loggers import InMemoryLogger
+from composer.models import ComposerModel
+from test_algorithm import fake_state
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+from trainer_support import K, RecordingLoss, classifier, examples, fit
+
+import composer_ls.online_label_smoothing
+from composer_ls import LabelSmoothing, MaxSup, OnlineLabelSmoothing, SoftTargets
+from composer_ls.composition import DoubleSmoothingError, describe
+from composer_ls.errors import InputError, TargetError
+from composer_ls.smoothing import cosine, linear, online_prior, right_predictions
+
+FACTORS = [0.0, 0.1, 0.2, 0.3, 0.4]
+VARIANTS = {
+    "schedule": lambda: LabelSmoothing(linear(0.1, 0.4)),
+    "by class": lambda: LabelSmoothing(FACTORS),
+    "MaxSup": lambda: MaxSup(0.2),
+    "MaxSup, schedule": lambda: MaxSup(cosine(0.1, 0.3)),
+    "online": lambda: OnlineLabelSmoothing(0.5),
+}
+
+
+def logged(algorithms, name, **options):
+    """What was logged under a name at each step."""
+    logger = InMemoryLogger()
+    fit(algorithms, loggers=[logger], **options)
+    return [float(value) for _, value in logger.data[name]]
+
+
+class Reference(nn.Module):
+    """A loss from its formula, step by step."""
+
+    def __init__(self, *losses):
+        super().__init__()
+        self.losses, self.step = losses, -1
+
+    def forward(self, logits, target):
+        self.step += 1
+        return self.losses[self.step % len(self.losses)](logits, target)
+
+
+def max_sup(strength):
+    return lambda x, y: F.cross_entropy(x, y) + strength * (x.amax(1) - x.mean(1)).mean()
+
+
+def by_class(x, y):
+    each, log = torch.tensor(FACTORS)[y], x.log_softmax(1)
+    return (-(1 - each) * log.gather(1, y.unsqueeze(1)).squeeze(1) - each * log.mean(1)).mean()
+
+
+def smoothed_by(*factors):
+    return [lambda x, y, factor=factor: F.cross_entropy(x, y, label_smoothing=factor) for factor in factors]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "losses"),
+    [
+        (LabelSmoothing(linear(0.0, 0.3)), smoothed_by(0.0, 0.1, 0.2)),
+        (
+            LabelSmoothing({"schedule": "linear", "start": 0.3, "end": 0.0, "duration": "2ba"}),
+            smoothed_by(0.3, 0.15, 0.0),
+        ),
+        (LabelSmoothing(lambda state: 0.1 * int(state.timestamp.batch)), smoothed_by(0.0, 0.1, 0.2)),
+        (LabelSmoothing(torch.tensor(FACTORS)), [by_class]),
+        (MaxSup(0.2), [max_sup(0.2)]),
+        (MaxSup(linear(0.0, 0.3)), [max_sup(0.0), max_sup(0.1), max_sup(0.2)]),
+    ],
+    ids=["linear", "mapping", "callable", "by class", "MaxSup", "MaxSup, schedule"],
+)
+def test_the_weights_are_those_of_the_formula(algorithm, losses):
+    torch.testing.assert_close(fit([algorithm]), fit([], model=classifier(Reference(*losses))))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("mixer", [MixUp, CutMix])
+def test_beside_a_mixer_both_modes_and_both_orders_give_the_same_weights(variant, mixer):
+    runs = [
+        fit([VARIANTS[variant](), other] if first else [other, VARIANTS[variant]()], steps=6)
+        for interpolate_loss in (False, True)
+        for first in (False, True)
+        for other in [mixer(alpha=0.5, interpolate_loss=interpolate_loss)]
+    ]
+    for run in runs[1:]:
+        torch.testing.assert_close(run, runs[0], rtol=1e-5, atol=1e-6)
+    assert not torch.equal(runs[0], fit([mixer(alpha=0.5)], steps=6))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_cutmix_on_label_maps_agrees_in_both_orders(variant):
+    first = fit([VARIANTS[variant](), CutMix()], segmentation=True, steps=6)
+    torch.testing.assert_close(fit([CutMix(), VARIANTS[variant]()], segmentation=True, steps=6), first)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_ignored_labels_do_not_count(variant):
+    images, labels = examples()
+    labels[::2] = -100
+    kept = TensorDataset(images[1::2], labels[1::2])
+    all_rows = fit([VARIANTS[variant]()], loader=DataLoader(TensorDataset(images, labels), 8), steps=6)
+    torch.testing.assert_close(all_rows, fit([VARIANTS[variant]()], loader=DataLoader(kept, 4), steps=6))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_targets_are_compact_and_restored(variant):
+    loss, seen = RecordingLoss(), []
+
+    class Watch(Callback):
+        def after_backward(self, state, logger):
+            seen.append(state.batch[1])
+
+    fit([VARIANTS[variant](), CutMix(interpolate_loss=True)], model=classifier(loss), callbacks=[Watch()])
+    assert len(loss.targets) == 6
+    assert all(isinstance(target, SoftTargets) for target in loss.targets)
+    assert len(seen) == 3
+    assert not any(isinstance(target, SoftTargets) or target.is_floating_point() for target in seen)
+
+
+def test_the_factor_in_use_is_logged_at_every_step():
+    assert logged([LabelSmoothing(0.1)], "label_smoothing/smoothing") == [0.1] * 3
+    assert logged([LabelSmoothing(linear(0.0, 0.3))], "label_smoothing/smoothing") == pytest.approx([0.0, 0.1, 0.2])
+    assert logged([LabelSmoothing(FACTORS)], "label_smoothing/smoothing") == pytest.approx([0.2] * 3)
+    assert logged([MaxSup(linear(0.3, 0.0))], "max_sup/strength") == pytest.approx([0.3, 0.2, 0.1])
+    assert logged([OnlineLabelSmoothing(0.5)], "online_label_smoothing/smoothing") == [0.5] * 3
+
+
+def test_one_step_in_microbatches_has_one_factor():
+    values = logged([LabelSmoothing(linear(0.0, 0.3))], "label_smoothing/smoothing", device_train_microbatch_size=2)
+    assert values == pytest.approx([0.0, 0.1, 0.2])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The online prior.
+
+
+class Predictions(Callback):
+    """Computes the prior of every epoch from the batches and outputs themselves."""
+
+    def __init__(self):
+        self.sums, self.priors, self.used = torch.zeros(K, K, dtype=torch.float64), [], []
+
+    def after_loss(self, state, logger):
+        right_predictions(state.outputs, state.batch[1], into=self.sums)
+        self.used.append(state.algorithms[0].prior)
+
+    def epoch_end(self, state, logger):
+        self.priors.append(online_prior(self.sums))
+        self.sums = torch.zeros_like(self.sums)
+
+
+def test_the_prior_of_an_epoch_is_the_mean_right_prediction_of_the_one_before():
+    watch = Predictions()
+    fit([OnlineLabelSmoothing(0.5)], callbacks=[watch], steps=9)
+    assert watch.used[:3] == [None] * 3  # uniform
+    for step in range(3, 9):
+        torch.testing.assert_close(watch.used[step], watch.priors[step // 3 - 1])
+    assert not torch.allclose(watch.priors[0], watch.priors[1])
+
+
+def test_evaluation_is_never_counted():
+    images, labels = examples(seed=5)
+    loader = DataLoader(TensorDataset(images, labels), 8)
+    evaluated = fit([OnlineLabelSmoothing(0.5)], steps=6, eval_dataloader=loader, eval_interval="1ba")
+    assert torch.equal(evaluated, fit([OnlineLabelSmoothing(0.5)], steps=6))
+
+
+def test_a_mixed_example_counts_once_in_the_prior_in_every_place():
+    labels = {"first": torch.tensor([0, 1, 2]), "second": torch.tensor([1, 1, 0])}
+    logits = torch.tensor([[0.0, 3.0, 0.0], [0.0, 3.0, 0.0], [0.0, 3.0, 0.0]])
+    found = []
+    for interpolate in (False, True):
+        state, mixer, algorithm = fake_state((None, labels["first"]), logits), MixUp(interpolate_loss=interpolate), None
+        algorithm = OnlineLabelSmoothing(0.5)
+        mixer._permuted_target, mixer.mixing = labels["second"], 0.3
+        mixer.permuted_target = labels["second"]
+        state.algorithms = [algorithm, mixer]
+        algorithm.apply(Event.BEFORE_LOSS, state, Mock())
+        mixer.apply(Event.BEFORE_LOSS, state, Mock()) if not interpolate else None
+        algorithm.apply(Event.AFTER_LOSS, state, Mock())
+        found.append(algorithm._sums)
+    expected = right_predictions(logits[:2], torch.tensor([1, 1]))
+    for sums in found:
+        torch.testing.assert_close(sums, expected)
+
+
+def run(folder, algorithms, **options):
+    return fit(algorithms, save_folder=str(folder), save_interval="1ba", save_filename="{batch}.pt", **options)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("stopped", [2, 3, 4])
+def test_a_run_that_is_resumed_in_the_middle_ends_with_the_same_weights(variant, stopped, tmp_path):
+    whole = run(tmp_path, [VARIANTS[variant](), MixUp()], steps=7)
+    resumed = fit([VARIANTS[variant](), MixUp()], steps=7, load_path=str(tmp_path / f"{stopped}.pt"))
+    assert torch.equal(resumed, whole)
+
+
+def test_two_fits_go_on_with_the_prior():
+    model = classifier()
+    loader = DataLoader(TensorDataset(*examples()), 8)
+    algorithm = OnlineLabelSmoothing(0.5)
+    trainer = Trainer(
+        model=model, train_dataloader=loader, max_duration="1ep", algorithms=[algorithm], progress_bar=False, device="cpu",
+        optimizers=torch.optim.SGD(model.parameters(), 0.1),
+    )  # fmt: skip
+    trainer.fit()
+    prior = algorithm.prior.clone()
+    trainer.fit(duration="1ba")
+    assert torch.equal(algorithm.prior, prior)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is refused.
+
+
+@pytest.mark.parametrize("algorithm", [MaxSup(0.1), OnlineLabelSmoothing(0.5)], ids=["MaxSup", "online"])
+def test_two_smoothers_at_once_are_refused_by_their_names(algorithm):
+    name = type(algorithm).__name__
+    for other in (LabelSmoothing(0.1), composer.algorithms.LabelSmoothing(0.1), MaxSup(0.2)):
+        with pytest.raises(DoubleSmoothingError, match=f"smoothed twice: by {name}\\(.*take {name} out of algorithms"):
+            fit([copy.copy(algorithm), other])
+    with pytest.raises(DoubleSmoothingError, match=f"by {name}\\(.* and by model._loss_fn"):
+        fit([algorithm], model=classifier(nn.CrossEntropyLoss(label_smoothing=0.1)))
+
+
+def test_a_max_sup_of_zero_conflicts_with_nothing():
+    assert torch.equal(fit([MaxSup(0.0), LabelSmoothing(0.1)]), fit([LabelSmoothing(0.1)]))
+
+
+def test_a_schedule_that_leaves_the_range_is_refused_when_it_does():
+    def rising(state):
+        return 0.6 * int(state.timestamp.batch)
+
+    with pytest.raises(
+        ValueError, match=r"schedule of smoothing .*gives 1.2 at batch 2, epoch 0: .* in \[0, 1\], but is 1.2"
+    ):
+        fit([LabelSmoothing(rising)])
+    with pytest.raises(ValueError, match=r"schedule of strength .* gives 1.2 at batch 2"):
+        fit([MaxSup(rising)])
+    with pytest.raises(TypeError, match=r"schedule of smoothing .*gives 'high' at batch 0"):
+        fit([LabelSmoothing(lambda state: "high")])
+
+
+def test_factors_of_another_number_of_classes_are_refused():
+    with pytest.raises(
+        ValueError, match=r"smoothing has shape \(3,\), but must be a number or have shape \(5,\) for 5"
+    ):
+        fit([LabelSmoothing([0.1, 0.2, 0.3])])
+
+
+class Binary(ComposerModel):
+    def __init__(self):
+        super().__init__()
+        self.module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, K))
+
+    def forward(self, batch):
+        return self.module(batch[0])
+
+    def loss(self, outputs, batch):
+        return F.binary_cross_entropy_with_logits(outputs, batch[1])
+
+
+def test_binary_targets_are_refused_for_max_sup():
+    images, _ = examples()
+    loader = DataLoader(TensorDataset(images, torch.rand(24, K).round()), 8)
+    with pytest.raises(TargetError, match="MaxSup has no binary form: take it out of algorithms"):
+        fit([MaxSup(0.1)], model=Binary(), loader=loader)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: MaxSup(-0.1), ValueError, r"strength must be in \[0, 1\), but is -0.1"),
+        (lambda: MaxSup(float("nan")), ValueError, "but is nan"),
+        (lambda: MaxSup([0.1, 0.2]), TypeError, "strength must be a number"),
+        (lambda: MaxSup("0.1"), TypeError, "is the string '0.1'"),
+        (lambda: MaxSup(linear(0.0, 1.0)), ValueError, "goes out of range at its end"),
+        (lambda: OnlineLabelSmoothing(1.5), ValueError, r"smoothing must be in \[0, 1\], but is 1.5"),
+        (lambda: MaxSup(on_conflict="ignore"), ValueError, "on_conflict must be"),
+        (lambda: OnlineLabelSmoothing(ignore_index="-100"), TypeError, "ignore_index must be an integer"),
+    ],
+)
+def test_wrong_arguments_are_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_errors_name_the_algorithm_that_the_user_gave():
+    state = fake_state({"image": torch.zeros(2), "mask": torch.zeros(2)}, torch.randn(2, K))
+    with pytest.raises(ValueError, match=r"as in MaxSup\(target_key='mask'\)"):
+        MaxSup(0.1).apply(Event.BEFORE_LOSS, state, Mock())
+    with pytest.raises(TypeError, match="give MaxSup a target_key"):
+        MaxSup(0.1).apply(Event.BEFORE_LOSS, fake_state((None, "labels"), torch.randn(2, K)), Mock())
+
+
+def test_a_prior_that_does_not_fit_in_memory_is_refused(monkeypatch):
+    monkeypatch.setattr(composer_ls.online_label_smoothing, "_free_memory", lambda device: 200)
+    with pytest.raises(
+        InputError, match=r"a row for each of 5 classes and takes 0.0 GB .* only 0.0 GB are free on cpu"
+    ):
+        fit([OnlineLabelSmoothing(0.5)])
+
+
+def test_the_cost_of_a_large_prior_is_said(monkeypatch, caplog):
+    monkeypatch.setattr(composer_ls.online_label_smoothing, "LARGE", 4)
+    with caplog.at_level("WARNING"):
+        fit([OnlineLabelSmoothing(0.5)])
+    assert sum("has a row for each of 5 classes and takes" in record.message for record in caplog.records) == 1
+
+
+def test_the_plan_says_what_each_does():
+    plans = {
+        "schedule": "smoothing 0.1 to 0.4 (linear over 1dur), uniform over 5 classes",
+        "by class": "smoothing 0 to 0.4 by class, uniform over 5 classes",
+        "MaxSup": "MaxSup 0.2, from the largest logit to uniform over 5 classes",
+        "online": "smoothing 0.5, to what the network predicts for each class",
+    }
+    for variant, plan in plans.items():
+        trainer = Trainer(model=classifier(), algorithms=[VARIANTS[variant]()], progress_bar=False, device="cpu")
+        assert describe(trainer).startswith(f"{plan}; loss cross_entropy, fused")
+
+
+def test_the_constructor_call_is_the_representation():
+    for algorithm in (MaxSup(linear(0.1, 0.2)), OnlineLabelSmoothing(0.3, "labels"), LabelSmoothing(cosine(0.2, 0.0))):
+        again = eval(repr(algorithm))
+        assert repr(again) == repr(algorithm)
