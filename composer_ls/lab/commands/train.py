@@ -39,7 +39,7 @@ EXAMPLES = """
 
 `composer-ls train cifar10-resnet20 data.name=imagefolder data.root=DIR duration=1ep`
 
-`composer -n 2 -m composer_ls train digits-mlp` (two processes)
+`composer -n 2 -m composer_ls train digits-mlp` (two processes; for several machines, see `composer --help`)
 """
 
 
@@ -70,7 +70,7 @@ def train(
         folder.check()
     result = None if overwrite else folder.result()
     was_finished = result is not None
-    if result is None:
+    if result is None or os.environ.get("WORLD_SIZE", "1") != "1":  # the other processes may not have the folder
         from composer_ls.lab.training.stopping import StoppedInTraining
         from composer_ls.lab.training.train import train as run  # imports Composer, which takes seconds
 

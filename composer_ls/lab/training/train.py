@@ -115,8 +115,10 @@ def _train(
             for warning in folder.mend_checkpoints():
                 print(warning, file=sys.stderr, flush=True)
     dist.barrier()
-    if not overwrite and (finished := folder.result()) is not None:
-        return finished
+    earlier = [None if overwrite or dist.get_global_rank() != 0 else folder.result()]
+    dist.broadcast_object_list(earlier)  # another machine may not have the folder
+    if earlier[0] is not None:
+        return earlier[0]
 
     started = datetime.now(timezone.utc)
     reproducibility.seed_all(recipe.seed)
@@ -270,8 +272,11 @@ def _precision(name: str, device: Device) -> Precision:
 
 
 def _command() -> str:
-    processes = dist.get_local_world_size()
-    launcher = ["composer-ls"] if processes == 1 else ["composer", "-n", str(processes), "-m", "composer_ls"]
+    processes, in_all = dist.get_local_world_size(), dist.get_world_size()
+    nodes = ["--world_size", str(in_all), "--node_rank", "0"] if in_all > processes else []
+    launcher = ["composer", "-n", str(processes), *nodes, "-m", "composer_ls"]
+    if in_all == processes == 1:
+        launcher = ["composer-ls"]
     return shlex.join([*launcher, *sys.argv[1:]])
 
 

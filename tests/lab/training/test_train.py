@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 
 from composer_ls.diagnostics.calibration import accuracy, expected_calibration_error
 from composer_ls.errors import RecipeError, RunFolderError
+from composer_ls.lab.commands.cli import main
 from composer_ls.lab.recipe.reading import load_recipe, shipped_recipes
 from composer_ls.lab.run_folder.folder import RunFolder
 from composer_ls.lab.tasks.classification import task as classification
@@ -358,7 +360,10 @@ def test_the_command_repeats_the_run_on_as_many_processes(monkeypatch):
     monkeypatch.setattr("sys.argv", ["composer-ls", "train", "digits-mlp"])
     assert run_module._command() == "composer-ls train digits-mlp"
     monkeypatch.setattr(run_module.dist, "get_local_world_size", lambda: 2)
+    monkeypatch.setattr(run_module.dist, "get_world_size", lambda: 2)
     assert run_module._command() == "composer -n 2 -m composer_ls train digits-mlp"
+    monkeypatch.setattr(run_module.dist, "get_world_size", lambda: 4)
+    assert run_module._command() == "composer -n 2 --world_size 4 --node_rank 0 -m composer_ls train digits-mlp"
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
@@ -405,6 +410,70 @@ def test_a_killed_run_goes_on_and_ends_where_an_undisturbed_one_does(tmp_path):
     assert resumed["metrics"] == pytest.approx(undisturbed["metrics"], rel=1e-6)
     epochs = [json.loads(line)["epoch"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
     assert epochs == list(range(1, 13))
+
+
+def test_a_machine_without_the_folder_learns_from_the_first_one_that_the_run_is_finished(tmp_path, monkeypatch):
+    def broadcast(objects):
+        objects[0] = {"as the first process": "has it"}
+
+    monkeypatch.setattr(run_module.dist, "get_global_rank", lambda: 1)
+    monkeypatch.setattr(run_module.dist, "broadcast_object_list", broadcast)
+    assert run(tmp_path / "none") == {"as the first process": "has it"}
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_command_asks_the_other_processes_before_it_says_that_a_run_is_finished(finished, monkeypatch, capsys):
+    path, result = finished
+    asked = []
+    monkeypatch.setattr(run_module, "train", lambda *_, **__: asked.append(True) or result)
+    command = ["train", "digits-mlp", *QUICK, "--out", str(path)]
+    with pytest.raises(SystemExit, match="0"):
+        main(command)
+    assert not asked
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="0"):
+        main(command)
+    assert asked
+    assert capsys.readouterr().out.count("was not run again") == 2
+
+
+def on_two_nodes(folders):
+    """Train with two launchers, as on two machines with a folder and a disk each, and return their exit statuses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    nodes = ["-n", "1", "--world_size", "2", "--master_addr", "127.0.0.1", "--master_port", str(port)]
+    launchers = []
+    for rank, folder in enumerate(folders):
+        command = [sys.executable, "-m", "composer.cli.launcher", *nodes, "--node_rank", str(rank), "-m", "composer_ls"]
+        command += ["train", "digits-mlp", *QUICK, "checkpoints.keep=true", "--out", str(folder)]
+        launchers.append(
+            subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}
+            )
+        )
+    try:
+        return [launcher.wait(timeout=500) for launcher in launchers]
+    finally:
+        for launcher in launchers:
+            launcher.terminate()
+
+
+@pytest.mark.slow
+def test_two_nodes_give_the_weights_of_one_process(tmp_path):
+    folders = tmp_path / "first", tmp_path / "second"
+    assert on_two_nodes(folders) == [0, 0]
+    result = json.loads((folders[0] / "result.json").read_text())
+    assert result["hardware"]["processes"] == 2
+    assert not (folders[1] / "result.json").exists()
+    run(tmp_path / "alone", "checkpoints.keep=true")
+    weights, alone = (
+        torch.load(folder / "checkpoints" / "latest-rank0.pt", weights_only=False)["state"]["model"]
+        for folder in (folders[0], tmp_path / "alone")
+    )
+    assert weights.keys() == alone.keys()
+    for name, weight in alone.items():
+        torch.testing.assert_close(weights[name], weight, rtol=1e-3, atol=1e-3, msg=name)
 
 
 @pytest.mark.slow
