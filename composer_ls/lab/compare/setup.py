@@ -32,10 +32,10 @@ def name_of_setup(recipe: Recipe) -> str:
         'resnet20 on shapes'
 
     """
-    data = recipe.data.name
+    data = recipe.data.called
     if data in _LAYOUTS:
         data = Path(getattr(recipe.data, "root", data)).absolute().name or data
-    return f"{recipe.model.name} on {data}"
+    return f"{recipe.model.called} on {data}"
 
 
 def setup_in_words(recipe: Recipe, result: Mapping[str, Any]) -> str:
@@ -52,10 +52,10 @@ def setup_in_words(recipe: Recipe, result: Mapping[str, Any]) -> str:
 
     """
     where = getattr(recipe.data, "root", None)
-    place = f" in {where}" if where is not None and recipe.data.name != "digits" else ""
+    place = f" in {where}" if where is not None and recipe.data.name not in {"digits", "target"} else ""
     parts = [_classes(result), _examples(result), _length(result)]
-    data = _LAYOUTS.get(recipe.data.name, recipe.data.name)
-    return f"{recipe.model.name} on {data}{place}: {', '.join(filter(None, parts))}."
+    data = _LAYOUTS.get(recipe.data.name, recipe.data.called)
+    return f"{recipe.model.called} on {data}{place}: {', '.join(filter(None, parts))}."
 
 
 def _classes(result: Mapping[str, Any]) -> str:

@@ -99,8 +99,21 @@ class ImageTree(ImageFolder):
         )
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        """The names of the class folders, sorted, and their numbers."""
+        """The names of the class folders, sorted, and their numbers.
+
+        Raises:
+            DataNotFoundError: Two names differ in nothing but capitals, so that one class has two folders.
+
+        """
         names = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir() and not is_hidden(entry.name))
+        by_lower: dict[str, str] = {}
+        for name in names:
+            other = by_lower.setdefault(name.casefold(), name)
+            if other != name:
+                raise DataNotFoundError(
+                    f"{directory} has the class folders {other} and {name}, whose names differ in nothing but capitals: put "
+                    f"the images of one class into one folder, or rename one of them"
+                )
         return names, {name: number for number, name in enumerate(names)}
 
 

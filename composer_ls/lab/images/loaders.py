@@ -16,6 +16,7 @@ from torch.utils.data.distributed import DistributedSampler
 from composer_ls.errors import DataNotFoundError, RecipeError
 from composer_ls.lab.images.epoch_sampler import EpochSampler
 from composer_ls.lab.images.memory_images import CropFlip, InMemory, MemoryImages
+from composer_ls.lab.images.preprocessing import Preprocessing
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -57,11 +58,13 @@ class Splits:
     train: Dataset[Any]
     test: Dataset[Any]
     num_classes: int
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     classes: tuple[str, ...]
     wrong_labels: float = 0.0
     """The fraction of training labels that were changed on purpose."""
     validation: Dataset[Any] | None = None
+    preprocessing: Preprocessing | None = None
+    """How an image file becomes such an image, if that is known."""
 
 
 @contextlib.contextmanager
@@ -78,8 +81,8 @@ def workers_errors_in_words() -> Iterator[None]:
 
 def unaugmented(train: Dataset[Any], test: Dataset[Any]) -> Dataset[Any]:
     """The training images with the transform of the test images, without augmentation."""
-    if isinstance(train, MemoryImages):
-        return train  # the loader augments these
+    if isinstance(train, MemoryImages) or not hasattr(train, "transform"):
+        return train  # the loader augments the former, and of data of the user's nothing is known
     plain = copy.copy(train)
     plain.transform = test.transform  # type: ignore[attr-defined]
     return plain
@@ -136,6 +139,7 @@ def _loader(dataset: Dataset[Any], batches: Batches, batch_size: int, sampler: A
         sampler=sampler,
         drop_last=drop_last,
         num_workers=workers,
+        collate_fn=getattr(dataset, "collate", None),
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )

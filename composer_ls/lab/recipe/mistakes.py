@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from composer_ls.lab.recipe.algorithm_arguments import algorithm_names, arguments_of
-from composer_ls.lab.recipe.recipe import recipe_schema
+from composer_ls.lab.recipe.recipe import UNKNOWN_SECTION, recipe_schema
 
 __all__ = ["Override", "explain", "place_of", "told"]
 
@@ -86,12 +86,15 @@ def _message(
         return _unknown(keys, section, given, override)
     if kind == "missing":
         return f"the key {path} is missing"
-    if kind == "union_tag_not_found":
-        return f"the key {path}.name is missing"
-    if kind == "union_tag_invalid":
-        expected = " or ".join(problem["ctx"]["expected_tags"].rsplit(", ", 1))
-        return f"{path}.name is {given['name']!r}: input should be {expected}"
+    if kind == UNKNOWN_SECTION and isinstance(given, Mapping):
+        if "name" not in given:
+            return f"the key {path}.name is missing"
+        expected = " or ".join(problem["ctx"]["names"].rsplit(", ", 1))
+        own = "; or give it a target" if path == "data" else ", torchvision/NAME or timm/NAME; or give it a target"
+        return f"{path}.name is {given['name']!r}: input should be {expected}{own}"
     message = problem["msg"].removeprefix("Value error, ")
+    if kind == UNKNOWN_SECTION:
+        message = "input should be a valid dictionary"
     message = f"{message[:1].lower()}{message[1:]}"
     if not path:
         return message
@@ -110,7 +113,7 @@ def _message(
     elif len(keys) == 2 and keys[0] in ("callbacks", "loggers"):
         off = f"{path}=null switches it off" if given is False else f"{path}={{}} takes its defaults"
         message = f"its arguments should be a mapping: {off}"
-    elif kind.startswith("model_") and isinstance(given, str):
+    elif (kind.startswith("model_") or kind == UNKNOWN_SECTION) and isinstance(given, str):
         message = f"it is a section of the recipe: did you mean {path}.name={given}?"
     elif kind == "string_type" and isinstance(given, (bool, int, float)):
         words = "true or false" if isinstance(given, bool) else "a number"
@@ -195,13 +198,14 @@ def _keys_of(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:
-    return [one for one in (annotation, *typing.get_args(annotation)) if _is_section(one)]
+    choices = (getattr(one, "__origin__", one) for one in typing.get_args(annotation))  # without a tag
+    return [one for one in (annotation, *choices) if _is_section(one)]
 
 
 def place_of(loc: Sequence[str | int]) -> tuple[list[str], type[BaseModel]]:
     """The path of keys to a mistake, and the innermost section with a schema that contains it.
 
-    If a section is one of several alternatives, pydantic puts the ``name`` that selected it between the keys.
+    If a section is one of several alternatives, pydantic puts the name of its task between the keys.
     """
     section: type[BaseModel] = recipe_schema()
     keys, rest = [], [str(part) for part in loc]
@@ -212,8 +216,7 @@ def place_of(loc: Sequence[str | int]) -> tuple[list[str], type[BaseModel]]:
             break
         choices = _sections(field.annotation)
         if field.discriminator and rest:
-            name = rest.pop(0)
-            choices = [one for one in choices if name in typing.get_args(one.model_fields["name"].annotation)]
+            choices = [getattr(recipe_schema().tasks[rest.pop(0)], keys[-1])]
         if not choices or not rest:
             break
         section = choices[0]

@@ -101,7 +101,19 @@ def _apply_override(content: dict[str, Any], override: str) -> Override:
                 f"the override {override!r} goes into {'.'.join(keys[:depth])}, which is a value, not a mapping"
             )
     place[keys[-1]] = value
+    _replace_the_choice(content, keys, value)
     return Override(override, tuple(keys), value)
+
+
+def _replace_the_choice(content: dict[str, Any], keys: list[str], value: Any) -> None:
+    """Let a name in ``data`` or ``model`` replace a target and its arguments, and a target replace a name."""
+    if len(keys) != 2 or keys[0] not in {"data", "model"} or value is None:
+        return
+    if keys[1] == "target" and ":" in str(value):  # elsewhere it is a language
+        content[keys[0]]["name"] = "target"
+    elif keys[1] == "name" and value != "target" and content[keys[0]].get("target") is not None:
+        del content[keys[0]]["target"]
+        content[keys[0]].pop("arguments", None)
 
 
 def _validated(content: dict[str, Any], where: str, overrides: Sequence[Override]) -> Recipe:

@@ -8,9 +8,9 @@ import json
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, create_model, model_validator
+from pydantic import Discriminator, Field, Tag, create_model, model_validator
 
 from composer_ls.lab.recipe.sections import (
     Checkpoints,
@@ -18,6 +18,7 @@ from composer_ls.lab.recipe.sections import (
     Duration,
     Integer,
     ModelSection,
+    NamedSection,
     Optimizer,
     Schedule,
     Section,
@@ -26,7 +27,7 @@ from composer_ls.lab.recipe.sections import (
 )
 from composer_ls.lab.recipe.yaml_text import dump_yaml
 
-__all__ = ["Recipe", "TaskSchema", "differing_keys", "recipe_schema", "use_tasks"]
+__all__ = ["UNKNOWN_SECTION", "Recipe", "TaskSchema", "differing_keys", "recipe_schema", "use_tasks"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class TaskSchema:
 
     Attributes:
         task: The task's name.
-        data: Its ``data`` section. No other task uses the same values of ``name``, which identify the section.
+        data: Its ``data`` section. No other task uses the same values of ``name``, which identify the section, unless it
+            overrides :meth:`~composer_ls.lab.recipe.sections.NamedSection.claims`.
         model: Its ``model`` section, likewise.
         losses: The allowed values of ``loss``.
         diagnostics: Its ``diagnostics`` section, or ``None``.
@@ -92,7 +94,7 @@ class Recipe(Section):
         other = next(task.task for task in self.tasks.values() if type(self.model) is task.model)
         if other != self.task:
             raise ValueError(
-                f"model.name={self.model.name} is for {other} and data.name={self.data.name} for {self.task}: use data and "
+                f"model.name={self.model.called} is for {other} and data.name={self.data.called} for {self.task}: use data and "
                 f"a model of one task"
             )
         schema = self.tasks[self.task]
@@ -160,14 +162,40 @@ def recipe_schema() -> type[Recipe]:
     losses = tuple(dict.fromkeys(loss for task in tasks for loss in task.losses))
     diagnostics = [task.diagnostics for task in tasks if task.diagnostics is not None]
     fields: dict[str, Any] = {
-        "data": (_one_of([task.data for task in tasks]), Field(discriminator="name")),
-        "model": (_one_of([task.model for task in tasks]), Field(discriminator="name")),
+        "data": _chosen({task.task: task.data for task in tasks}),
+        "model": _chosen({task.task: task.model for task in tasks}),
         "loss": (Literal[losses], Recipe.model_fields["loss"]),
         "diagnostics": (_one_of([*diagnostics, None]), Recipe.model_fields["diagnostics"]),
     }
     made = create_model("Recipe", __base__=Recipe, __doc__=Recipe.__doc__, __module__=__name__, **fields)
     made.tasks = {task.task: task for task in tasks}
     return made
+
+
+UNKNOWN_SECTION = "unknown_section"
+"""The type of pydantic's error for a section that is of no task."""
+
+
+def _chosen(sections: Mapping[str, type[NamedSection]]) -> tuple[Any, Any]:
+    """The type of a section that is of one task, and its field. In the places of errors stands the task's name."""
+
+    def task_of(content: Any) -> str | None:
+        if isinstance(content, NamedSection):
+            return next((task for task, section in sections.items() if type(content) is section), None)
+        if not isinstance(content, Mapping):
+            return None
+        return next((task for task, section in sections.items() if section.claims(content)), None)
+
+    discriminator = Discriminator(
+        task_of,
+        custom_error_type=UNKNOWN_SECTION,
+        custom_error_message="input should be a valid dictionary with a name",
+        custom_error_context={
+            "names": ", ".join(repr(name) for one in sections.values() for name in one.names() if name != "target")
+        },
+    )
+    choices = _one_of([Annotated[section, Tag(task)] for task, section in sections.items()])
+    return choices, Field(discriminator=discriminator)
 
 
 def _one_of(types: Sequence[Any]) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import typing
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
@@ -13,6 +15,7 @@ __all__ = [
     "Duration",
     "Integer",
     "ModelSection",
+    "NamedSection",
     "Number",
     "Optimizer",
     "Schedule",
@@ -89,16 +92,40 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class DataSection(Section):
+class NamedSection(Section):
+    """A section whose ``name`` says which task it is of."""
+
+    name: str
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The values of ``name`` that are listed one by one."""
+        return _literals(cls.model_fields["name"].annotation)
+
+    @classmethod
+    def claims(cls, content: Mapping[str, Any]) -> bool:
+        """Whether a section with this content is of this kind."""
+        return isinstance(content.get("name"), str) and content["name"] in cls.names()
+
+    @property
+    def called(self) -> str:
+        """The name for people."""
+        return self.name
+
+
+def _literals(annotation: Any) -> tuple[str, ...]:
+    if typing.get_origin(annotation) is Literal:
+        return typing.get_args(annotation)
+    return tuple(name for one in typing.get_args(annotation) if not isinstance(one, str) for name in _literals(one))
+
+
+class DataSection(NamedSection):
     """The base of every task's data section."""
 
-    name: str
 
-
-class ModelSection(Section):
+class ModelSection(NamedSection):
     """The base of every task's model section."""
 
-    name: str
     compile: Truth = Field(False, description="torch.compile: a minute of compiling for faster steps")
 
 
@@ -110,6 +137,9 @@ class Optimizer(Section):
     momentum: Number = Field(0.9, ge=0, lt=1, description="for sgd")
     nesterov: Truth = Field(False, description="for sgd")
     weight_decay: Number = Field(0.0, ge=0)
+    backbone_scale: Number = Field(
+        1.0, gt=0, description="factor of the learning rate for everything but the last layer, for fine-tuning"
+    )
     decoupled: Truth = Field(False, description="decoupled weight decay for sgd (adamw always decouples it)")
 
 

@@ -43,7 +43,7 @@ def _rooms() -> dict[str, str]:
         schema = _load(package, "schema", "SCHEMA")
         taken = [("task", schema.task)]
         for section, of_task in (("data.name", schema.data), ("model.name", schema.model)):
-            taken += [(section, name) for name in getattr(of_task.model_fields["name"].annotation, "__args__", ())]
+            taken += [(section, name) for name in of_task.names()]
         for key in taken:
             if key in names:
                 raise InputError(

@@ -15,6 +15,7 @@ from composer.models import ComposerModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from composer_ls.errors import RecipeError
 from composer_ls.lab.recipe.recipe import Recipe
 
 __all__ = ["Measured", "Task"]
@@ -94,6 +95,15 @@ class Task(ABC):
     @abstractmethod
     def model(self) -> ComposerModel:
         """The network with fresh weights, and its loss."""
+
+    def backbone(self, model: ComposerModel) -> list[nn.Parameter]:
+        """The parameters of the network's layers but the last one, for ``optimizer.backbone_scale``.
+
+        Raises:
+            RecipeError: The task does not know them.
+
+        """
+        raise RecipeError("optimizer.backbone_scale is for classification: leave it out")
 
     @abstractmethod
     def training_loader(self) -> DataLoader[Any] | DataSpec:

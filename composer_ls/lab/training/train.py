@@ -19,6 +19,7 @@ from composer import Trainer
 from composer.core import Evaluator, Precision
 from composer.devices import Device, DeviceCPU, DeviceGPU
 from composer.loggers import ProgressBarLogger
+from composer.models import ComposerModel
 from composer.optim import (
     ComposerScheduler,
     ConstantWithWarmupScheduler,
@@ -38,6 +39,7 @@ from composer_ls.lab.run_folder.claim import claimed
 from composer_ls.lab.run_folder.files import finite
 from composer_ls.lab.run_folder.folder import RunFolder
 from composer_ls.lab.tasks.registry import open_task
+from composer_ls.lab.tasks.task import Task
 from composer_ls.lab.training.algorithms import build_algorithms
 from composer_ls.lab.training.callbacks_and_loggers import (
     build_callbacks,
@@ -143,7 +145,7 @@ def _train(
             eval_dataloader=Evaluator(label=task.watched, dataloader=task.evaluation_loader()),
             eval_interval=recipe.eval_interval,
             max_duration=recipe.duration,
-            optimizers=_optimizer(recipe.optimizer, model),
+            optimizers=_optimizer(recipe.optimizer, model, task),
             schedulers=_scheduler(recipe.schedule),
             algorithms=algorithms,
             callbacks=[*task.callbacks(), *chosen, metrics_file.line_an_epoch, stopper],
@@ -252,14 +254,14 @@ def _fit(trainer: Trainer, recipe: Recipe) -> None:
         if "Expected more than 1 value per channel" not in str(error):
             raise
         raise RecipeError(
-            f"batch normalisation in {recipe.model.name} needs more than one value of each channel, but an image is one "
+            f"batch normalisation in {recipe.model.called} needs more than one value of each channel, but an image is one "
             f"pixel there: use a larger data.image_size, or two images or more in data.batch_size and microbatch_size"
         ) from error
     except RuntimeError as error:
         if not (recipe.model.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))):
             raise
         raise RecipeError(
-            f"model.compile=true: PyTorch cannot compile {recipe.model.name} here ({str(error).splitlines()[0]}): "
+            f"model.compile=true: PyTorch cannot compile {recipe.model.called} here ({str(error).splitlines()[0]}): "
             f"use model.compile=false"
         ) from error
 
@@ -280,13 +282,26 @@ def _command() -> str:
     return shlex.join([*launcher, *sys.argv[1:]])
 
 
-def _optimizer(settings: Optimizer, model: torch.nn.Module) -> torch.optim.Optimizer:
+def _optimizer(settings: Optimizer, model: ComposerModel, task: Task) -> torch.optim.Optimizer:
     rate, decay = settings.learning_rate, settings.weight_decay
+    parameters: list[Any] = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if settings.backbone_scale != 1:
+        backbone = {id(parameter) for parameter in task.backbone(model)}
+        parts = (
+            [one for one in parameters if id(one) in backbone],
+            [one for one in parameters if id(one) not in backbone],
+        )
+        if not all(parts):
+            raise RecipeError(
+                f"optimizer.backbone_scale={settings.backbone_scale:g} needs a backbone and a last layer that are both "
+                f"trained: leave it out, or use model.freeze=null"
+            )
+        parameters = [{"params": parts[0], "lr": rate * settings.backbone_scale}, {"params": parts[1]}]
     if settings.name == "adamw":
         # PyTorch multiplies the decay by the learning rate, as people expect when they tune it; Composer does not.
-        return torch.optim.AdamW(model.parameters(), rate, weight_decay=decay)
+        return torch.optim.AdamW(parameters, rate, weight_decay=decay)
     sgd = DecoupledSGDW if settings.decoupled else torch.optim.SGD
-    return sgd(model.parameters(), rate, momentum=settings.momentum, weight_decay=decay, nesterov=settings.nesterov)
+    return sgd(parameters, rate, momentum=settings.momentum, weight_decay=decay, nesterov=settings.nesterov)
 
 
 def _scheduler(settings: Schedule) -> ComposerScheduler:

@@ -147,3 +147,15 @@ def test_resnet9_refuses_images_that_it_would_halve_to_nothing():
     with pytest.raises(RecipeError, match=r"at least 8 pixels each way.*have 7x7: use a larger data\.image_size"):
         build_model("resnet9", (3, 7, 7), 2)
     build_model("resnet9", (3, 8, 8), 2).eval()(torch.zeros(1, 3, 8, 8))
+
+
+def test_two_folders_whose_names_differ_in_capitals_only_are_refused(tmp_path):
+    for folder in ("train/cat", "train/Cat", "test/cat", "test/Cat"):
+        (tmp_path / folder).mkdir(parents=True)
+        if len(list((tmp_path / folder).parent.iterdir())) < 2 and folder.endswith("/Cat"):
+            pytest.skip("the file system does not tell them apart")
+        Image.new("RGB", (4, 4)).save(tmp_path / folder / "one.png")
+    with pytest.raises(
+        DataNotFoundError, match="the class folders Cat and cat, whose names differ in nothing but capit"
+    ):
+        load_splits(ClassificationData(name="imagefolder", root=str(tmp_path)))

@@ -162,6 +162,23 @@ def test_the_fingerprint_does_not_change_when_a_default_is_written_out_or_an_alg
         ),
         ("loss=dice", "loss=dice is for segmentation: use loss=cross_entropy for classification"),
         ("model.name=resnet57", "model.name is 'resnet57': input should be 'mlp', 'cnn'"),
+        ("model.name=timm/", "model.name is 'timm/': input should be 'mlp', .* torchvision/NAME or timm/NAME"),
+        ("model.arguments={width: 3}", "mlp takes no arguments: leave them out, or use a target"),
+        ("model.weights=default", "weights=default are those of torchvision and timm, and mlp has none: use"),
+        ("model={target: nets}", "model.target is 'nets': a target is a module and a function in it, such as"),
+        ("model={target: null}", "the key model.name is missing"),
+        (
+            "model={name: mlp, target: 'nets:make'}",
+            "it has both name: mlp and target: nets:make: leave one of them out",
+        ),
+        ("model={name: target}", "name: target needs a target, as target: my_package.nets:make"),
+        ("data.arguments={n: 1}", "arguments are for a target: leave them out"),
+        (
+            "data={target: 'mine:load', augmentation: crop_flip, validation: 5}",
+            "augmentation, validation are for images that composer_ls reads: leave them out, and do it in mine:load",
+        ),
+        ("model.freeze=head", "model.freeze is 'head': input should be 'backbone'"),
+        ("optimizer.backbone_scale=0", "optimizer.backbone_scale is 0: input should be greater than 0"),
         ("seed.low=3", "goes into seed, which is a value, not a mapping"),
         ("seed", "'seed' is not key.path=value"),
         ("seed=[1", "'seed=\\[1', line 1, column 3: not valid YAML"),
@@ -316,3 +333,17 @@ def test_the_schema_describes_every_shipped_recipe():
 def test_a_suggestion_is_not_refused_for_its_key(override, meant):
     with pytest.raises(RecipeError, match=f"did you mean {meant}\\?"):
         load_recipe("digits-mlp", [override])
+
+
+def test_a_target_replaces_a_name_and_a_name_replaces_a_target():
+    recipe = load_recipe("digits-mlp", ["model.target=my.nets:make", "model.arguments={width: 3}"])
+    assert (recipe.model.name, recipe.model.target, recipe.model.called) == ("target", "my.nets:make", "my.nets:make")
+    back = load_recipe("digits-mlp", ["model.target=my.nets:make", "model.arguments={width: 3}", "model.name=cnn"])
+    assert back.model == load_recipe("digits-mlp", ["model.name=cnn"]).model
+    assert load_recipe("multi30k-transformer", ["data.target=fr"]).data.target == "fr"
+
+
+def test_networks_of_libraries_are_named_by_them():
+    assert load_recipe("digits-mlp", ["model.name=timm/resnet10t.c3_in1k"]).model.weights is None
+    recipe = load_recipe("digits-mlp", ["model={name: torchvision/resnet50, weights: default, freeze: backbone}"])
+    assert (recipe.model.weights, recipe.model.freeze) == ("default", "backbone")

@@ -8,10 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
 from composer.utils import dist
+from numpy.typing import NDArray
+from PIL import Image
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as transforms
 
 from composer_ls.errors import DataNotFoundError, RecipeError
 from composer_ls.lab.images.decoded_cache import decoded
@@ -19,7 +23,9 @@ from composer_ls.lab.images.image_files import ImageTree, is_hidden
 from composer_ls.lab.images.label_noise import noisy_labels, relabel
 from composer_ls.lab.images.loaders import IMAGENET_MEAN, IMAGENET_STD, Splits, labels_of, unaugmented
 from composer_ls.lab.images.memory_images import MemoryImages
+from composer_ls.lab.images.preprocessing import Preprocessing
 from composer_ls.lab.images.subsets import divide, subset
+from composer_ls.lab.tasks.classification.own_data import own_splits
 from composer_ls.lab.tasks.classification.schema import ClassificationData, LabelNoise
 
 __all__ = ["load_splits"]
@@ -27,20 +33,28 @@ __all__ = ["load_splits"]
 MEMORY_LIMIT = 2 * 1024**3  # bytes; above this, data.in_memory=auto reads the files again in every epoch
 
 
-def load_splits(data: ClassificationData, device: torch.device | str = "cpu") -> Splits:
+def load_splits(
+    data: ClassificationData, device: torch.device | str = "cpu", pretrained: Preprocessing | None = None
+) -> Splits:
     """Open the data of a recipe.
 
     Args:
         data: The data section of the recipe.
         device: The device for images that are held in memory.
+        pretrained: What pretrained weights expect: mean and standard deviation of images of three channels, and the size of
+            a folder of images whose recipe has no ``image_size``.
 
     Raises:
         DataNotFoundError: The data is not at ``data.root``; the message says where we looked and what to change.
         RecipeError: ``data.in_memory``, ``data.validation`` or ``data.examples`` asks for something impossible.
 
     """
-    opened = {"digits": _digits, "cifar10": _cifar, "cifar100": _cifar, "imagefolder": _image_folder}[data.name]
-    splits = opened(data, device)
+    if data.name == "target":
+        return own_splits(data)
+    if data.name == "digits":
+        splits = _digits(data, device)
+    else:
+        splits = (_image_folder if data.name == "imagefolder" else _cifar)(data, device, pretrained)
     if data.validation is not None or data.examples is not None:
         splits = _divided(splits, data)
     return splits if data.label_noise is None else _with_noise(splits, data.label_noise)
@@ -88,17 +102,16 @@ def _digits(data: ClassificationData, device: torch.device | str) -> Splits:
     train_images, test_images = (torch.tensor(part, dtype=torch.uint8).view(-1, 8, 8, 1) for part in parts[:2])
     train_labels, test_labels = (torch.tensor(part, dtype=torch.int64) for part in parts[2:])
     pixels = train_images.float() / 16
-    make = functools.partial(
-        MemoryImages, mean=[pixels.mean().item()], std=[pixels.std().item()], white=16, device=device
-    )
+    preprocessing = Preprocessing((8, 8), (pixels.mean().item(),), (pixels.std().item(),))
+    make = functools.partial(MemoryImages, mean=preprocessing.mean, std=preprocessing.std, white=16, device=device)
     train, test = make(train_images, train_labels), make(test_images, test_labels)
-    return Splits(train, test, 10, (1, 8, 8), tuple(str(digit) for digit in range(10)))
+    return Splits(train, test, 10, (1, 8, 8), tuple(str(digit) for digit in range(10)), preprocessing=preprocessing)
 
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
-def _cifar(data: ClassificationData, device: torch.device | str) -> Splits:
+def _cifar(data: ClassificationData, device: torch.device | str, pretrained: Preprocessing | None) -> Splits:
     source, folder, num_classes = {
         "cifar10": (torchvision.datasets.CIFAR10, "cifar-10-batches-py", 10),
         "cifar100": (torchvision.datasets.CIFAR100, "cifar-100-python", 100),
@@ -110,7 +123,10 @@ def _cifar(data: ClassificationData, device: torch.device | str) -> Splits:
             f"data.root=DIR if it is elsewhere, or data.name=imagefolder data.root=DIR for images in train/<class> "
             f"and test/<class>"
         )
-    train_transform, test_transform = _transforms(data, 32, CIFAR_MEAN, CIFAR_STD)
+    size = data.image_size or 32
+    mean, std = (pretrained.mean, pretrained.std) if pretrained else (CIFAR_MEAN, CIFAR_STD)
+    preprocessing = Preprocessing((size, size), mean, std, crop=data.augmentation == "resized_crop")
+    train_transform, test_transform = _transforms(data, preprocessing)
     root = Path(data.root).expanduser()
     with dist.run_local_rank_zero_first():
         download = data.download and dist.get_local_rank() == 0  # the others find it there
@@ -127,27 +143,36 @@ def _cifar(data: ClassificationData, device: torch.device | str) -> Splits:
                 f"{data.name} {reason} ({error}): {remedy}, or set data.root=DIR if it is elsewhere"
             ) from error
     classes = tuple(train.classes)
-    if _held_in_memory(data, 60_000, 32):
+    if _held_in_memory(data, 60_000, size):
         train, test = (
-            MemoryImages(
-                torch.from_numpy(split.data), torch.tensor(split.targets), mean=CIFAR_MEAN, std=CIFAR_STD, device=device
-            )
+            MemoryImages(_at_size(split.data, size), torch.tensor(split.targets), mean=mean, std=std, device=device)
             for split in (train, test)
         )
-    return Splits(train, test, num_classes, (3, 32, 32), classes)
+    return Splits(train, test, num_classes, (3, size, size), classes, preprocessing=preprocessing)
 
 
-def _image_folder(data: ClassificationData, device: torch.device | str) -> Splits:
+def _at_size(images: NDArray[np.uint8], size: int) -> torch.Tensor:
+    """Images ``(N, H, W, C)``, resized one by one, which is what reading them from disk does."""
+    if images.shape[1] == size:
+        return torch.from_numpy(images)
+    resized = [np.asarray(transforms.resize(Image.fromarray(image), [size, size])) for image in images]
+    return torch.from_numpy(np.stack(resized))
+
+
+def _image_folder(data: ClassificationData, device: torch.device | str, pretrained: Preprocessing | None) -> Splits:
     root = Path(data.root).expanduser()
-    size = data.image_size or (224 if data.augmentation == "resized_crop" else 32)
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if size > 64 else (CIFAR_MEAN, CIFAR_STD)
+    expected = pretrained.size[0] if pretrained else 224 if data.augmentation == "resized_crop" else 32
+    size = data.image_size or expected
+    usual = (IMAGENET_MEAN, IMAGENET_STD) if size > 64 else (CIFAR_MEAN, CIFAR_STD)
+    mean, std = (pretrained.mean, pretrained.std) if pretrained else usual
+    preprocessing = Preprocessing((size, size), mean, std, crop=data.augmentation == "resized_crop")
     folders = [_split_folder(root, names) for names in (("train",), ("test", "val"))]
     train: Any
     test: Any
     try:
         train, test = (
             ImageTree(folder, transform)
-            for folder, transform in zip(folders, _transforms(data, size, mean, std), strict=True)
+            for folder, transform in zip(folders, _transforms(data, preprocessing), strict=True)
         )
     except FileNotFoundError as error:
         raise DataNotFoundError(
@@ -172,7 +197,7 @@ def _image_folder(data: ClassificationData, device: torch.device | str) -> Split
             MemoryImages(part, torch.tensor(split.targets), mean=mean, std=std, device=device)
             for part, split in zip(images.split([len(train), len(test)]), (train, test), strict=True)
         )
-    return Splits(train, test, len(classes), (3, size, size), classes)
+    return Splits(train, test, len(classes), (3, size, size), classes, preprocessing=preprocessing)
 
 
 def _split_folder(root: Path, names: tuple[str, ...]) -> Path:
@@ -186,16 +211,13 @@ def _split_folder(root: Path, names: tuple[str, ...]) -> Path:
     )
 
 
-def _transforms(
-    data: ClassificationData, size: int, mean: tuple[float, ...], std: tuple[float, ...]
-) -> tuple[v2.Compose, v2.Compose]:
-    finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+def _transforms(data: ClassificationData, preprocessing: Preprocessing) -> tuple[v2.Compose, v2.Compose]:
+    """The transforms of training images and of test images."""
+    size, finish = preprocessing.size[0], preprocessing.normalisation()
     if data.augmentation == "resized_crop":
-        test = [v2.Resize(round(size * 8 / 7)), v2.CenterCrop(size)]
-        return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), *finish]), v2.Compose(
-            [*test, *finish]
-        )
-    fit = [] if data.name.startswith("cifar") else [v2.Resize((size, size))]
+        test = v2.Compose([*preprocessing.geometry(), *finish])
+        return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), *finish]), test
+    fit = [] if data.name.startswith("cifar") and size == 32 else preprocessing.geometry()
     vary = (
         [v2.RandomCrop(size, padding=size // 8), v2.RandomHorizontalFlip()] if data.augmentation == "crop_flip" else []
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from composer import Trainer
 from composer.core import Algorithm, Callback
-from composer.models import ComposerClassifier
+from composer.models import ComposerClassifier, ComposerModel
+from composer.utils import dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
@@ -16,7 +18,13 @@ from torchmetrics import MetricCollection
 from composer_ls.lab.images.loaders import evaluation_loader, labels_of, training_loader
 from composer_ls.lab.recipe.recipe import Recipe
 from composer_ls.lab.tasks.classification.data import load_splits
-from composer_ls.lab.tasks.classification.networks import build_model
+from composer_ls.lab.tasks.classification.network import (
+    FrozenStatistics,
+    backbone_parameters,
+    build_network,
+    expected_preprocessing,
+    load_weights,
+)
 from composer_ls.lab.tasks.classification.report import REPORT
 from composer_ls.lab.tasks.classification.schema import ClassificationData, ClassificationModel, Diagnostics
 from composer_ls.lab.tasks.classification.training_curve import TrainingCurve
@@ -33,7 +41,7 @@ class Classification(Task):
     """The classification task, trained with cross entropy.
 
     Data comes from :func:`~composer_ls.lab.tasks.classification.data.load_splits`, networks from
-    :func:`~composer_ls.lab.tasks.classification.networks.build_model`. The predictions of a run are ``logits`` (N, K)
+    :func:`~composer_ls.lab.tasks.classification.network.build_network`. The predictions of a run are ``logits`` (N, K)
     and ``labels`` (N,) of the test images; if some training images were held out, also ``validation.logits`` and
     ``validation.labels``.
     """
@@ -42,7 +50,8 @@ class Classification(Task):
         assert isinstance(recipe.data, ClassificationData)
         assert isinstance(recipe.model, ClassificationModel)
         self._seed, self._data, self._model = recipe.seed, recipe.data, recipe.model
-        self._splits = splits = load_splits(recipe.data, device)
+        self._splits = splits = load_splits(recipe.data, device, expected_preprocessing(recipe.model))
+        self._weights: dict[str, Any] | None = None
         self._watcher = None
         if recipe.diagnostics is not None:
             assert isinstance(recipe.diagnostics, Diagnostics)
@@ -55,6 +64,7 @@ class Classification(Task):
             "image_shape": list(splits.image_shape),
             "examples": {name: len(part) for name, part in parts.items() if part is not None},  # type: ignore[arg-type]
             "wrong_labels": splits.wrong_labels,
+            "preprocessing": None if splits.preprocessing is None else splits.preprocessing.as_dict(),
         }
 
     def check(self, algorithms: Sequence[Algorithm]) -> None:
@@ -63,22 +73,34 @@ class Classification(Task):
     @classmethod
     def teacher(cls, recipe: Recipe, facts: Mapping[str, Any]) -> nn.Module:
         """The network named in the recipe, for the run's images and classes."""
-        channels, height, width = facts["image_shape"]
-        return build_model(recipe.model.name, (channels, height, width), len(facts["classes"]))
+        assert isinstance(recipe.model, ClassificationModel)
+        return build_network(recipe.model, tuple(facts["image_shape"]), len(facts["classes"]), bare=True)
 
     def label_counts(self) -> Tensor:
         """The number of training labels of each class, ``(K,)``."""
         return torch.bincount(labels_of(self._splits.train), minlength=self.num_classes)
 
     def model(self) -> ComposerClassifier:
-        """The network named in the recipe, with cross entropy."""
+        """The network named in the recipe, with the weights that it begins with, and cross entropy."""
+        network = build_network(self._model, self._splits.image_shape, self.num_classes)
+        self._weights = load_weights(network, self._model, self._splits.classes)
+        if self._weights is not None and dist.get_global_rank() == 0:
+            for sentence in self._weights["left_out"]:
+                print(sentence, file=sys.stderr, flush=True)
+        if self._model.freeze == "backbone":
+            for parameter in backbone_parameters(network, self._model, self.num_classes):
+                parameter.requires_grad_(False)
         model = ComposerClassifier(
-            build_model(self._model.name, self._splits.image_shape, self.num_classes),
+            network,
             num_classes=self.num_classes,
             loss_fn=cross_entropy,
             train_metrics=MetricCollection([]),  # Composer would update these in every step; see TrainingCurve
         )
         return model.to(memory_format=torch.channels_last) if self._model.channels_last else model
+
+    def backbone(self, model: ComposerModel) -> list[nn.Parameter]:
+        """The parameters of all layers but the last one."""
+        return backbone_parameters(model.module, self._model, self.num_classes)
 
     def training_loader(self) -> DataLoader[Any]:
         """Shuffled batches of images and labels."""
@@ -89,15 +111,16 @@ class Classification(Task):
         return evaluation_loader(self._splits, self._data, self.watched)
 
     def callbacks(self) -> list[Callback]:
-        """The training curve, and the diagnostics if the recipe asks for them."""
-        return [TrainingCurve(), *([self._watcher] if self._watcher else [])]
+        """The training curve, and the diagnostics and a frozen backbone if the recipe asks for them."""
+        frozen = [FrozenStatistics()] if self._model.freeze == "backbone" else []
+        return [TrainingCurve(), *frozen, *([self._watcher] if self._watcher else [])]
 
     def measure(self, trainer: Trainer) -> Measured:
         """Accuracy and calibration."""
         logits, labels = self._predictions(trainer, "test")
         predictions = {"logits": logits, "labels": labels}
         watcher, features = self._watcher, None
-        facts: dict[str, Any] = {}
+        facts: dict[str, Any] = {} if self._weights is None else {"weights": self._weights}
         if self._splits.validation is not None:
             held_out = self._predictions(trainer, "validation")
             predictions |= {"validation.logits": held_out[0], "validation.labels": held_out[1]}
@@ -114,9 +137,10 @@ class Classification(Task):
             predictions=predictions,
             features=features,
             facts=facts,
-            warnings=no_better_than_nothing(
-                metrics, labels.bincount(minlength=self.num_classes), self.facts["classes"]
-            ),
+            warnings=[
+                *no_better_than_nothing(metrics, labels.bincount(minlength=self.num_classes), self.facts["classes"]),
+                *(self._weights or {}).get("left_out", []),
+            ],
         )
 
     def _predictions(self, trainer: Trainer, part: Literal["test", "validation"]) -> tuple[Tensor, ...]:

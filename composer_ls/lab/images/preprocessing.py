@@ -1,0 +1,81 @@
+"""What is done to an image before a network sees it, apart from augmentation: kept with a run, to use its network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+__all__ = ["Preprocessing"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resizing and normalisation. Called with an image in mode RGB, it returns a float32 tensor ``(C, H, W)``.
+
+    Attributes:
+        size: Height and width in pixels.
+        mean: The mean of each channel, for pixels in [0, 1]. One channel means that images are grey.
+        std: The standard deviation of each channel, likewise.
+        crop: Whether the shorter side is resized to 8/7 of the size and the centre cropped, as is usual for ImageNet. If
+            not, the image is resized to the size, whatever its shape.
+
+    Example:
+        >>> from PIL import Image
+        >>> from composer_ls.lab.images.preprocessing import Preprocessing
+        >>> Preprocessing((2, 3), mean=(0.5,), std=(0.5,))(Image.new("RGB", (8, 8), "white")).tolist()
+        [[[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]]
+
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop: bool = False
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """The image as the network's input ``(C, H, W)``."""
+        if len(self.mean) == 1:
+            image = image.convert("L")
+        transformed: Tensor = v2.Compose([*self.geometry(), *self.normalisation()])(image)
+        return transformed.as_subclass(Tensor)
+
+    def geometry(self) -> Sequence[v2.Transform]:
+        """The transforms that give an image its size."""
+        if self.crop:
+            return [v2.Resize(round(min(self.size) * 8 / 7)), v2.CenterCrop(self.size)]
+        return [v2.Resize(self.size)]
+
+    def normalisation(self) -> Sequence[v2.Transform]:
+        """The transforms that make an image a normalised tensor."""
+        return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same for JSON."""
+        return {"size": list(self.size), "mean": list(self.mean), "std": list(self.std), "crop": self.crop}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Preprocessing:
+        """The inverse of :meth:`as_dict`.
+
+        Raises:
+            ValueError: A key is missing or has another form.
+
+        """
+        try:
+            height, width = (int(side) for side in content["size"])
+            mean, std = (tuple(float(number) for number in content[key]) for key in ("mean", "std"))
+            crop = bool(content.get("crop", False))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{dict(content)!r} is no preprocessing: it needs size, mean and std") from error
+        if len(mean) != len(std) or len(mean) not in (1, 3) or min(height, width) < 1:
+            raise ValueError(
+                f"{dict(content)!r} is no preprocessing: size is [height, width], and mean and std have one number for each "
+                f"channel, 1 or 3"
+            )
+        return cls((height, width), mean, std, crop)

@@ -1,0 +1,164 @@
+"""Training and test examples that a function of the user's returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
+
+from composer_ls.errors import RecipeError
+from composer_ls.lab.images.loaders import Splits
+from composer_ls.lab.images.preprocessing import Preprocessing
+from composer_ls.lab.tasks.classification.schema import ClassificationData
+from composer_ls.lab.tasks.target import call_target
+
+__all__ = ["OwnExamples", "own_splits"]
+
+KEYS = ("train", "test", "classes", "validation", "preprocessing")
+EXPECTED = (
+    'a mapping {"train": ..., "test": ..., "classes": [names]}, and optionally "validation" and "preprocessing", where the '
+    "first two and validation are map-style data sets of (image tensor, integer label)"
+)
+
+
+class OwnExamples(Dataset[tuple[Tensor, int]]):
+    """A data set of the user's.
+
+    Args:
+        dataset: The data set.
+        collate: The function that makes batches; ``None``: PyTorch's.
+
+    """
+
+    def __init__(self, dataset: Any, collate: Any = None) -> None:
+        self.dataset, self.collate = dataset, collate
+        self._targets: list[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.dataset[index]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the data set of a new epoch, if it wants to know."""
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+
+    @property
+    def targets(self) -> list[int]:
+        """The labels: the data set's ``targets``, or else those of its examples, which are all read once."""
+        if self._targets is None:
+            known = getattr(self.dataset, "targets", None)
+            labels = known if known is not None else [self.dataset[index][1] for index in range(len(self))]
+            self._targets = [int(label) for label in labels]
+        return self._targets
+
+
+def own_splits(data: ClassificationData) -> Splits:
+    """The examples that the function named in ``data.target`` returns.
+
+    Raises:
+        RecipeError: The function cannot be called, or returns something else than data sets of images with labels.
+
+    """
+    assert data.target is not None
+    returned = call_target("data.target", data.target, data.arguments)
+    if not isinstance(returned, Mapping) or not {"train", "test"} <= returned.keys():
+        what = f"the keys {', '.join(map(str, returned))}" if isinstance(returned, Mapping) else type(returned).__name__
+        raise RecipeError(f"data.target={data.target} returned {what}, but must return {EXPECTED}")
+    if unknown := [key for key in returned if key not in KEYS]:
+        raise RecipeError(
+            f"data.target={data.target} returned the keys {', '.join(map(str, unknown))} too, but must return {EXPECTED}"
+        )
+    parts = {
+        name: _examples(data.target, name, returned[name])
+        for name in ("train", "validation", "test")
+        if returned.get(name) is not None
+    }
+    classes = returned.get("classes", getattr(parts["train"].dataset, "classes", None))
+    if isinstance(classes, str) or not hasattr(classes, "__iter__") or len(tuple(classes)) < 2:
+        raise RecipeError(
+            f'data.target={data.target} returned "classes": {classes!r}, but it must be the names of two classes or more'
+        )
+    names = tuple(str(name) for name in classes)
+    if len(set(names)) < len(names):
+        raise RecipeError(f"data.target={data.target} returned two classes of one name: {', '.join(names)}")
+    shapes = {name: _checked(data.target, name, part, len(names)) for name, part in parts.items()}
+    shape = shapes["train"]
+    for name, other in shapes.items():
+        if other != shape:
+            raise RecipeError(
+                f'data.target={data.target} returned images of shape {other} for "{name}", but of shape {shape} for "train"'
+            )
+    return Splits(
+        parts["train"],
+        parts["test"],
+        len(names),
+        shape,
+        names,
+        validation=parts.get("validation"),
+        preprocessing=_preprocessing(data.target, returned.get("preprocessing"), shape),
+    )
+
+
+def _examples(target: str, name: str, given: Any) -> OwnExamples:
+    collate = None
+    if isinstance(given, DataLoader):
+        if type(given.sampler) not in (RandomSampler, SequentialSampler):
+            raise RecipeError(
+                f'data.target={target} returned a loader for "{name}" with a {type(given.sampler).__name__}, but the order '
+                f"of examples is composer-ls's: return the data set"
+            )
+        given, collate = given.dataset, given.collate_fn
+    if not (hasattr(given, "__len__") and hasattr(given, "__getitem__")) or isinstance(given, (Mapping, str)):
+        raise RecipeError(
+            f'data.target={target} returned {type(given).__name__} for "{name}", but must return a map-style data set, with '
+            f"len() and an index"
+        )
+    if not len(given):
+        raise RecipeError(f'data.target={target} returned no examples for "{name}"')
+    return OwnExamples(given, collate)
+
+
+def _checked(target: str, name: str, part: OwnExamples, num_classes: int) -> tuple[int, ...]:
+    """The shape of the first image, if it and its label are what they must be."""
+    with torch.random.fork_rng([]):
+        first = part[0]
+    begin = f'the first example of "{name}" from data.target={target}'
+    if not isinstance(first, (tuple, list)) or len(first) != 2:
+        raise RecipeError(f"{begin} is {_described(first)}, but must be (image, label)")
+    image, label = first
+    if not isinstance(image, Tensor) or not image.is_floating_point():
+        raise RecipeError(
+            f"{begin} has the image {_described(image)}, but it must be a floating-point tensor: convert and normalise it in "
+            f"the data set's transform"
+        )
+    whole = isinstance(label, int) or (isinstance(label, Tensor) and label.ndim == 0 and not label.is_floating_point())
+    if not whole and not hasattr(label, "__index__"):
+        raise RecipeError(f"{begin} has the label {_described(label)}, but it must be an integer")
+    if not 0 <= int(label) < num_classes:
+        raise RecipeError(f"{begin} has the label {int(label)}, but there are classes 0 to {num_classes - 1}")
+    return tuple(image.shape)
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of {str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+    return f"an image of Pillow of size {value.size}" if isinstance(value, Image.Image) else repr(value)[:80]
+
+
+def _preprocessing(target: str, given: Any, shape: tuple[int, ...]) -> Preprocessing | None:
+    if given is None:
+        return None
+    try:
+        return Preprocessing.from_dict(given)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RecipeError(
+            f'data.target={target} returned "preprocessing": {given!r}, but it must be {{"size": [height, width], "mean": '
+            f'[...], "std": [...]}}, for images of shape {shape} ({error})'
+        ) from error

@@ -1,0 +1,175 @@
+"""Data and networks of the user's, through whole runs."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
+
+from composer_ls.errors import RecipeError
+from composer_ls.lab.recipe.reading import load_recipe
+from composer_ls.lab.run_folder.folder import RunFolder
+from composer_ls.lab.tasks.classification.own_data import own_splits
+from composer_ls.lab.tasks.classification.schema import ClassificationData
+from composer_ls.lab.training.train import train
+
+HERE = "import_me_as_own"
+
+
+def examples(count, classes=3, shape=(1, 4, 4)):
+    labels = torch.arange(count) % classes
+    return TensorDataset(torch.randn(count, *shape) + labels.view(-1, *[1] * len(shape)), labels)
+
+
+def loaders(**changes):
+    mapping = {"train": examples(48), "test": examples(12), "classes": ["a", "b", "c"]} | changes
+    return {key: value for key, value in mapping.items() if value is not None}
+
+
+def network(num_classes, image_shape, width=8):
+    inputs = torch.Size(image_shape).numel()
+    hidden = [torch.nn.Linear(inputs, width), torch.nn.ReLU()]
+    return torch.nn.Sequential(torch.nn.Flatten(), *hidden, torch.nn.Linear(width, num_classes))
+
+
+@pytest.fixture(autouse=True)
+def own(monkeypatch):
+    """This file, as a module that a recipe can name, with a function that returns what a test wants."""
+    module = sys.modules[__name__]
+    monkeypatch.setitem(sys.modules, HERE, module)
+
+    def returning(value):
+        monkeypatch.setattr(module, "returned", lambda: value, raising=False)
+        return ClassificationData(target=f"{HERE}:returned")
+
+    return returning
+
+
+def own_recipe(*overrides):
+    return load_recipe(
+        "digits-mlp",
+        [
+            "duration=2ep",
+            f"data={{target: '{HERE}:loaders', batch_size: 16}}",
+            f"model.target={HERE}:network",
+            *overrides,
+        ],
+    )
+
+
+def test_a_run_trains_ones_own_network_on_ones_own_data(tmp_path):
+    recipe = own_recipe("model.arguments={width: 16}", "diagnostics={}", "algorithms.label_smoothing.prior=unigram")
+    result = train(recipe, RunFolder(tmp_path, recipe), progress=False)
+    assert result["classes"] == ["a", "b", "c"]
+    assert result["examples"] == {"train": 48, "test": 12}
+    assert load_file(tmp_path / "predictions.safetensors")["labels"].tolist() == [0, 1, 2] * 4
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
+
+
+def test_a_validation_part_and_preprocessing_may_be_returned_too(own):
+    known = {"size": [4, 4], "mean": [0.5], "std": [0.25]}
+    splits = own_splits(own(loaders(validation=examples(6), preprocessing=known)))
+    assert len(splits.validation) == 6
+    assert splits.preprocessing.as_dict() == known | {"crop": False}
+    assert own_splits(own(loaders())).preprocessing is None
+
+
+def test_a_loader_gives_its_data_set_and_collate_function(own):
+    def collate(batch):
+        return torch.stack([image for image, _ in batch]) * 2, torch.tensor([int(label) for _, label in batch])
+
+    loader = DataLoader(examples(48), batch_size=7, shuffle=True, collate_fn=collate)
+    splits = own_splits(own(loaders(train=loader)))
+    assert (len(splits.train), splits.train.collate) == (48, collate)
+    assert splits.train.targets[:4] == [0, 1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (lambda: None, "returned returned NoneType, but must return a mapping"),
+        (lambda: {"train": 1}, "returned the keys train, but must return a mapping"),
+        (lambda: loaders(vaildation=1), "returned the keys vaildation too, but must return"),
+        (lambda: loaders(train=iter([])), 'for "train", but must return a map-style data set'),
+        (lambda: loaders(test=[]), 'returned no examples for "test"'),
+        (lambda: loaders(classes=None), '"classes": None, but it must be the names of two classes or more'),
+        (lambda: loaders(classes=["a"]), "must be the names of two classes or more"),
+        (lambda: loaders(classes=["a", "a", "b"]), "returned two classes of one name: a, a, b"),
+        (lambda: loaders(classes=["a", "b"], test=examples(3, 3)[2:3]), "but must be \\(image, label\\)"),
+        (lambda: loaders(train=[(torch.zeros(1, 2, 2), 3)]), "has the label 3, but there are classes 0 to 2"),
+        (lambda: loaders(train=[(torch.zeros(1, 2, 2), 0.5)]), "has the label 0.5, but it must be an integer"),
+        (
+            lambda: loaders(train=[(torch.zeros(1, 2, 2, dtype=torch.uint8), 0)]),
+            "has the image a tensor of uint8 of shape \\(1, 2, 2\\), but it must be a floating-point tensor",
+        ),
+        (
+            lambda: loaders(test=examples(3, shape=(1, 5, 5))),
+            'shape \\(1, 5, 5\\) for "test", but of shape \\(1, 4, 4\\) for "train"',
+        ),
+        (
+            lambda: loaders(train=DataLoader(examples(4), sampler=WeightedRandomSampler([1.0] * 4, 4))),
+            "with a WeightedRandomSampler, but the order of examples is composer-ls's",
+        ),
+        (lambda: loaders(preprocessing={"size": [4, 4]}), "it needs size, mean and std"),
+    ],
+)
+def test_what_was_returned_and_what_was_expected_are_told(own, value, message):
+    with pytest.raises(RecipeError, match=message):
+        own_splits(own(value()))
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (
+            lambda: 3,
+            "returned int, but must return a torch.nn.Module from images \\(N, 1, 4, 4\\) to logits \\(N, 3\\)",
+        ),
+        (lambda: torch.nn.Identity(), "turns 2 images into an output of shape \\(2, 1, 4, 4\\), but must give logits"),
+        (lambda: torch.nn.Linear(5, 3), "does not take images of shape \\(N, 1, 4, 4\\): RuntimeError: mat1 and mat2"),
+    ],
+)
+def test_a_network_that_does_not_fit_is_refused_before_training(own, made, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "made", made, raising=False)
+    recipe = own_recipe(f"model.target={HERE}:made")
+    with pytest.raises(RecipeError, match=message):
+        train(recipe, RunFolder(tmp_path / "run", recipe), progress=False)
+
+
+def test_one_of_our_networks_takes_ones_own_images_and_says_which_it_does_not_take(own, tmp_path):
+    recipe = own_recipe("model.name=mlp")
+    assert train(recipe, RunFolder(tmp_path / "run", recipe), progress=False)["image_shape"] == [1, 4, 4]
+    own(loaders(train=examples(32, shape=(5,)), test=examples(6, shape=(5,))))
+    recipe = own_recipe(f"data.target={HERE}:returned", "model.name=mlp")
+    with pytest.raises(
+        RecipeError, match="takes images \\(channels, height, width\\), but these are of shape \\(5,\\)"
+    ):
+        train(recipe, RunFolder(tmp_path / "rows", recipe), progress=False)
+
+
+def test_the_result_holds_the_preprocessing_that_the_function_returned(own, tmp_path):
+    own(loaders(preprocessing={"size": [4, 4], "mean": [0.5], "std": [0.25]}))
+    recipe = own_recipe(f"data.target={HERE}:returned")
+    train(recipe, RunFolder(tmp_path, recipe), progress=False)
+    assert json.loads((tmp_path / "result.json").read_text())["preprocessing"]["mean"] == [0.5]
+
+
+def test_the_example_of_the_guide_learns_and_runs_in_parts(tmp_path, monkeypatch):
+    guide = (Path(__file__).parents[4] / "examples" / "guides" / "your-own.md").read_text()
+    for code in re.findall(r"```(?:py|yaml)\n(.*?)```", guide, re.S):
+        (tmp_path / re.match(r"# (\S+)\n", code)[1]).write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    try:
+        for overrides in ([], ["model.name=cnn"]):
+            recipe = load_recipe("shapes.yaml", overrides)
+            result = train(recipe, RunFolder(None, recipe), progress=False)
+            assert result["metrics"]["accuracy"] > 0.9
+        recipe = load_recipe("digits-mlp", ["model.target=shapes:make", "model.arguments={width: 16}", "duration=1ba"])
+        assert train(recipe, RunFolder(None, recipe), progress=False)["steps"] == 1
+    finally:
+        sys.modules.pop("shapes", None)
