@@ -17,7 +17,8 @@ logits. Argument checks, reductions and class weights are in `composer_ls.losses
 :func:`choose` picks the fastest kernel for the device. The choice depends on the logits and the number of components
 only, never on timing, so the same seed gives the same result. The environment variable ``COMPOSER_LS_KERNEL`` forces a
 kernel. Anything that needs more than the first derivative with respect to the logits (forward mode, ``torch.func``,
-gradients of a prior) uses `composite` automatically.
+gradients of a prior) uses `composite` automatically. On the CPU, small logits with one smoothing for all rows do not
+come to a kernel: `composer_ls.kernels.small` is faster.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["KERNELS", "VARIABLE", "Kernel", "RowTargets", "choose", "compute_dtype", "has_triton"]
+__all__ = ["KERNELS", "VARIABLE", "Kernel", "RowTargets", "choose", "compute_dtype", "forced", "has_triton"]
 
 KERNELS = ("eager", "triton", "composite")
 VARIABLE = "COMPOSER_LS_KERNEL"
@@ -84,6 +85,11 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def forced() -> str | None:
+    """The kernel that ``COMPOSER_LS_KERNEL`` names, if it is set."""
+    return os.environ.get(VARIABLE) or None
+
+
 def choose(logits: Tensor, components: int = 1, kernel: str | None = None) -> Kernel:
     """The ``loss_rows`` to use for these logits.
 
@@ -98,7 +104,7 @@ def choose(logits: Tensor, components: int = 1, kernel: str | None = None) -> Ke
         RuntimeError: The requested kernel cannot run here; the message says why.
 
     """
-    kernel = kernel or os.environ.get(VARIABLE) or None
+    kernel = kernel or forced()
     if kernel is None:
         kernel = _fastest(logits) if components <= FEW else "eager"
     elif kernel not in KERNELS:

@@ -15,8 +15,6 @@ CHUNK = 1 << 20
 """Number of logits per chunk when extra memory is needed. Operations on more may wait for cores that are busy."""
 NEAR = 32.0
 """If the labels' logits are at most this far from 0, subtracting them from other logits loses no significant digits."""
-TINY = 1 << 14
-"""Number of logits below which calling an operation costs more than its arithmetic."""
 
 
 def loss_rows(logits: Tensor, target: RowTargets, grad: Tensor | None, scale: Tensor | float | None) -> Tensor:
@@ -67,8 +65,7 @@ def _chunk_loss(x: Tensor, target: RowTargets, grad: Tensor | None, scale: Tenso
         work = grad
     else:
         work = x if own else torch.empty_like(x)
-    some = _few if x.numel() <= TINY and target.prior is None else _many
-    losses, finite = some(x, target, work, None if grad is None else scale)
+    losses, finite = _losses(x, target, work, None if grad is None else scale)
     if target.ignored is not None:
         losses.masked_fill_(target.ignored, 0)
         if grad is not None and not finite:
@@ -78,31 +75,7 @@ def _chunk_loss(x: Tensor, target: RowTargets, grad: Tensor | None, scale: Tenso
     return losses
 
 
-def _few(x: Tensor, target: RowTargets, work: Tensor, scale: Tensor | float | None) -> tuple[Tensor, bool]:
-    """Like :func:`_many`, but in fewer operations on a dense target: faster for small inputs."""
-    torch.log_softmax(x, 1, out=work)
-    rows = _uniform_rows(x, target)
-    if isinstance(target.soft, float) and target.soft:
-        losses = (rows * work).sum(1, keepdim=True).neg_()
-    else:  # log-probabilities with weight 0 may be infinite
-        losses = _taken(work, target).neg_()
-    if scale is not None:
-        work.exp_()
-        if not isinstance(target.mass, float) or target.mass != 1:
-            work.mul_(target.mass)
-        work.sub_(rows).mul_(scale)
-    return losses, False
-
-
-def _uniform_rows(x: Tensor, target: RowTargets) -> Tensor:
-    if isinstance(target.soft, Tensor):
-        rows = (target.soft / x.shape[1]).expand_as(x).contiguous()
-    else:
-        rows = x.new_full(x.shape, (target.soft or 0.0) / x.shape[1])
-    return add_labels(rows, target, target.hard)
-
-
-def _many(x: Tensor, target: RowTargets, work: Tensor, scale: Tensor | float | None) -> tuple[Tensor, bool]:
+def _losses(x: Tensor, target: RowTargets, work: Tensor, scale: Tensor | float | None) -> tuple[Tensor, bool]:
     """The loss of each row, and whether it is known to be finite. ``work`` receives the gradient times ``scale``."""
     finite = False
     if x.device.type == "cpu" and target.prior is None and work.data_ptr() != x.data_ptr():

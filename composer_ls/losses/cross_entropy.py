@@ -92,20 +92,20 @@ def _cross_entropy(
 ) -> Tensor:
     if not input.is_floating_point():
         raise TypeError(f"logits must be floating, but their dtype is {input.dtype}: use input.float()")
-    if is_sharded(input) and not isinstance(target, SoftTargets):
+    if isinstance(target, SoftTargets):
+        if label_smoothing:
+            target = smooth_labels(input, target, label_smoothing)
+        return _soft_cross_entropy(input, target, weight, ignore_index, reduction)  # type: ignore[arg-type]
+    if is_sharded(input):
         if target.shape == input.shape:
             raise ValueError(
                 f"input is a DTensor, sharded logits, and target dense rows {tuple(target.shape)}: give labels, or SoftTargets "
                 f"made by smooth_labels"
             )
         target = smooth_labels(input, target, label_smoothing, ignore_index=ignore_index)
-        ignore_index, label_smoothing = -100, 0.0  # ignored labels have no weight now
-    if is_sharded(target) and not is_sharded(input):
+        return _soft_cross_entropy(input, target, weight, -100, reduction)  # type: ignore[arg-type]
+    if is_sharded(target):
         raise ValueError("target is a DTensor, but input is not: give target.full_tensor(), or sharded logits")
-    if isinstance(target, SoftTargets):
-        if label_smoothing:
-            target = smooth_labels(input, target, label_smoothing)
-        return _soft_cross_entropy(input, target, weight, ignore_index, reduction)  # type: ignore[arg-type]
     if target.shape == input.shape:
         return _dense_cross_entropy(input, target, weight, reduction, label_smoothing)
     if not target.is_floating_point():
@@ -214,24 +214,26 @@ def _soft_cross_entropy(
     ignore_index: int,
     reduction: str,
 ) -> Tensor:
-    if logits.shape != target.shape:
-        raise ValueError(
-            f"logits have shape {tuple(logits.shape)}, but SoftTargets {tuple(target.shape)}: make them equal"
-        )
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', but is {reduction!r}")
     if weight is not None and weight.shape != (target.num_classes,):
         raise ValueError(f"weight has shape {tuple(weight.shape)}, but must be ({target.num_classes},)")
     with torch._C.DisableTorchFunctionSubclass():  # __torch_function__ per field would cost more than a small kernel
-        if is_sharded(logits):
+        shape = logits.shape
+        if shape != target.shape:
+            raise ValueError(
+                f"logits have shape {tuple(shape)}, but SoftTargets {tuple(target.shape)}: make them equal"
+            )
+        sharded = is_sharded(logits)
+        if sharded:
             from composer_ls.losses.sharded import sharded_losses  # DTensors take time to import
 
             loss: Tensor = sharded_losses(logits, target, weight, ignore_index, reduction)
         else:
             loss = losses_of(logits, target, weight, ignore_index, reduction)
-        if reduction == "none" and not is_sharded(logits):
+        if reduction == "none" and not sharded:
             dim = class_dim(logits)
-            loss = loss.reshape(logits.shape[:dim] + logits.shape[dim + 1 :])
+            loss = loss.reshape(shape[:dim] + shape[dim + 1 :])
         return loss if loss.dtype == logits.dtype or _under_autocast(loss) else loss.to(logits.dtype)
 
 

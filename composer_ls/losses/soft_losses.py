@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from composer_ls.kernels import RowTargets, choose, composite
+from composer_ls.kernels import RowTargets, choose, composite, forced, small
 from composer_ls.losses.fused import row_losses, total_loss
 from composer_ls.losses.row_targets import inverse, row_targets
 from composer_ls.targets import SoftTargets
@@ -23,8 +23,10 @@ def soft_losses(
     read = not _needs_formula(logits, target, weight)
     rows, factor, divisor = row_targets(target, weight, ignore_index, wide_dtype(logits.dtype), read)
     x, rows, factor = _as_rows(logits, rows, factor)
-    kernel = choose(x, rows.classes.shape[1]) if read else composite.loss_rows
     scale = inverse(divisor) if reduction == "mean" else 1.0
+    if read and factor is None and not isinstance(scale, Tensor) and small.fits(x, rows) and forced() is None:
+        return small.small_loss(x, rows, scale, by_row=reduction == "none")
+    kernel = choose(x, rows.classes.shape[1]) if read else composite.loss_rows
     if kernel is composite.loss_rows:
         losses = composite.differentiable_rows(x, rows)
     elif not (torch.is_grad_enabled() and x.requires_grad):
@@ -40,14 +42,22 @@ def soft_losses(
 
 def _needs_formula(logits: Tensor, target: SoftTargets, weight: Tensor | None) -> bool:
     """Whether more than the first derivative by the logits is needed, or values cannot be read."""
-    fields = (target.weights, target.smoothing, target.prior, weight)
-    return fields_learn(target, weight) or transformed(logits, target.classes, *fields)
+    return fields_learn(target, weight) or transformed(
+        logits, target.classes, target.weights, target.smoothing, target.prior, weight
+    )
 
 
 def fields_learn(target: SoftTargets, weight: Tensor | None) -> bool:
     """Whether a weight, the smoothing, the prior or the class weights need a gradient."""
-    fields = (target.weights, target.smoothing, target.prior, weight)
-    return torch.is_grad_enabled() and any(field is not None and field.requires_grad for field in fields)
+    if not torch.is_grad_enabled():
+        return False
+    weights, smoothing, prior = target.weights, target.smoothing, target.prior
+    return (
+        weights.requires_grad
+        or smoothing.requires_grad
+        or (prior is not None and prior.requires_grad)
+        or (weight is not None and weight.requires_grad)
+    )
 
 
 def _as_rows(logits: Tensor, rows: RowTargets, factor: Tensor | None) -> tuple[Tensor, RowTargets, Tensor | None]:

@@ -57,7 +57,7 @@ def _scale(operation: Callable[[Any, Any], Any], target: SoftTargets, factor: An
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real)
+    return type(value) in (float, int) or isinstance(value, numbers.Real)
 
 
 def _broadcasts(factor: Tensor, target: Tensor) -> bool:
@@ -360,20 +360,20 @@ def _promoted(targets: Sequence[SoftTargets]) -> torch.dtype:
 
 
 def _join_fields(targets: Sequence[SoftTargets], parts: Sequence[Tensor], dim: int) -> Tensor:
-    shapes = [target.classes.shape for target in targets]
-    device = targets[0].classes.device
     if all(part is parts[0] for part in parts) and parts[0].ndim == 0:
         return parts[0]
     known = [host_number(part) for part in parts]
-    if None not in known:
-        if all(number == known[0] for number in known):
-            return parts[0]
-        if dim == class_dim(targets[0].classes) and device.type == "cpu":  # one number for each component
-            each = [number for number, shape in zip(known, shapes, strict=True) for _ in range(shape[dim])]
-            view = [1] * len(shapes[0])
-            view[dim] = len(each)
-            return torch.tensor(each, dtype=_common_dtype(targets, parts)).view(view)
-    if dim == class_dim(targets[0].classes) and all(part.ndim == 0 for part in parts):
+    if None not in known and len(set(known)) == 1:
+        return parts[0]
+    shapes = [target.classes.shape for target in targets]
+    device = targets[0].classes.device
+    across_components = dim == class_dim(targets[0].classes)
+    if across_components and None not in known and device.type == "cpu":  # one number for each component
+        each = [number for number, shape in zip(known, shapes, strict=True) for _ in range(shape[dim])]
+        view = [1] * len(shapes[0])
+        view[dim] = len(each)
+        return torch.tensor(each, dtype=_common_dtype(targets, parts)).view(view)
+    if across_components and all(part.ndim == 0 for part in parts):
         shapes = [torch.Size([size if i == dim else 1 for i, size in enumerate(shape)]) for shape in shapes]
     dtype = _common_dtype(targets, parts)
     return torch.cat([expand_field(part, shape, device, dtype) for part, shape in zip(parts, shapes, strict=True)], dim)

@@ -550,7 +550,6 @@ def test_the_count_of_large_tensors_sees_a_dense_target():
 
 def test_rows_that_do_not_fit_one_chunk_are_still_whole(monkeypatch):
     monkeypatch.setattr(eager, "CHUNK", 1 << 14)
-    monkeypatch.setattr(eager, "TINY", 1 << 10)
     for shape in ((40, 3, 300), (2, 30_000), (1, 60, 1000), (1, 7, 5000)):
         logits = torch.randn(shape, requires_grad=True)
         labels = torch.randint(shape[1], (shape[0], *shape[2:]))

@@ -72,7 +72,7 @@ class Contestant:
         name: Its name in tables.
         case: One of :data:`CASES`.
         loss: The forward pass, starting from labels.
-        kernel: The kernel that `composer_ls` is made to use, if it takes part.
+        kernel: The kernel that `composer_ls` is made to use, if not the one that it chooses.
         consumes: Whether it overwrites the logits.
 
     """
@@ -121,12 +121,12 @@ def _ours(device: str) -> Iterator[Contestant]:
         "smoothed": lambda p: cross_entropy(p.logits, smooth_labels(p.logits, p.labels, SMOOTHING)),
         "mixed": lambda p: cross_entropy(p.logits, mixed_target(p)),
     }
-    kernels = ["eager"]
+    kernels: dict[str, str | None] = {"composer_ls": None}  # the one that it chooses
     if device == "cuda" and find_spec("triton") is not None:
-        kernels.append("triton")
-    for kernel in kernels:
+        kernels = {f"composer_ls, {kernel}": kernel for kernel in ("eager", "triton")}
+    for name, kernel in kernels.items():
         for case, loss in losses.items():
-            yield Contestant(f"composer_ls, {kernel}", case, loss, kernel)
+            yield Contestant(name, case, loss, kernel)
 
 
 def _pytorch(ignored: float) -> Iterator[Contestant]:

@@ -15,6 +15,7 @@ __all__ = ["plot", "table"]
 
 # Okabe and Ito's colours, which are safe for colour blindness; markers distinguish the rest.
 _LOOKS = {
+    "composer_ls": ("#0072B2", "o"),
     "composer_ls, triton": ("#0072B2", "o"),
     "composer_ls, eager": ("#56B4E9", "s"),
     "composer_ls, without logits": ("#0072B2", "o"),
