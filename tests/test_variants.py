@@ -1,16 +1,24 @@
 """Schedules, factors per class, MaxSup and OnlineLabelSmoothing inside Composer's Trainer."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 from unittest.mock import Mock
 
 import composer.algorithms
+import online_processes
 import pytest
 import torch
+import transformers as hf
 from composer import Callback, Trainer
 from composer.algorithms import CutMix, MixUp
 from composer.core import Event
 from composer.loggers import InMemoryLogger
-from composer.models import ComposerModel
+from composer.models import ComposerModel, HuggingFaceModel
+from huggingface_support import bert, train
+from huggingface_support import examples as tokens
 from test_algorithm import fake_state
 from torch import nn
 from torch.nn import functional as F
@@ -219,6 +227,72 @@ def test_two_fits_go_on_with_the_prior():
     prior = algorithm.prior.clone()
     trainer.fit(duration="1ba")
     assert torch.equal(algorithm.prior, prior)
+
+
+@pytest.mark.slow
+def test_two_processes_share_one_prior_and_end_with_the_weights_of_one(tmp_path):
+    alone = online_processes.train()
+    script = Path(online_processes.__file__)
+    paths = os.pathsep.join([str(script.parent), *(path for path in sys.path if path)])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, "-W", "ignore", str(script), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for result in results:
+        torch.testing.assert_close(result["whole"], alone, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(result["resumed"], result["whole"], rtol=1e-6, atol=1e-7)
+    assert torch.equal(results[0]["whole"]["prior"], results[1]["whole"]["prior"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Hugging Face models.
+
+
+def max_sup_by_themselves(monkeypatch, strength):
+    """Make every cross entropy of every model add the penalty."""
+    original = F.cross_entropy
+
+    def suppressed(input, target, *args, **options):
+        counted = target != options.get("ignore_index", -100)
+        penalty = (input.amax(1) - input.mean(1))[counted].mean()
+        return original(input, target, *args, **options) + strength * penalty
+
+    monkeypatch.setattr(F, "cross_entropy", suppressed)
+
+
+@pytest.mark.parametrize("task", ["causal LM", "sequence classification", "question answering"])
+def test_a_model_that_makes_its_loss_trains_as_if_every_cross_entropy_had_the_penalty(task, monkeypatch):
+    ours = train(task, [MaxSup(0.2)])
+    assert not torch.allclose(ours, train(task, []), rtol=1e-5, atol=1e-6)
+    max_sup_by_themselves(monkeypatch, 0.2)
+    torch.testing.assert_close(ours, train(task, []), rtol=1e-5, atol=1e-6)
+
+
+def test_the_right_tokens_of_a_language_model_count_in_the_online_prior():
+    algorithm, watched = OnlineLabelSmoothing(0.5), []
+
+    class Watch(Callback):
+        def after_loss(self, state, logger):
+            labels = F.pad(state.batch["labels"][:, 1:], (0, 1), value=-100)
+            watched.append(right_predictions(state.outputs["logits"].movedim(-1, 1), labels))
+
+    train("causal LM", [algorithm], steps=1, callbacks=[Watch()])
+    torch.testing.assert_close(algorithm._sums, sum(watched))
+
+
+@pytest.mark.parametrize(
+    ("num_labels", "labels", "message"),
+    [
+        (1, torch.tensor(0.5), "is a regression head .* Take MaxSup out of algorithms"),
+        (5, torch.ones(5), "multi_label_classification.* MaxSup has no binary form"),
+    ],
+)
+def test_a_head_without_classes_is_refused_for_max_sup(num_labels, labels, message):
+    data = [example | {"labels": labels} for example in tokens("sequence classification")]
+    model = HuggingFaceModel(hf.BertForSequenceClassification(bert(num_labels=num_labels)))
+    with pytest.raises(TargetError, match=message):
+        train("sequence classification", [MaxSup(0.1)], model, data=data)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

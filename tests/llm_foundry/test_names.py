@@ -25,6 +25,8 @@ def test_every_algorithm_and_callback_has_a_name(group):
 
 def test_the_registry_finds_them():
     assert registry.algorithms.get("label_smoothing") is composer_ls.LabelSmoothing
+    assert registry.algorithms.get("max_sup") is composer_ls.MaxSup
+    assert registry.algorithms.get("online_label_smoothing") is composer_ls.OnlineLabelSmoothing
     assert registry.callbacks.get("smoothing_diagnostics") is composer_ls.SmoothingDiagnostics
 
 
@@ -34,7 +36,7 @@ import sys
 from importlib.metadata import entry_points
 (point,) = entry_points(group="llmfoundry_algorithms", name="label_smoothing")
 point.load()
-floor = {"algorithm", "composition", "errors", "kernels", "losses", "smoothing", "targets"}
+floor = {"algorithm", "composition", "errors", "kernels", "losses", "smoothing", "target_smoothing", "targets", "varying"}
 print([name for name in sys.modules if name.startswith("composer_ls.") and name.split(".")[1] not in floor])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -33,6 +33,8 @@ EXAMPLES = """
 
 `composer-ls compare cifar10-resnet20 --smoothing 0,0.05,0.1,0.2 --seeds 5 --vary 'algorithms.cutmix=[null, {alpha: 1.0}]'`
 
+`composer-ls compare digits-mlp --methods none,label_smoothing,max_sup,online_label_smoothing --smoothing 0.1 --seeds 10`
+
 `composer-ls compare digits-mlp duration=10ep --jobs 2 --out runs/mine`
 
 `composer-ls compare digits-mlp --out runs/mine --list | parallel -j 2` and then `composer-ls report runs/mine`
@@ -49,6 +51,10 @@ def compare(
     smoothing: Annotated[
         str, typer.Option(help="Smoothing factors, separated by commas; 0 is the baseline.")
     ] = "0,0.1",
+    methods: Annotated[
+        str,
+        typer.Option(help="What smooths, separated by commas: none, label_smoothing, max_sup, online_label_smoothing."),
+    ] = "label_smoothing",
     seeds: Annotated[int, typer.Option(help="How many seeds: the recipe's own and those after it.")] = 5,
     vary: Annotated[
         list[str] | None,
@@ -82,7 +88,7 @@ def compare(
 
     if jobs is not None and jobs < 1:
         raise InputError(f"--jobs is {jobs}, but must be at least 1")
-    plan = make_plan(recipe, overrides or [], smoothing, seeds, vary or [], out)
+    plan = make_plan(recipe, overrides or [], smoothing, seeds, vary or [], out, methods)
     task_report(plan.recipe.task).metric(purpose)
     console, errors = Console(), Console(stderr=True)
     for note in plan.notes:
@@ -96,6 +102,7 @@ def compare(
             print(run.command)
         return
     words = [recipe, *(overrides or []), "--smoothing", smoothing, "--seeds", str(seeds)]
+    words += [] if methods == "label_smoothing" else ["--methods", methods]
     words += [word for axis in vary or [] for word in ("--vary", axis)]
     words += [] if jobs is None else ["--jobs", str(jobs)]
     words += [] if out is None else ["--out", str(out)]

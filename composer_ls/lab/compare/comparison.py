@@ -328,7 +328,8 @@ def _interval(values: Sequence[float], lowest: float, highest: float) -> Interva
 def _with_baselines(
     runs: dict[str, dict[float, dict[int, Run]]],
 ) -> dict[str, dict[float, dict[int, Run]]]:
-    """Let settings that differ only in how they smooth share their runs without smoothing."""
+    """Let settings that differ only in how they smooth share their runs without smoothing, which are no setting then."""
+    used: set[str] = set()
     baselines: dict[str, dict[int, Run]] = {}
     for factors in runs.values():
         for seed, run in factors.get(0.0, {}).items():
@@ -338,7 +339,12 @@ def _with_baselines(
         shared = baselines.get(without_smoothing(any_run.recipe), {})
         if 0.0 not in factors and shared:
             runs[setting] = {0.0: shared, **factors}
-    return runs
+            used.add(without_smoothing(any_run.recipe))
+    return {
+        setting: factors
+        for setting, factors in runs.items()
+        if [*factors] != [0.0] or not used & {without_smoothing(run.recipe) for run in factors[0.0].values()}
+    }
 
 
 def _natural(name: str) -> tuple[bool, list[tuple[bool, float, str]]]:

@@ -16,12 +16,16 @@ from typing import Any
 from composer_ls.errors import InputError, RecipeError
 from composer_ls.lab.compare.measured_runs import LeftOut, find_runs
 from composer_ls.lab.compare.settings import SMOOTHING, names_of_settings
+from composer_ls.lab.recipe.methods import METHODS
 from composer_ls.lab.recipe.reading import load_recipe
 from composer_ls.lab.recipe.recipe import Recipe, differing_keys
 from composer_ls.lab.recipe.yaml_text import parse_yaml
 from composer_ls.lab.run_folder.folder import RunFolder
 
-__all__ = ["Axis", "Plan", "PlannedRun", "make_plan", "parse_axis", "parse_smoothing"]
+__all__ = ["Axis", "Plan", "PlannedRun", "make_plan", "parse_axis", "parse_methods", "parse_smoothing"]
+
+NONE = "none"
+"""The name of no smoothing among methods."""
 
 
 @dataclass(frozen=True)
@@ -146,8 +150,35 @@ def parse_axis(text: str) -> tuple[Axis, tuple[str, ...]]:
     return Axis(key, tuple(once)), notes
 
 
+def parse_methods(text: str) -> tuple[str, ...]:
+    """Methods from ``none,label_smoothing,max_sup``.
+
+    Raises:
+        InputError: One of them is unknown.
+
+    Example:
+        >>> from composer_ls.lab.compare.planned_runs import parse_methods
+        >>> parse_methods("none,max_sup")
+        ('none', 'max_sup')
+
+    """
+    methods = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for method in methods:
+        if method not in {NONE, *METHODS}:
+            raise InputError(
+                f"--methods has {method!r}, but methods are {', '.join([NONE, *METHODS])}, separated by commas"
+            )
+    return methods
+
+
 def make_plan(
-    recipe: str, overrides: Sequence[str], smoothing: str, seeds: int, vary: Sequence[str], out: Path | None
+    recipe: str,
+    overrides: Sequence[str],
+    smoothing: str,
+    seeds: int,
+    vary: Sequence[str],
+    out: Path | None,
+    methods: str = "label_smoothing",
 ) -> Plan:
     """Plan a comparison, and find the runs that already exist in its folder.
 
@@ -158,6 +189,7 @@ def make_plan(
         seeds: The number of seeds: the recipe's own and those after it.
         vary: Additional axes, each ``KEY=[V1, V2]``.
         out: The folder; ``None`` for one below ``runs`` that depends on the recipe and the axes.
+        methods: Methods of smoothing, separated by commas, each with every factor above 0. ``none`` adds the factor 0.
 
     Raises:
         InputError: Factors or axes are wrong, or the folder contains runs of another recipe.
@@ -165,6 +197,8 @@ def make_plan(
 
     """
     factors, notes = parse_smoothing(smoothing)
+    several = parse_methods(methods)
+    factors = tuple(sorted({*factors, *([0.0] if NONE in several else [])}))
     if seeds < 1:
         raise InputError(f"--seeds is {seeds}, but must be at least 1")
     axes = []
@@ -172,26 +206,31 @@ def make_plan(
         axis, more = parse_axis(text)
         axes.append(axis)
         notes += more
-    _refuse_clashes([axis.key for axis in axes], overrides)
+    others = [f"algorithms.{method}" for method in METHODS if method in several and method != "label_smoothing"]
+    amounts = {f"algorithms.{method}.{METHODS[method][0]}" for method in several if method != NONE}
+    _refuse_clashes([axis.key for axis in axes], amounts | {SMOOTHING}, overrides)
     base = load_recipe(recipe, overrides)
     if out is None:
         key = json.dumps(
-            [load_recipe(recipe, [*overrides, f"{SMOOTHING}=0", "seed=0"]).identity(), sorted(a.key for a in axes)]
+            [
+                load_recipe(recipe, [*overrides, f"{SMOOTHING}=0", "seed=0"]).identity(),
+                sorted([*(a.key for a in axes), *others]),
+            ]
         )
         out = Path("runs") / f"compare-{base.name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     out = out.expanduser()  # which a shell does not in --out=~/runs
     changes = [
         [
             *(f"{axis.key}={json.dumps(value)}" for axis, value in zip(axes, values, strict=True)),
-            f"{SMOOTHING}={decimal(factor)}",
+            *method_overrides,
             f"seed={seed}",
         ]
         for seed in range(base.seed, base.seed + seeds)
         for values in product(*(axis.values for axis in axes))
-        for factor in factors
+        for method_overrides in _of_methods(several, factors, base)
     ]
     recipes = [load_recipe(recipe, [*overrides, *some]) for some in changes]
-    there = _found(out, base, [axis.key for axis in axes])
+    there = _found(out, base, [*(axis.key for axis in axes), *others])
     taken = set(there.values())
     planned: set[str] = set()
     runs = []
@@ -209,20 +248,32 @@ def make_plan(
     return Plan(base, out, tuple(runs), notes)
 
 
+def _of_methods(methods: Sequence[str], factors: Sequence[float], base: Recipe) -> list[list[str]]:
+    """The overrides for no smoothing, if a factor is 0, and for each method with each other factor."""
+    pairs = [("label_smoothing", 0.0)] if 0.0 in factors else []
+    pairs += [(method, factor) for method in methods if method != NONE for factor in factors if factor]
+    changes = []
+    for method, factor in pairs:
+        on = [name for name in METHODS if base.algorithms.get(name) is not None and name != method]
+        own = f"algorithms.{method}.{METHODS[method][0]}={decimal(factor)}"
+        changes.append([*(f"algorithms.{name}=null" for name in on), own])
+    return changes
+
+
 def decimal(value: float) -> str:
     """A number without an exponent, as YAML reads it back."""
     return f"{value:.12f}".rstrip("0").rstrip(".")
 
 
-def _refuse_clashes(keys: Sequence[str], overrides: Sequence[str]) -> None:
+def _refuse_clashes(keys: Sequence[str], amounts: set[str], overrides: Sequence[str]) -> None:
     for index, key in enumerate(keys):
         for other in keys[:index]:
             if key == other or key.startswith(f"{other}.") or other.startswith(f"{key}."):
                 raise InputError(f"--vary {other} and --vary {key} set the same key: give one list with all values")
     for override in overrides:
         key = override.partition("=")[0].strip()
-        if key in {SMOOTHING, *keys}:
-            option = "--smoothing" if key == SMOOTHING else f"--vary {key}"
+        if key in {*amounts, *keys}:
+            option = "--smoothing" if key in amounts else f"--vary {key}"
             raise InputError(f"the override {override!r} and {option} set the same key: leave one of them out")
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from composer_ls.lab.recipe.methods import METHODS
 from composer_ls.lab.recipe.recipe import Recipe, differing_keys
 
 __all__ = ["SMOOTHING", "names_of_settings", "other_keys", "without_smoothing"]
@@ -63,27 +64,38 @@ def names_of_settings(recipes: Sequence[Recipe]) -> list[str]:
     keys = other_keys(recipes)
     last = [key.removesuffix(".name").split(".")[-1] for key in keys]
     short = [name if last.count(name) == 1 else key for name, key in zip(last, keys, strict=True)]
+    several_methods = {recipe.method for recipe in recipes} - {None, "label_smoothing"}
     names = []
     for recipe in recipes:
         content = _comparable(recipe)
         values = [_value(content, key) for key in keys]
         parts = [_part(key, name, value) for key, name, value in zip(keys, short, values, strict=True)]
+        if several_methods and recipe.method == "label_smoothing" and "label_smoothing" not in content["algorithms"]:
+            parts.insert(0, "label_smoothing")
         names.append(", ".join(filter(None, parts)) or ("plain" if keys else ""))
     return names
 
 
 def _comparable(recipe: Recipe) -> dict[str, Any]:
-    """The recipe without its smoothing and without algorithms that are switched off."""
+    """The recipe without its factor, which is not a setting if it is a number, and without algorithms that are off."""
     content = recipe.model_dump()
     algorithms = {name: arguments for name, arguments in content["algorithms"].items() if arguments is not None}
-    smoothing = {key: value for key, value in algorithms.pop("label_smoothing", {}).items() if key != "smoothing"}
-    return content | {"algorithms": algorithms | ({"label_smoothing": smoothing} if smoothing else {})}
+    for method, (argument, default) in METHODS.items():
+        given = algorithms.pop(method, None)
+        if given is None:
+            continue
+        factor = given.get(argument, default)
+        others = {key: value for key, value in given.items() if key != argument or not isinstance(value, int | float)}
+        if others or (method != "label_smoothing" and factor):
+            algorithms[method] = others
+    return content | {"algorithms": algorithms}
 
 
 def without_smoothing(recipe: Recipe) -> str:
     """A key that is equal for recipes that differ only in smoothing, the seed, or where and how fast they run."""
     content = _comparable(recipe)
-    content["algorithms"].pop("label_smoothing", None)
+    for method in METHODS:
+        content["algorithms"].pop(method, None)
     for place in _PLACES:
         section, _, key = place.rpartition(".")
         (content[section] if section else content).pop(key, None)

@@ -10,12 +10,15 @@ from typing import Any
 
 from composer_ls.errors import RecipeError
 from composer_ls.lab.recipe.composer_parts import arguments_in, composers_folder, near
+from composer_ls.lab.recipe.methods import METHODS, is_amount
 
 __all__ = ["algorithm_mistakes", "algorithm_names", "arguments_of", "check_algorithms"]
 
 OURS = {
     "distillation": ("training/teacher.py", "DistillationFromRun"),
     "label_smoothing": ("../algorithm.py", "LabelSmoothing"),
+    "max_sup": ("../max_sup.py", "MaxSup"),
+    "online_label_smoothing": ("../online_label_smoothing.py", "OnlineLabelSmoothing"),
 }
 """Our own algorithms: the file, relative to the lab's folder, and the class."""
 
@@ -69,16 +72,17 @@ def _wrong_arguments(name: str, arguments: Mapping[str, Any]) -> Iterator[tuple[
             yield key, f"unknown key {path}: {near(key, settable)}allowed are {', '.join(settable) or 'none'}"
         elif name in {"mixup", "cutmix"} and key == "alpha" and not _is_positive(value):
             yield key, f"{path} is {value!r}, but must be a number above 0"
-        elif name == "label_smoothing" and key == "smoothing" and not _is_fraction(value):
-            yield key, f"{path} is {value!r}, but must be a number from 0 to 1, such as 0.1"
+        elif name in METHODS and key == METHODS[name][0] and not is_amount(name, value):
+            schedule = "{schedule: cosine, start: 0.2, end: 0.0}"
+            top = "up to, but not including, 1" if name == "max_sup" else "to 1"
+            yield (
+                key,
+                f"{path} is {value!r}, but must be a number from 0 {top}, such as 0.1, or a schedule such as {schedule}",
+            )
 
 
 def _is_positive(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
-
-
-def _is_fraction(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 @functools.cache

@@ -123,7 +123,13 @@ def _message(
     return f"{path} is {given!r}: {message}"
 
 
-FIRST_ARGUMENTS = {"cutmix": "alpha", "label_smoothing": "smoothing", "mixup": "alpha"}
+FIRST_ARGUMENTS = {
+    "cutmix": "alpha",
+    "label_smoothing": "smoothing",
+    "max_sup": "strength",
+    "mixup": "alpha",
+    "online_label_smoothing": "smoothing",
+}
 """The argument that a bare number is meant for."""
 
 

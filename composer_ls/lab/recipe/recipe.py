@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, create_model, model_validator
 
+from composer_ls.lab.recipe.methods import METHODS, amount_of, method_of
 from composer_ls.lab.recipe.sections import (
     Checkpoints,
     DataSection,
@@ -78,7 +79,8 @@ class Recipe(Section):
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     algorithms: dict[str, dict[str, Any] | None] = Field(
-        {}, description="label_smoothing, mixup, cutmix and Composer's other algorithms, each with its arguments"
+        {},
+        description="label_smoothing, max_sup, online_label_smoothing, mixup, cutmix and Composer's other algorithms, each with its arguments",
     )
     callbacks: dict[str, dict[str, Any] | None] = Field(
         {}, description="Composer's callbacks, such as early_stopper and speed_monitor, each with its arguments"
@@ -127,8 +129,7 @@ class Recipe(Section):
         if calling := {name: arguments for name, arguments in self.callbacks.items() if arguments is not None}:
             content["callbacks"] = calling
         on = {name: arguments for name, arguments in self.algorithms.items() if arguments is not None}
-        if (on.get("label_smoothing") or {}).get("smoothing") == 0:
-            del on["label_smoothing"]
+        on = {name: one for name, one in on.items() if name not in METHODS or one.get(METHODS[name][0]) != 0}
         return content | {"algorithms": on}
 
     def fingerprint(self) -> str:
@@ -136,12 +137,15 @@ class Recipe(Section):
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
 
     @property
+    def method(self) -> str | None:
+        """The algorithm that smooths, one of :data:`~composer_ls.lab.recipe.methods.METHODS`; ``None`` if none does."""
+        return method_of(self.algorithms)
+
+    @property
     def smoothing(self) -> float:
-        """The smoothing of this recipe, 0 if it has none."""
-        arguments = self.algorithms.get("label_smoothing", None)
-        if "label_smoothing" not in self.algorithms or arguments is None:
-            return 0.0
-        return float(arguments.get("smoothing", 0.1))
+        """How much the recipe's method smooths, 0 if it has none; the largest factor if it varies."""
+        method = self.method
+        return 0.0 if method is None else amount_of(method, self.algorithms[method] or {})
 
 
 _tasks: Callable[[], Sequence[TaskSchema]] | None = None

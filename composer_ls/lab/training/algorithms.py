@@ -14,13 +14,20 @@ from composer_ls.algorithm import LabelSmoothing
 from composer_ls.errors import RecipeError
 from composer_ls.lab.recipe.algorithm_arguments import check_algorithms
 from composer_ls.lab.training.teacher import DistillationFromRun
+from composer_ls.max_sup import MaxSup
+from composer_ls.online_label_smoothing import OnlineLabelSmoothing
 from composer_ls.smoothing import as_prior
 
 __all__ = ["algorithms_by_name", "build_algorithms"]
 
 
 # A recipe's label_smoothing may also have ``implementation: composer``, for Composer's algorithm of that name.
-OURS: dict[str, type[Algorithm]] = {"distillation": DistillationFromRun, "label_smoothing": LabelSmoothing}
+OURS: dict[str, type[Algorithm]] = {
+    "distillation": DistillationFromRun,
+    "label_smoothing": LabelSmoothing,
+    "max_sup": MaxSup,
+    "online_label_smoothing": OnlineLabelSmoothing,
+}
 
 SMOOTHERS: dict[str, type[Algorithm]] = {
     "composer_ls": LabelSmoothing,

@@ -249,3 +249,19 @@ def test_an_empty_folder_and_several_recipes_are_refused(tmp_path):
     make_run(tmp_path / "c", recipe="digits-cnn")
     with pytest.raises(InputError, match=r"holds runs of several recipes \(digits-cnn, digits-mlp\)"):
         compare_runs(tmp_path, *read_runs(tmp_path))
+
+
+def test_methods_are_compared_with_the_same_runs_without_smoothing(tmp_path):
+    off = "algorithms.label_smoothing=null"
+    for seed in range(4):
+        make_run(tmp_path / f"none-{seed}", 0.0, seed)
+        make_run(tmp_path / f"label_smoothing-{seed}", 0.1, seed, better=0.5 + 0.01 * seed)
+        make_run(tmp_path / f"max_sup-{seed}", 0.0, seed, off, "algorithms.max_sup={}", better=1 + 0.01 * seed)
+    comparison = compare_runs(tmp_path, *read_runs(tmp_path))
+    assert {setting: [*factors] for setting, factors in comparison.runs.items()} == {
+        "label_smoothing": [0.0, 0.1],
+        "max_sup": [0.0, 0.1],
+    }
+    hard = [comparison.runs[setting][0.0] for setting in comparison.runs]
+    assert [run.folder for run in hard[0].values()] == [run.folder for run in hard[1].values()]
+    assert comparison.tests == 2 * len(comparison.task.metrics)

@@ -222,3 +222,41 @@ def test_a_home_folder_is_found_where_the_shell_leaves_it(tmp_path, monkeypatch)
     planned = make_plan("digits-mlp", [], "0,0.1", 1, [], Path("~/runs"))
     assert planned.out == tmp_path / "runs"
     assert all(tmp_path in run.folder.parents for run in planned.runs)
+
+
+ALL = "none,label_smoothing,max_sup,online_label_smoothing"
+
+
+def test_methods_share_the_runs_without_smoothing(tmp_path):
+    made = make_plan("digits-mlp", [], "0.1,0.2", 2, [], tmp_path, ALL)
+    one_seed = [
+        "plain/smoothing-0",
+        *(f"{method}/smoothing-{factor}" for method in ALL.split(",")[1:] for factor in ("0.1", "0.2")),
+    ]
+    assert folders(made) == [f"{folder}/seed-{seed}" for seed in (17, 18) for folder in one_seed]
+    assert [run.recipe.method for run in made.runs[:7:2]] == [
+        None,
+        "label_smoothing",
+        "max_sup",
+        "online_label_smoothing",
+    ]
+    for run in made.runs:
+        assert load_recipe("digits-mlp", shlex.split(run.command)[3:-2]) == run.recipe
+        assert sum(arguments is not None for arguments in run.recipe.algorithms.values()) == 1
+
+
+def test_runs_of_an_earlier_comparison_of_factors_are_used(tmp_path):
+    earlier = {factor: make_run(tmp_path / str(factor), factor, 17) for factor in (0.0, 0.1)}
+    made = make_plan("digits-mlp", [], "0.1", 1, [], tmp_path, ALL)
+    assert [run.folder for run in made.runs[:2]] == [earlier[0.0], earlier[0.1]]
+    assert [run.finished for run in made.runs] == [True, True, False, False]
+    make_run(tmp_path / "max_sup", 0, 17, "algorithms.label_smoothing=null", "algorithms.max_sup={strength: 0.1}")
+    again = make_plan("digits-mlp", [], "0.1", 1, [], tmp_path, ALL)
+    assert [run.finished for run in again.runs] == [True, True, True, False]
+
+
+def test_wrong_methods_are_refused(tmp_path):
+    with pytest.raises(InputError, match="--methods has 'maxsup', but methods are none, label_smoothing, max_sup"):
+        make_plan("digits-mlp", [], "0.1", 1, [], tmp_path, "none,maxsup")
+    with pytest.raises(InputError, match="set the same key"):
+        make_plan("digits-mlp", ["algorithms.max_sup.strength=0.3"], "0.1", 1, [], tmp_path, ALL)

@@ -60,3 +60,27 @@ def test_keys_of_the_same_name_are_told_apart():
     first, second = names_of_settings(pair)
     assert first == "algorithms.cutmix.alpha 1, algorithms.mixup.alpha 0.2"
     assert second != first
+
+
+def test_methods_of_smoothing_are_settings_and_their_numbers_are_not():
+    off = "algorithms.label_smoothing=null"
+    found = names_of_settings(
+        recipes(
+            ["algorithms.label_smoothing.smoothing=0"],
+            [],
+            [off, "algorithms.max_sup={strength: 0.2}"],
+            [off, "algorithms.max_sup={}"],
+            [off, "algorithms.max_sup={strength: 0}"],
+            [off, "algorithms.online_label_smoothing={smoothing: 0.5}", "algorithms.mixup={}"],
+        )
+    )
+    expected = ["plain", "label_smoothing", "max_sup", "max_sup", "plain", "mixup, online_label_smoothing"]
+    assert found == expected
+
+
+def test_a_schedule_is_a_setting():
+    schedule = "{schedule: linear, start: 0, end: 0.1}"
+    plain, other = recipes([], [f"algorithms.label_smoothing.smoothing={schedule}"])
+    assert plain.smoothing == other.smoothing == 0.1
+    assert names_of_settings([plain, other])[0] != names_of_settings([plain, other])[1]
+    assert plain.identity() != other.identity()

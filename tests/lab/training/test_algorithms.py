@@ -4,9 +4,10 @@ import composer.algorithms
 import pytest
 import torch
 
-from composer_ls import LabelSmoothing
+from composer_ls import LabelSmoothing, MaxSup, OnlineLabelSmoothing
 from composer_ls.errors import RecipeError
 from composer_ls.lab.training.algorithms import build_algorithms
+from composer_ls.smoothing import cosine
 
 
 def test_label_smoothing_is_ours_and_the_others_are_composers():
@@ -25,6 +26,21 @@ def test_composers_own_label_smoothing_can_be_had_to_compare_with():
     assert smoothing.smoothing == 0.2
     (ours,) = build_algorithms({"label_smoothing": {"implementation": "composer_ls"}})
     assert type(ours) is LabelSmoothing
+
+
+def test_schedules_and_the_other_methods_are_written_in_a_recipe():
+    schedule = {"schedule": "cosine", "start": 0.2, "end": 0.0}
+    built = build_algorithms(
+        {
+            "label_smoothing": {"smoothing": schedule},
+            "max_sup": {"strength": 0.1},
+            "online_label_smoothing": {"smoothing": 0.4},
+        }
+    )
+    assert [type(algorithm) for algorithm in built] == [LabelSmoothing, MaxSup, OnlineLabelSmoothing]
+    assert built[0].smoothing == cosine(0.2, 0.0)
+    (by_class,) = build_algorithms({"label_smoothing": {"smoothing": [0.1, 0.2]}})
+    assert by_class.smoothing.tolist() == pytest.approx([0.1, 0.2])
 
 
 def test_null_switches_an_algorithm_off():
@@ -54,6 +70,13 @@ def test_null_switches_an_algorithm_off():
             {"label_smoothing": {"smoothing": "a"}},
             "algorithms.label_smoothing.smoothing is 'a', but must be a number from 0 to 1",
         ),
+        ({"max_sup": {"strength": 1}}, "algorithms.max_sup.strength is 1, but must be a number from 0 up to, but not"),
+        ({"max_sup": {"smoothing": 0.1}}, "unknown key algorithms.max_sup.smoothing: .*allowed are strength"),
+        (
+            {"online_label_smoothing": {"smoothing": -1}},
+            "is -1, but must be a number from 0 to 1, .* or a schedule such as",
+        ),
+        ({"label_smoothing": {"smoothing": {"schedule": "linear", "start": 0}}}, "a schedule is written as"),
     ],
 )
 def test_a_wrong_entry_is_named_with_what_is_allowed(mapping, message):
