@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from composer_ls.algorithm import LabelSmoothing
     from composer_ls.distillation import Distillation
+    from composer_ls.lab.inference.loaded_run import load_run
     from composer_ls.losses import (
         CrossEntropyLoss,
         LinearCrossEntropyLoss,
@@ -34,6 +35,7 @@ __all__ = [
     "cross_entropy",
     "dice_loss",
     "linear_cross_entropy",
+    "load_run",
     "smooth_labels",
 ]
 
@@ -54,6 +56,7 @@ _HOMES = {
     "cross_entropy": "losses",
     "dice_loss": "losses",
     "linear_cross_entropy": "losses",
+    "load_run": "lab.inference.loaded_run",
     "smooth_labels": "smoothing",
 }
 

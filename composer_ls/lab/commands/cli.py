@@ -13,7 +13,18 @@ from rich.text import Text
 
 import composer_ls
 from composer_ls.errors import InputError
-from composer_ls.lab.commands import bench, compare, diagnose, recipes, report, train, translate, tune
+from composer_ls.lab.commands import (
+    bench,
+    compare,
+    diagnose,
+    export,
+    predict,
+    recipes,
+    report,
+    train,
+    translate,
+    tune,
+)
 
 __all__ = ["app", "main"]
 
@@ -47,7 +58,7 @@ def _options(
     context.obj = debug
 
 
-for command in (train, compare, tune, report, recipes, diagnose, translate, bench):
+for command in (train, compare, tune, report, recipes, diagnose, predict, export, translate, bench):
     command.add_to(app)
 
 

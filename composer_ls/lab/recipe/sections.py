@@ -166,3 +166,6 @@ class Checkpoints(Section):
 
     interval: Duration = Field("1ep", description="how often to save")
     keep: Truth = Field(False, description="keep the last checkpoint when the run is finished")
+    weights: Truth = Field(
+        True, description="keep the weights of a trained classifier, for predict, export and model.weights"
+    )

@@ -41,6 +41,8 @@ class RunFolder:
         features_file: ``features.safetensors``, if the recipe has ``diagnostics``: for the sets ``train`` and ``test``,
             penultimate ``<set>.features`` (M, D) and ``<set>.labels`` (M,); the last layer's ``weight`` (K, D) and
             ``bias`` (K,), if it has one; ``mutual_information`` (steps and nats, (S, 2)), if it was measured.
+        weights_file: ``weights.safetensors``, the network's weights with which the predictions were made, if the task and
+            the recipe keep them. Its metadata has what is needed to use them.
         tensorboard_folder: What TensorBoard shows, if the recipe has that logger and names no other folder.
         checkpoint_folder: Composer's checkpoints. Deleted when the run is finished, unless the recipe keeps them.
 
@@ -56,6 +58,7 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.jsonl"
         self.predictions_file = self.path / "predictions.safetensors"
         self.features_file = self.path / "features.safetensors"
+        self.weights_file = self.path / "weights.safetensors"
         self.tensorboard_folder = self.path / "tensorboard"
         self.checkpoint_folder = self.path / "checkpoints"
 
@@ -139,7 +142,8 @@ class RunFolder:
 
     def clear(self) -> None:
         """Delete the files of a run, and nothing else. The recipe stays until the next one replaces it."""
-        for file in (self.result_file, self.metrics_file, self.predictions_file, self.features_file):
+        written = (self.metrics_file, self.predictions_file, self.features_file, self.weights_file)
+        for file in (self.result_file, *written):
             file.unlink(missing_ok=True)
         for task in recipe_schema().tasks.values():  # all tasks, since the old run may be of another one
             for pattern in task.files:
@@ -175,6 +179,10 @@ class RunFolder:
     def write_features(self, tensors: Mapping[str, Tensor]) -> None:
         """Write ``features.safetensors``."""
         write_tensors(self.features_file, tensors)
+
+    def write_weights(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """Write ``weights.safetensors``."""
+        write_tensors(self.weights_file, tensors, metadata)
 
     def write_files(self, files: Mapping[str, str | Callable[[Path], None]]) -> None:
         """Write the additional files of a task: text, or folders written by a function that is given the path."""

@@ -13,7 +13,7 @@ from composer.utils import dist
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-__all__ = ["collect_predictions"]
+__all__ = ["EvaluatedWeights", "collect_predictions"]
 
 
 def _logits_and_labels(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
@@ -72,3 +72,24 @@ class _Collector(Callback):
             for whole, tensor in zip(wholes, part, strict=True):
                 whole[rank::world] = tensor[:count]
         return wholes
+
+
+class EvaluatedWeights(Callback):
+    """Keeps the weights with which a network is evaluated, which are not those that are trained if an average is evaluated.
+
+    Attributes:
+        weights: Those of the first evaluation of a ComposerClassifier's module, by name, on the CPU; empty before.
+
+    """
+
+    def __init__(self) -> None:
+        self.weights: dict[str, Tensor] = {}
+
+    def eval_after_forward(self, state: State, logger: Logger) -> None:
+        """Copy the weights, which algorithms may exchange after the evaluation."""
+        if not self.weights:
+            self.weights = {
+                name.removeprefix("module."): value.detach().cpu().clone()
+                for name, value in state.get_model_state_dict().items()
+                if name.startswith("module.")
+            }

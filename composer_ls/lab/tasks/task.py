@@ -30,6 +30,8 @@ class Measured:
         units: The unit of each metric.
         predictions: The contents of ``predictions.safetensors``, from which the metrics can be computed again.
         features: The contents of ``features.safetensors``; ``None`` for no such file.
+        weights: The contents of ``weights.safetensors``; ``None`` for no such file.
+        weights_metadata: What that file says about itself.
         facts: Additional entries for ``result.json``.
         files: Additional files for the run folder, by name: text, or a function that writes a folder and is
             given its path.
@@ -41,6 +43,8 @@ class Measured:
     units: Mapping[str, str]
     predictions: Mapping[str, Tensor]
     features: Mapping[str, Tensor] | None = None
+    weights: Mapping[str, Tensor] | None = None
+    weights_metadata: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str | Callable[[Path], None]] = field(default_factory=dict)
     warnings: Sequence[str] = ()

@@ -222,6 +222,8 @@ def _train(
         folder.write_predictions(measured.predictions)
         if measured.features is not None:
             folder.write_features(measured.features)
+        if measured.weights is not None and recipe.checkpoints.weights:
+            folder.write_weights(measured.weights, measured.weights_metadata)
         folder.write_files(measured.files)
         folder.write_result(result)
     dist.barrier()

@@ -47,6 +47,7 @@ def test_a_run_leaves_one_folder(finished):
         "result.json",
         "metrics.jsonl",
         "predictions.safetensors",
+        "weights.safetensors",
     }
     assert json.loads((path / "result.json").read_text()) == result
     assert load_recipe(path / "recipe.yaml") == load_recipe("digits-mlp", QUICK)

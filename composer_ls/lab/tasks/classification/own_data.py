@@ -156,7 +156,10 @@ def _preprocessing(target: str, given: Any, shape: tuple[int, ...]) -> Preproces
     if given is None:
         return None
     try:
-        return Preprocessing.from_dict(given)
+        found = Preprocessing.from_dict(given)
+        if (len(found.mean), *found.size) != shape:
+            raise ValueError(f"it makes images of shape {(len(found.mean), *found.size)}")
+        return found
     except (ValueError, TypeError, AttributeError) as error:
         raise RecipeError(
             f'data.target={target} returned "preprocessing": {given!r}, but it must be {{"size": [height, width], "mean": '

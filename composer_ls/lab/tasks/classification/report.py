@@ -15,6 +15,7 @@ from composer_ls.diagnostics.calibration import (
     brier_score,
     cross_fit_temperature,
     expected_calibration_error,
+    fit_temperature,
     negative_log_likelihood,
     reliability_bins,
 )
@@ -23,7 +24,7 @@ from composer_ls.lab.tasks.metric import ACCURACY, ECE, NLL, Metric, Predictions
 from composer_ls.lab.tasks.no_better import largest_share
 from composer_ls.lab.tasks.task_report import Curve, TaskReport
 
-__all__ = ["METRICS", "REPORT", "cross_fitted"]
+__all__ = ["METRICS", "REPORT", "best_temperature", "cross_fitted"]
 
 
 def _of_logits(function: Callable[[Tensor, Tensor], float]) -> Callable[[Predictions], float]:
@@ -40,6 +41,16 @@ def cross_fitted(logits: Tensor, labels: Tensor) -> tuple[CrossFitted, bool]:
         warnings.simplefilter("always")
         fitted = cross_fit_temperature(logits, labels)
     return fitted, bool(at_a_bound)
+
+
+def best_temperature(logits: Tensor, labels: Tensor) -> float | None:
+    """The temperature that fits best; ``None`` if the best is beyond all bounds, or the network has diverged."""
+    if not logits.isfinite().all():
+        return None
+    with warnings.catch_warnings(record=True) as beyond:
+        warnings.simplefilter("always")
+        fitted = fit_temperature(logits, labels)
+    return None if beyond else fitted
 
 
 def _scaled_calibration_error(logits: Tensor, labels: Tensor) -> float:

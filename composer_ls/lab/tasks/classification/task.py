@@ -25,11 +25,12 @@ from composer_ls.lab.tasks.classification.network import (
     expected_preprocessing,
     load_weights,
 )
-from composer_ls.lab.tasks.classification.report import REPORT
+from composer_ls.lab.tasks.classification.report import REPORT, best_temperature
 from composer_ls.lab.tasks.classification.schema import ClassificationData, ClassificationModel, Diagnostics
 from composer_ls.lab.tasks.classification.training_curve import TrainingCurve
 from composer_ls.lab.tasks.classification.watching import build_diagnostics, kept_features
-from composer_ls.lab.tasks.collecting import collect_predictions
+from composer_ls.lab.tasks.classification.weights import weights_metadata
+from composer_ls.lab.tasks.collecting import EvaluatedWeights, collect_predictions
 from composer_ls.lab.tasks.no_better import no_better_than_nothing
 from composer_ls.lab.tasks.task import Measured, Task
 from composer_ls.losses import cross_entropy
@@ -117,7 +118,10 @@ class Classification(Task):
 
     def measure(self, trainer: Trainer) -> Measured:
         """Accuracy and calibration."""
+        evaluated = EvaluatedWeights()
+        trainer.state.callbacks.append(evaluated)
         logits, labels = self._predictions(trainer, "test")
+        trainer.state.callbacks.remove(evaluated)
         predictions = {"logits": logits, "labels": labels}
         watcher, features = self._watcher, None
         facts: dict[str, Any] = {} if self._weights is None else {"weights": self._weights}
@@ -131,11 +135,18 @@ class Classification(Task):
             facts["diagnostics"] = {name.removeprefix("diagnostics/"): n for name, n in watcher.numbers.items()}
             features = kept_features(watcher, trainer.state)
         metrics = REPORT.measure(predictions)
+        prefix = "" if self._splits.validation is None else "validation."
+        best = best_temperature(predictions[f"{prefix}logits"], predictions[f"{prefix}labels"])
+        facts["temperature"] = {"value": best, "fitted_on": self.watched}
         return Measured(
             metrics=metrics,
             units=REPORT.units,
             predictions=predictions,
             features=features,
+            weights=evaluated.weights,
+            weights_metadata=weights_metadata(
+                self.facts["classes"], self.facts["preprocessing"], network=self._model.called
+            ),
             facts=facts,
             warnings=[
                 *no_better_than_nothing(metrics, labels.bincount(minlength=self.num_classes), self.facts["classes"]),

@@ -1,0 +1,1 @@
+"""Using trained networks: loading a run, predicting images, exporting to other formats."""

@@ -1,0 +1,55 @@
+"""Finds the images that a user names: files, folders, patterns, and lines of standard input."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from composer_ls.errors import DataNotFoundError
+from composer_ls.lab.images.image_files import is_hidden
+
+__all__ = ["image_paths"]
+
+
+def image_paths(names: Sequence[str], lines: Iterable[str] = ()) -> Iterator[str]:
+    """The paths of images, one at a time.
+
+    Args:
+        names: Files; folders, of which all images at any depth are taken, except hidden ones; patterns such as
+            ``'photos/*.jpg'`` or ``'**/*.png'``; or ``-`` for ``lines``.
+        lines: Paths of files, one per line.
+
+    Raises:
+        DataNotFoundError: A folder or a pattern has no images.
+
+    """
+    for name in names:
+        if name == "-":
+            yield from (line.rstrip("\r\n") for line in lines if line.strip())
+        elif os.path.isdir(name):
+            yield from _some(_in_folder(Path(name)), f"the folder {name} holds no images")
+        elif glob.has_magic(name) and not os.path.exists(name):
+            found = (path for path in sorted(glob.glob(name, recursive=True)) if os.path.isfile(path))
+            yield from _some(found, f"no file matches {name}")
+        else:
+            yield name
+
+
+def _in_folder(folder: Path) -> Iterator[str]:
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        for name in sorted(files):
+            if name.lower().endswith(IMG_EXTENSIONS) and not is_hidden(name):
+                yield os.path.join(place, name)
+
+
+def _some(paths: Iterator[str], complaint: str) -> Iterator[str]:
+    first = next(paths, None)
+    if first is None:
+        raise DataNotFoundError(f"{complaint}: give image files, or a folder or pattern with some")
+    yield first
+    yield from paths
