@@ -10,17 +10,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["CASES", "GROUPS", "HARD", "SMOOTHED", "SMOOTHING", "Contestant", "Problem", "contestants"]
+__all__ = ["CASES", "GROUPS", "HARD", "SMOOTHED", "SMOOTHING", "USUAL", "Contestant", "Problem", "contestants"]
 
 CASES = {
     "hard": "plain labels",
     "smoothed": "labels smoothed by 0.1",
     "mixed": "0.7 of one smoothed label and 0.3 of another, as in MixUp",
+    "by_class": "labels smoothed by one factor per class",
+    "max_sup": "MaxSup of strength 0.1",
+    "online": "online label smoothing by 0.5, with a prior for each class, and counting the right predictions",
 }
+USUAL = ("hard", "smoothed", "mixed")
+"""The cases that are measured unless others are asked for."""
 SMOOTHING, MIXING = 0.1, 0.3
 GROUPS = ("composer_ls", "F.cross_entropy", "Composer", "torch.compile", "timm", "Liger-Kernel")
 HARD, SMOOTHED = "F.cross_entropy", "F.cross_entropy, smoothing"
 """The two implementations relative to which ratios are reported."""
+MOST_CLASSES = 4096
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ def contestants(
         return [one for one in _linear(device) if not peers or one.name.startswith(tuple(peers))]
     plain = len(shape) == 2 and not ignored
     groups: dict[str, Callable[[], Iterator[Contestant]]] = {
-        GROUPS[0]: lambda: _ours(device),
+        GROUPS[0]: lambda: _ours(shape, device),
         GROUPS[1]: lambda: _pytorch(ignored),
     }
     if plain:
@@ -109,7 +115,7 @@ def contestants(
     return [one for name, group in groups.items() if not peers or name in peers for one in group()]
 
 
-def _ours(device: str) -> Iterator[Contestant]:
+def _ours(shape: tuple[int, ...], device: str) -> Iterator[Contestant]:
     from composer_ls import cross_entropy, smooth_labels
 
     def mixed_target(problem: Problem) -> Tensor:
@@ -127,6 +133,28 @@ def _ours(device: str) -> Iterator[Contestant]:
     for name, kernel in kernels.items():
         for case, loss in losses.items():
             yield Contestant(name, case, loss, kernel)
+        for case, loss in _variants(shape, device):
+            yield Contestant(name, case, loss, kernel)
+
+
+def _variants(shape: tuple[int, ...], device: str) -> Iterator[tuple[str, Callable[[Problem], Tensor]]]:
+    """The methods beyond one factor. Online label smoothing is left out where its prior, (K, K), is gigabytes."""
+    from composer_ls import cross_entropy, smooth_labels
+    from composer_ls.smoothing import max_suppression, online_prior, right_predictions, smooth_by_class
+
+    factors = torch.full((shape[1],), SMOOTHING, device=device)
+    yield "by_class", lambda p: cross_entropy(p.logits, smooth_by_class(p.logits, p.labels, factors))
+    yield "max_sup", lambda p: cross_entropy(p.logits, max_suppression(p.logits, p.labels, SMOOTHING))
+    if shape[1] > MOST_CLASSES:
+        return
+    sums = torch.eye(shape[1], dtype=torch.float64, device=device)
+    prior = online_prior(sums)
+
+    def online(problem: Problem) -> Tensor:
+        right_predictions(problem.logits, problem.labels, into=sums)
+        return cross_entropy(problem.logits, smooth_labels(problem.logits, problem.labels, 0.5, prior=prior))
+
+    yield "online", online
 
 
 def _pytorch(ignored: float) -> Iterator[Contestant]:
@@ -225,7 +253,7 @@ def _linear(device: str) -> Iterator[Contestant]:
         rows = F.one_hot(problem.labels, x.shape[1]).to(x.dtype)
         return F.cross_entropy(x, (1 - MIXING) * rows + MIXING * rows.flip(0), label_smoothing=SMOOTHING)
 
-    for case in CASES:
+    for case in USUAL:
 
         def without(problem: Problem, case: str = case) -> Tensor:
             hidden, weight = layer(problem)

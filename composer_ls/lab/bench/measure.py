@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from composer_ls.kernels import VARIABLE
-from composer_ls.lab.bench.contestants import CASES, GROUPS, HARD, SMOOTHED, Contestant, Problem, contestants
+from composer_ls.lab.bench.contestants import GROUPS, HARD, SMOOTHED, USUAL, Contestant, Problem, contestants
 
 __all__ = ["Result", "Settings", "how_long", "machine", "measure"]
 
@@ -46,7 +46,7 @@ class Settings:
     shapes: tuple[tuple[int, ...], ...]
     dtype: str = "float32"
     device: str = "cpu"
-    cases: tuple[str, ...] = tuple(CASES)
+    cases: tuple[str, ...] = USUAL
     ignored: float = 0.0
     seconds: float = 20.0
     memory: bool = True

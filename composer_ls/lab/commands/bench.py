@@ -47,7 +47,9 @@ def loss(
         str, typer.Option(help="Shapes of the logits, NxK or NxKxHxW, separated by commas.")
     ] = "512x10,256x1000,2048x32000",
     dtype: Annotated[str, typer.Option(help=f"Dtype of the logits: {', '.join(DTYPES)}.")] = "float32",
-    cases: Annotated[str, typer.Option(help="Targets to measure: hard, smoothed, mixed.")] = "hard,smoothed,mixed",
+    cases: Annotated[
+        str, typer.Option(help="Targets: hard, smoothed, mixed, by_class, max_sup, online.")
+    ] = "hard,smoothed,mixed",
     ignored: Annotated[float, typer.Option(help="The fraction of labels to ignore.")] = 0.0,
     peers: Annotated[
         str, typer.Option(help=f"Implementations besides PyTorch's, from {', '.join(PEERS)}. Default: all.")
@@ -164,7 +166,7 @@ def _shapes(text: str) -> tuple[tuple[int, ...], ...]:
 
 
 def _cases(text: str) -> tuple[str, ...]:
-    known = ("hard", "smoothed", "mixed")
+    known = ("hard", "smoothed", "mixed", "by_class", "max_sup", "online")
     chosen = tuple(part.strip() for part in text.split(","))
     for case in chosen:
         if case not in known:

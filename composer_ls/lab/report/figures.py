@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from composer_ls.lab.compare.comparison import Comparison
 from composer_ls.lab.compare.measured_runs import Run
+from composer_ls.lab.recipe.methods import METHODS
 from composer_ls.lab.report.page import (
     BASELINE,
     FEW,
@@ -28,6 +29,7 @@ from composer_ls.lab.report.page import (
     svg,
 )
 from composer_ls.lab.tasks.metric import Metric
+from composer_ls.lab.tasks.task_report import Curve
 
 __all__ = ["confidence_panels", "curve_panels", "metric_panels", "reliability_panels"]
 
@@ -175,10 +177,14 @@ def confidence_panels(comparison: Comparison) -> list[Panel]:
 
 
 def curve_panels(comparison: Comparison) -> list[Panel]:
-    """Training curves with one line per smoothing: mean and range over seeds. Losses are against the hard labels."""
+    """Training curves with one line per smoothing: mean and range over seeds. Losses are against the hard labels.
+
+    With a schedule, the factor in use is drawn too.
+    """
     panels = []
     for setting, factors in comparison.runs.items():
-        for curve in (curve.of(comparison.part) for curve in comparison.task.curves):
+        own = [curve.of(comparison.part) for curve in comparison.task.curves]
+        for curve in [*own, *_varying(run for runs in factors.values() for run in runs.values())]:
             title = curve.heading + (f", {setting}" if setting else "")
             curves = {smoothing: _curve(runs.values(), curve.key) for smoothing, runs in factors.items()}
             curves = {smoothing: points for smoothing, points in curves.items() if points}
@@ -206,6 +212,16 @@ def curve_panels(comparison: Comparison) -> list[Panel]:
             picture = svg(draw, title, width=WIDTH, height=_height(len(curves)))
             panels.append(Panel(title, picture, "mean over seeds, and their range"))
     return panels
+
+
+def _varying(runs: Iterable[Run]) -> list[Curve]:
+    """The curves of factors that change during training."""
+    keys = {f"{method}/{argument}": argument for method, (argument, _) in METHODS.items()}
+    values: dict[str, set[float]] = defaultdict(set)
+    for run in runs:
+        for key in keys:
+            values[key] |= {line[key] for line in run.lines if key in line}
+    return [Curve(key, f"{argument} in use") for key, argument in keys.items() if len(values[key]) > 1]
 
 
 def _curve(runs: Iterable[Run], key: str) -> dict[float, list[float]]:

@@ -12,9 +12,13 @@ from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 from torch import Tensor
 
+from composer_ls.lab.recipe.methods import METHODS
 from composer_ls.lab.run_folder.files import finite, write_text
 
 __all__ = ["MetricsFile"]
+
+FACTORS = frozenset(f"{method}/{argument}" for method, (argument, _) in METHODS.items())
+"""The names under which the Algorithms that smooth log the factor in use."""
 
 
 class MetricsFile(LoggerDestination):
@@ -41,7 +45,7 @@ class MetricsFile(LoggerDestination):
                 continue
             if name == "loss/train/total":
                 self._losses.append(float(value))
-            elif name.startswith(("metrics/", "diagnostics/", "lr-")):
+            elif name.startswith(("metrics/", "diagnostics/", "lr-")) or name in FACTORS:
                 self._latest[name] = float(value)
 
     def fit_start(self, state: State, logger: Logger) -> None:

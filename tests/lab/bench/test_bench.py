@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from composer_ls.lab.bench.contestants import CASES, HARD, SMOOTHED, Problem, contestants
+from composer_ls.lab.bench.contestants import HARD, SMOOTHED, USUAL, Problem, contestants
 from composer_ls.lab.bench.measure import Settings, _memory, forced, how_long
 from composer_ls.lab.bench.results import _LOOKS
 from composer_ls.lab.commands.cli import main
@@ -36,7 +36,7 @@ def test_times_go_to_the_terminal_a_file_and_a_picture(tmp_path, capsys):
     assert torch.__version__.startswith(record["machine"]["versions"]["torch"])
     results = record["results"]
     assert {tuple(result["shape"]) for result in results} == {(8, 5), (8, 9)}
-    assert {result["case"] for result in results} == set(CASES)
+    assert {result["case"] for result in results} == set(USUAL)
     names = {result["name"] for result in results}
     assert {"composer_ls", HARD, SMOOTHED, "F.cross_entropy, dense", "timm", "Composer"} <= names <= set(_LOOKS)
     for result in results:
@@ -48,10 +48,22 @@ def test_times_go_to_the_terminal_a_file_and_a_picture(tmp_path, capsys):
             assert result["over_hard"] == 1
         if result["name"] == SMOOTHED:
             assert result["over_smoothed"] == 1
-    for case in CASES:
+    for case in USUAL:
         losses = [result["loss"] for result in results if result["case"] == case and result["shape"] == [8, 9]]
         assert len(losses) >= 2
         assert max(losses) - min(losses) < 1e-5  # they compute the same
+
+
+def test_every_method_is_a_case_and_a_prior_of_gigabytes_is_left_out():
+    methods = {"by_class", "max_sup", "online"}
+    for classes, expected in ((9, methods), (5000, methods - {"online"})):
+        ours = contestants((8, classes), torch.float32, "cpu", 0.5, ("composer_ls",))
+        found = {one.case: one for one in ours if one.case not in USUAL}
+        assert found.keys() == expected
+        problem = Problem.make((8, classes), torch.float32, "cpu", 0.5)
+        for one in found.values():
+            one.loss(problem).backward()
+        assert problem.logits.grad.isfinite().all()
 
 
 def test_label_maps_with_ignored_pixels_leave_out_who_cannot_do_them():
@@ -74,7 +86,7 @@ def test_a_layer_and_its_loss_are_measured_with_and_without_logits(tmp_path):
     options = ["--shapes", "8x9", "--width", "4", "--seconds", "0.1", "--no-memory", "--json", str(json_file)]
     assert run(*options) == 0
     results = json.loads(json_file.read_text())["results"]
-    for case in CASES:
+    for case in USUAL:
         losses = {result["name"]: result["loss"] for result in results if result["case"] == case}
         assert {"composer_ls, without logits", "composer_ls, with logits"} < losses.keys() <= set(_LOOKS)
         assert max(losses.values()) - min(losses.values()) < 1e-5

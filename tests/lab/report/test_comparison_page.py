@@ -10,7 +10,10 @@ import pytest
 from browser_support import complaints, measured, needs_chromium, screenshot
 from comparison_support import make_comparison, make_run
 
+from composer_ls.lab.compare.comparison import compare_runs
+from composer_ls.lab.compare.measured_runs import read_runs
 from composer_ls.lab.report.comparison_page import FILES, build_report
+from composer_ls.lab.report.figures import curve_panels
 from composer_ls.lab.tasks.classification.report import REPORT as CLASSIFICATION
 from composer_ls.lab.tasks.registry import task_report
 
@@ -274,3 +277,23 @@ def test_every_word_in_the_table_of_outcomes_is_explained_below_it(report):
 def test_tables_that_are_wider_than_the_page_can_be_scrolled_by_key(report):
     page = (report[0] / "report.html").read_text()
     assert page.count("<table") == page.count('<div class="scroll" tabindex="0" role="region" aria-label="')
+
+
+def test_a_factor_that_changes_during_training_is_drawn_and_one_that_does_not_is_not(tmp_path):
+    schedule = "algorithms.label_smoothing.smoothing={schedule: linear, start: 0.2, end: 0.0}"
+    for seed in range(3):
+        make_run(tmp_path / f"none-{seed}", 0.0, seed)
+        changing, fixed = (
+            make_run(tmp_path / f"some-{seed}", 0.1, seed, schedule),
+            make_run(tmp_path / f"0.1-{seed}", 0.1, seed),
+        )
+        for folder, last in ((changing, 0.0), (fixed, 0.2)):
+            lines = (folder / "metrics.jsonl").read_text().splitlines()
+            factors = [0.2] * (len(lines) - 1) + [last]
+            new = [
+                json.dumps(json.loads(line) | {"label_smoothing/smoothing": f})
+                for line, f in zip(lines, factors, strict=True)
+            ]
+            (folder / "metrics.jsonl").write_text("\n".join(new) + "\n")
+    titles = [panel.title for panel in curve_panels(compare_runs(tmp_path, *read_runs(tmp_path)))]
+    assert [title.split(", ")[0] for title in titles].count("smoothing in use") == 1
