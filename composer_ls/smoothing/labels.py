@@ -15,7 +15,7 @@ from composer_ls.targets.compiling import in_graph, know_in_graph
 from composer_ls.targets.fields import as_field, class_dim, host_number, is_sharded, transformed, wide_dtype
 from composer_ls.targets.soft_targets import make, replace
 
-__all__ = ["check_kind", "check_smoothing", "smooth_labels"]
+__all__ = ["check_kind", "check_smoothing", "classes_and_weights", "smooth_labels"]
 
 SPREADS = ("all", "others")
 KINDS = ("multiclass", "binary")
@@ -240,6 +240,30 @@ def _smooth_hard(
     look: bool,
 ) -> SoftTargets:
     num_classes = logits.shape[dim]
+    classes, weights = _counted(logits, labels, ignore_index, dim, look)
+    if isinstance(smoothing, Tensor) and smoothing.ndim:
+        smoothing = smoothing.unsqueeze(dim)
+    out = logits.dtype if logits.dtype.is_floating_point else torch.float32
+    return make(classes, num_classes, weights, as_field(smoothing, classes, "smoothing"), prior, out)
+
+
+def classes_and_weights(
+    logits: Tensor, target: Any, ignore_index: int | None, validate: bool | None
+) -> tuple[Tensor, Tensor] | None:
+    """The fields of SoftTargets for labels, checked as :func:`smooth_labels` checks them; ``None`` for other targets."""
+    _require_tensors(logits, target, ignore_index)
+    if isinstance(target, SoftTargets) or logits.ndim == 0:
+        return None
+    dim = class_dim(logits)
+    if not _are_labels(logits, target, dim):
+        return None
+    look = validate if validate is not None else logits.device.type == "cpu"
+    return _counted(logits, target, ignore_index, dim, look and not transformed(logits, target))
+
+
+def _counted(logits: Tensor, labels: Tensor, ignore_index: int | None, dim: int, look: bool) -> tuple[Tensor, Tensor]:
+    """Labels as classes ``(N, 1, *spatial)``, a valid one where ignored, and their weights."""
+    num_classes = logits.shape[dim]
     dtype = wide_dtype(logits.dtype)
     classes = labels.unsqueeze(dim).to(torch.long, copy=True)  # in uint8, 156 would equal an ignore_index of -100
     weights = torch.scalar_tensor(1.0, dtype=torch.float64)
@@ -250,10 +274,7 @@ def _smooth_hard(
             classes = torch.where(counted, classes, 0)
         if look:
             _require_in_range(labels, classes, num_classes)
-    if isinstance(smoothing, Tensor) and smoothing.ndim:
-        smoothing = smoothing.unsqueeze(dim)
-    out = logits.dtype if logits.dtype.is_floating_point else torch.float32
-    return make(classes, num_classes, weights, as_field(smoothing, classes, "smoothing"), prior, out)
+    return classes, weights
 
 
 def _none_ignored(labels: Tensor, num_classes: int, ignore_index: int | None) -> bool:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from composer_ls.smoothing.labels import smooth_labels
+from composer_ls.smoothing.labels import classes_and_weights, smooth_labels
 from composer_ls.targets import SoftTargets
 from composer_ls.targets.compiling import in_graph, know_in_graph
 from composer_ls.targets.fields import class_dim, expand_field, host_number, is_sharded, wide_dtype
-from composer_ls.targets.soft_targets import replace
+from composer_ls.targets.soft_targets import make
 
 __all__ = ["check_strength", "largest_class", "max_suppression"]
 
@@ -88,13 +88,21 @@ def _max_suppression(
         raise ValueError(
             "max_suppression needs the largest logit of each row, but logits is a DTensor: use full_tensor()"
         )
-    rows = smooth_labels(logits, target, 0.0, ignore_index=ignore_index, validate=validate)
-    if amount == 0:
-        return rows
     dim = class_dim(logits)
+    labels = classes_and_weights(logits, target, ignore_index, validate) if amount else None
+    if labels is None:
+        rows = smooth_labels(logits, target, 0.0, ignore_index=ignore_index, validate=validate)
+        if amount == 0:
+            return rows
+        if isinstance(rows, SoftTargets) and rows.prior is None and host_number(rows.smoothing) == 0:
+            labels = rows.classes, rows.weights
     largest = largest_class(logits.detach()).unsqueeze(dim)
-    if isinstance(rows, SoftTargets) and rows.prior is None and host_number(rows.smoothing) == 0:
-        return _suppress_soft(rows, largest, amount, dim)
+    if labels is not None:
+        dtype = target.dtype if isinstance(target, SoftTargets) else logits.dtype
+        classes, weights = labels
+        weights = _suppressed(weights, classes, amount, dim, wide_dtype(dtype))
+        smoothing = torch.scalar_tensor(amount, dtype=torch.float64)
+        return make(torch.cat([classes, largest], dim), logits.shape[dim], weights, smoothing, None, dtype)
     dense = rows.dense() if isinstance(rows, SoftTargets) else rows
     moved = dense.sum(dim, keepdim=True) * amount
     return (dense + moved / dense.shape[dim]).scatter_add(dim, largest, -moved)
@@ -110,25 +118,21 @@ def check_strength(strength: Any) -> float:
     return strength if symbolic else float(strength)
 
 
-def _suppress_soft(target: SoftTargets, largest: Tensor, amount: float, dim: int) -> SoftTargets:
-    """One component more: ``(y - α m onehot(largest)) / (1 - α)``, smoothed by α, which is a number as in label smoothing."""
-    classes, weights = target.classes, target.weights
+def _suppressed(weights: Tensor, classes: Tensor, amount: float, dim: int, dtype: torch.dtype) -> Tensor:
+    """The weights with one more component: ``(y - α m onehot(largest)) / (1 - α)``.
+
+    Smoothed by α, which is a number as in label smoothing, this is the target.
+    """
     components = classes.shape[dim]
-    penalty = -amount / (1 - amount)
-    if host_number(weights) is not None and classes.device.type == "cpu":
-        number = weights.item()
-        each = [number / (1 - amount)] * components + [number * components * penalty]
+    if classes.device.type == "cpu" and (number := host_number(weights)) is not None:
+        each = [number / (1 - amount)] * components + [number * components * (-amount / (1 - amount))]
         shape = [1] * classes.ndim
         shape[dim] = len(each)
-        new = torch.tensor(each, dtype=wide_dtype(target.dtype)).view(shape)
-    else:
-        shape_of_one = [1] * classes.ndim
-        full = expand_field(weights, weights.shape or shape_of_one, classes.device, wide_dtype(target.dtype))
-        if full.shape[dim] != components:
-            full = full.expand(*full.shape[:dim], components, *full.shape[dim + 1 :])
-        new = torch.cat([full / (1 - amount), full.sum(dim, keepdim=True) * penalty], dim)
-    smoothing = torch.scalar_tensor(amount, dtype=torch.float64)
-    return replace(target, torch.cat([classes, largest], dim), new, smoothing)
+        return torch.tensor(each, dtype=dtype, device=classes.device).view(shape)
+    full = expand_field(weights, weights.shape or [1] * classes.ndim, classes.device, dtype)
+    if full.shape[dim] != components:
+        full = full.expand(*full.shape[:dim], components, *full.shape[dim + 1 :])
+    return torch.cat([full / (1 - amount), full.sum(dim, keepdim=True) * (-amount / (1 - amount))], dim)
 
 
 def largest_class(logits: Tensor) -> Tensor:
