@@ -11,6 +11,13 @@ from composer_ls.errors import RecipeError
 
 __all__ = ["dump_yaml", "parse_yaml"]
 
+LONGEST = 1_000_000
+"""The largest number of characters."""
+MOST_VALUES = 100_000
+"""The largest number of values, counting an alias as what it stands for."""
+DEEPEST = 100
+"""The largest number of levels."""
+
 # For each kind of plain value: its tag, pattern and possible first characters, as in YAML 1.2's core schema. Dates and
 # 1:30 stay text, 010 is ten, and octal numbers are written 0o10. true and false are as in YAML 1.1, without yes, no, on
 # and off.
@@ -81,7 +88,8 @@ def parse_yaml(text: str, where: str) -> Any:
         where: Its source, for messages: a file or an override.
 
     Raises:
-        RecipeError: The YAML is invalid, or a mapping has a duplicate key; the message gives line and column.
+        RecipeError: The YAML is invalid, too long or nested too deeply, or a mapping has a duplicate key; the message
+            gives line and column.
 
     Example:
         >>> from composer_ls.lab.recipe.yaml_text import parse_yaml
@@ -92,12 +100,64 @@ def parse_yaml(text: str, where: str) -> Any:
         https://yaml.org/spec/1.2.2/#103-core-schema
 
     """
+    if len(text) > LONGEST:
+        raise RecipeError(
+            f"{where} has {len(text):,} characters, but a recipe has at most {LONGEST:,}: give data in files of its own"
+        )
     try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _refuse_bombs(node, where)
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except RecursionError:
+        raise RecipeError(f"{where} is nested too deeply for a recipe: at most {DEEPEST} levels") from None
+    except (yaml.YAMLError, ValueError) as error:  # Python reads no integer of thousands of digits
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise RecipeError(f"{where}{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+
+
+def _refuse_bombs(root: yaml.Node, where: str) -> None:
+    """Refuse deep nesting, an alias inside itself, and aliases that stand for very many values.
+
+    Raises:
+        RecipeError: There is one.
+
+    """
+    sizes: dict[int, int] = {}  # the number of values that each node stands for; 0 while it is being counted
+    waiting: list[tuple[yaml.Node, bool]] = [(root, False)]
+    depth = 0
+    while waiting:
+        node, done = waiting.pop()
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in parts for part in pair]
+        if done:
+            depth -= 1
+            sizes[id(node)] = 1 + sum(sizes[id(part)] for part in parts)
+            if sizes[id(node)] > MOST_VALUES:
+                line = node.start_mark.line + 1
+                raise RecipeError(
+                    f"{where}, line {line}: it stands for more than {MOST_VALUES:,} values: use fewer aliases"
+                )
+        elif id(node) not in sizes:
+            sizes[id(node)] = 0
+            depth += 1
+            if depth > DEEPEST:
+                raise RecipeError(
+                    f"{where}, line {node.start_mark.line + 1}: nested too deeply for a recipe: at most {DEEPEST} levels"
+                )
+            waiting.append((node, True))
+            waiting += [(part, False) for part in parts]
+        elif sizes[id(node)] == 0:
+            raise RecipeError(
+                f"{where}, line {node.start_mark.line + 1}: an alias stands for something that contains it"
+            )
 
 
 def dump_yaml(content: Any) -> str:

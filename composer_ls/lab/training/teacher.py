@@ -7,12 +7,15 @@ import pickle
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from composer.core import Algorithm
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 from composer_ls.distillation import Distillation
 from composer_ls.errors import TeacherError
@@ -190,9 +193,21 @@ def _result(run: Path) -> dict[str, Any]:
         ) from error
 
 
+_IN_CHECKPOINTS: list[Any] = [
+    TorchVersion,
+    timedelta,
+    np.empty(0).__reduce__()[0],
+    np.ndarray,
+    np.dtype,
+    type(np.dtype(np.uint32)),
+]
+"""What a checkpoint of Composer's Trainer holds besides tensors. Nothing else is made, so a file cannot run code."""
+
+
 def _with_weights(module: nn.Module, checkpoint: Path) -> nn.Module:
     try:
-        weights = torch.load(checkpoint, map_location="cpu", weights_only=False)["state"]["model"]
+        with torch.serialization.safe_globals(_IN_CHECKPOINTS):
+            weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state"]["model"]
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, IndexError) as error:
         raise TeacherError(
             f"{checkpoint} is not a checkpoint of Composer's Trainer ({error!r}): give another"

@@ -1,6 +1,7 @@
 """YAML for recipes."""
 
 import math
+import time
 
 import pytest
 import yaml
@@ -57,3 +58,33 @@ def test_a_key_that_stands_twice_is_refused_with_its_place(text):
 
 def test_merged_mappings_may_be_written_over():
     assert parse_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}", "here")["b"] == {"x": 3, "y": 2}
+
+
+def laughs():
+    """Nine levels of ten aliases each: a billion values in a few hundred characters."""
+    lines = ["a0: &a0 lol"]
+    return "\n".join(lines + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (laughs(), "stands for more than 100,000 values: use fewer aliases"),
+        ("[" * 5000 + "]" * 5000, "nested too deeply for a recipe: at most 100 levels"),
+        ("[" * 150 + "]" * 150, "line 1: nested too deeply for a recipe: at most 100 levels"),
+        ("a: &a [*a]", "line 1: an alias stands for something that contains it"),
+        ("a: " + "x" * 100_000_000, "has 100,000,003 characters, but a recipe has at most 1,000,000"),
+        ("a: " + "1" * 5000, "not valid YAML"),
+    ],
+    ids=["aliases", "very deep", "deep", "inside itself", "a hundred megabytes", "a long number"],
+)
+def test_what_would_take_minutes_or_all_memory_is_refused_at_once(text, message):
+    begun = time.process_time()
+    with pytest.raises(RecipeError, match=message):
+        parse_yaml(text, "here")
+    assert time.process_time() - begun < 5
+
+
+def test_aliases_that_share_a_few_values_are_read():
+    parsed = parse_yaml("a: &a [1, 2]\nb: {c: *a, d: *a}\ne: &e {f: 1}\ng: {<<: *e, h: 2}", "here")
+    assert parsed == {"a": [1, 2], "b": {"c": [1, 2], "d": [1, 2]}, "e": {"f": 1}, "g": {"f": 1, "h": 2}}
