@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from composer_ls.errors import InputError
+from composer_ls.lab.commands.engines import Address, Cpus, EngineName, Gpus, Jobs, Where
 from composer_ls.lab.commands.report import Purpose, show_report
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ EXAMPLES = """
 
 `composer-ls compare digits-mlp duration=10ep --jobs 2 --out runs/mine`
 
+`composer-ls compare digits-mlp --engine ray --address auto`
+
 `composer-ls compare digits-mlp --out runs/mine --list | parallel -j 2` and then `composer-ls report runs/mine`
 """
 
@@ -60,10 +62,11 @@ def compare(
         list[str] | None,
         typer.Option(metavar="KEY=[V1, V2]", help="Another key to vary, with a YAML list of values. Can be repeated."),
     ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(help="Runs at a time. Default: one per GPU, or one per core, up to 8.", show_default=False),
-    ] = None,
+    jobs: Jobs = None,
+    engine: EngineName = "local",
+    address: Address = None,
+    cpus: Cpus = None,
+    gpus: Gpus = None,
     out: Annotated[
         Path | None, typer.Option(help="The folder for all runs. Default: runs/compare-RECIPE-FINGERPRINT.")
     ] = None,
@@ -86,8 +89,7 @@ def compare(
     from composer_ls.lab.compare.planned_runs import make_plan
     from composer_ls.lab.tasks.registry import task_report
 
-    if jobs is not None and jobs < 1:
-        raise InputError(f"--jobs is {jobs}, but must be at least 1")
+    where = Where(engine, address, cpus, gpus, jobs)
     plan = make_plan(recipe, overrides or [], smoothing, seeds, vary or [], out, methods)
     task_report(plan.recipe.task).metric(purpose)
     console, errors = Console(), Console(stderr=True)
@@ -107,7 +109,7 @@ def compare(
     words += [] if jobs is None else ["--jobs", str(jobs)]
     words += [] if out is None else ["--out", str(out)]
     words += [] if purpose is None else ["--for", purpose]
-    failures = _do(plan, jobs, shlex.join(["composer-ls", "compare", *words]), overwrite, errors)
+    failures = _do(plan, where, shlex.join(["composer-ls", "compare", *words]), overwrite, errors)
     if len(failures) < len(plan.runs):
         show_report(plan.out, console, purpose)
     if failures:
@@ -128,21 +130,19 @@ def show_failures(failures: Sequence[Ended], total: int, errors: Console) -> Non
         )
 
 
-def _do(plan: Plan, jobs: int | None, command: str, overwrite: bool, errors: Console) -> list[Ended]:
+def _do(plan: Plan, where: Where, command: str, overwrite: bool, errors: Console) -> list[Ended]:
     """Run what is not finished (with ``overwrite``, everything), and return the failures."""
     todo = [run for run in plan.runs if overwrite or not run.finished]
     if not todo:
         errors.print("all runs are already finished")
         return []
     from composer_ls.lab.compare.execute import execute, forget
-    from composer_ls.lab.compare.local_engine import LocalEngine, default_jobs
     from composer_ls.lab.compare.progress import display_on
     from composer_ls.lab.report.comparison_page import COMMANDS
     from composer_ls.lab.report.page import write
 
-    device = plan.recipe.device
     try:
-        with LocalEngine(jobs or default_jobs(device, len(plan.runs)), device) as engine:
+        with where.make(plan.out, plan.recipe.device, len(plan.runs)) as engine:
             with errors.status("checking the data and starting"):
                 engine.check(todo)
             if overwrite:

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from composer_ls.errors import InputError, MissingPackageError, RunFolderBusyError
+from composer_ls.errors import MissingPackageError, RunFolderBusyError
 from composer_ls.lab.commands.compare import show_failures
+from composer_ls.lab.commands.engines import Address, Cpus, EngineName, Gpus, Jobs, Where
 from composer_ls.lab.commands.report import Purpose
 from composer_ls.lab.report.fitted import fitted
 
@@ -42,6 +43,8 @@ EXAMPLES = """
 
 `composer-ls tune cifar10-resnet20-fast data.validation=0.1 --trials 40 --vary algorithms.mixup.alpha=0.1..1`
 
+`composer-ls tune digits-mlp --engine ray --address auto`
+
 `composer-ls tune mine.yaml --vary optimizer.learning_rate=0.001..0.1 --vary 'schedule.name=[cosine, linear]'`
 """
 
@@ -65,10 +68,11 @@ def tune(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="How many fresh seeds to compare the best trial on at the end.")] = 5,
-    jobs: Annotated[
-        int | None,
-        typer.Option(help="Runs at a time. Default: one per GPU, or one per core, up to 8.", show_default=False),
-    ] = None,
+    jobs: Jobs = None,
+    engine: EngineName = "local",
+    address: Address = None,
+    cpus: Cpus = None,
+    gpus: Gpus = None,
     out: Annotated[
         Path | None, typer.Option(help="The folder for everything. Default: runs/tune-RECIPE-FINGERPRINT.")
     ] = None,
@@ -83,25 +87,22 @@ def tune(
     """
     if find_spec("optuna") is None:
         raise MissingPackageError("composer-ls tune needs Optuna: pip install 'composer_ls[tune]'")
-    from composer_ls.lab.compare.local_engine import LocalEngine, default_jobs
     from composer_ls.lab.run_folder.claim import claimant, claimed
     from composer_ls.lab.tune.plan import make_tune_plan
     from composer_ls.lab.tune.study import Search
     from composer_ls.lab.tune.verdict import judge, write_verdict
 
-    if jobs is not None and jobs < 1:
-        raise InputError(f"--jobs is {jobs}, but must be at least 1")
+    where = Where(engine, address, cpus, gpus, jobs)
     plan = make_tune_plan(recipe, overrides or [], purpose, trials, vary or [], seeds, out)
     console, errors = Console(), Console(stderr=True)
     for note in plan.notes:
         errors.print(Text(f"composer-ls: {note}"), soft_wrap=True)
     search = Search(plan)
-    device = plan.recipe.device
     try:
-        with LocalEngine(jobs or default_jobs(device, trials), device, ["composer_ls.lab.tune.study"]) as engine:
-            failed = _do_trials(plan, search, engine, errors)
+        with where.make(plan.out, plan.recipe.device, trials, ["composer_ls.lab.tune.study"]) as runner:
+            failed = _do_trials(plan, search, runner, errors)
             with claimed(plan.out / "comparison"):
-                runs, more = _compare(plan, search, engine, errors)
+                runs, more = _compare(plan, search, runner, errors)
                 verdict = judge(plan, search, runs)
                 write_verdict(verdict)
     except RunFolderBusyError:

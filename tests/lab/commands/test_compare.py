@@ -88,6 +88,12 @@ def test_list_prints_a_command_a_run_and_does_nothing(tmp_path, capsys):
         (["compare", "digits-mpl"], "did you mean digits-mlp"),
         (["compare", "digits-mlp", "--smoothing", "0,2"], "--smoothing has '2'"),
         (["compare", "digits-mlp", "--jobs", "0"], "--jobs is 0"),
+        (["compare", "digits-mlp", "--engine", "spark"], "--engine is 'spark', but must be local or ray"),
+        (["compare", "digits-mlp", "--address", "auto"], "--address auto is for Ray: add --engine ray"),
+        (["compare", "digits-mlp", "--cpus", "2"], "--cpus 2.0 is for Ray"),
+        (["compare", "digits-mlp", "--engine", "ray", "--cpus", "0"], "--cpus is 0, but must be more than 0"),
+        (["compare", "digits-mlp", "--engine", "ray", "--gpus", "-1"], "--gpus is -1, but must be at least 0"),
+        (["compare", "digits-mlp", "device=gpu", "--engine", "ray"], "runs ask Ray for no GPU: add --gpus 1"),
         (["compare", "digits-mlp", "--for", "bleu"], "--for is 'bleu', but must be accuracy, nll"),
         (["compare", "camvid-unet", "--for", "aurc"], "--for is 'aurc', but must be mean_iou, accuracy, nll or ece"),
         (["compare", "digits-mlp", "--vary", "algorithms.cutmixx=[{}]", "--list"], "unknown key algorithms.cutmixx"),
@@ -103,6 +109,12 @@ def test_a_mistake_is_one_paragraph_and_status_2(capsys, tmp_path, monkeypatch, 
     assert message in text
     assert text.strip().count("\n") == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_ray_the_package_to_install_is_named(capsys, monkeypatch):
+    monkeypatch.setattr("composer_ls.lab.commands.engines.find_spec", lambda _: None)
+    assert run("compare", "digits-mlp", "--engine", "ray") == 2
+    assert "--engine ray needs Ray: pip install 'composer_ls[ray]'" in capsys.readouterr().err
 
 
 def test_a_report_that_cannot_be_written_is_told(tmp_path, capsys):
