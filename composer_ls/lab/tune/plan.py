@@ -122,7 +122,8 @@ def make_tune_plan(
             f"tune judges on a validation part, and the data of {recipe.task} has none (it has no data.validation): use "
             f"`composer-ls compare {name}` with the values that you have in mind"
         )
-    if recipe.data.validation is None:
+    own_function = getattr(recipe.data, "target", None)  # returns the validation part too
+    if recipe.data.validation is None and own_function is None:
         added = (HELD_OUT,)
         notes = (f"the recipe holds out no validation part to judge on, so {HELD_OUT} is added",)
         recipe = load_recipe(name, [*overrides, *added])

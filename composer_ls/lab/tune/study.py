@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from composer_ls.errors import InputError
 from composer_ls.lab.compare.execute import Ended
-from composer_ls.lab.compare.measured_runs import LeftOut, read_run
+from composer_ls.lab.compare.measured_runs import LeftOut, Run, Scores, read_run
 from composer_ls.lab.compare.one_run import Status
 from composer_ls.lab.compare.planned_runs import PlannedRun
 from composer_ls.lab.recipe.recipe import differing_keys
@@ -151,7 +151,12 @@ class Search:
             yield None if found is None else self._run(found.number, found.user_attrs[_CHANGES])
 
     def tell(self, ended: Ended) -> None:
-        """Tell Optuna how a trial ended. One that another process is doing is left to that process."""
+        """Tell Optuna how a trial ended. One that another process is doing is left to that process.
+
+        Raises:
+            InputError: The data has no validation part, which is known only now if a function of the user's returns it.
+
+        """
         number = int(re.sub(r"\D", "", ended.run.folder.name))
         self._active.discard(number)
         if ended.status == Status.BUSY:
@@ -162,7 +167,7 @@ class Search:
         elif ended.status == Status.FINISHED:
             try:
                 run = read_run(ended.run.folder, ended.run.recipe)
-                value = float(run.parts["validation"].values[self.plan.purpose.key])
+                value = float(_validation(run).values[self.plan.purpose.key])
                 state = TrialState.COMPLETE
             except LeftOut:
                 pass
@@ -194,6 +199,15 @@ class Search:
 
     def _folder(self, number: int) -> Path:
         return self.plan.out / "trials" / f"trial-{number}"
+
+
+def _validation(run: Run) -> Scores:
+    if "validation" not in run.parts:
+        raise InputError(
+            f"tune judges on a validation part, and {getattr(run.recipe.data, 'target', None) or 'the data'} returns none: "
+            f'return "validation" too'
+        )
+    return run.parts["validation"]
 
 
 def in_short(change: str) -> str:

@@ -72,9 +72,12 @@ def test_a_comparison_whose_node_dies_finishes_with_the_summary_of_the_local_eng
     monkeypatch.setattr(local_engine, "cores", lambda: 2)  # so that a run has one thread, as with --cpus 1
     with LocalEngine(2, "cpu") as engine:
         assert not any(
-            one.failed for one in execute(plan(tmp_path / "local", seeds=2, smoothing="0,0.1").runs, engine, Watching())
+            one.failed
+            for one in execute(
+                plan(tmp_path / "local", "duration=20ep", seeds=2, smoothing="0,0.1").runs, engine, Watching()
+            )
         )
-    runs = plan(tmp_path / "ray", seeds=2, smoothing="0,0.1").runs
+    runs = plan(tmp_path / "ray", "duration=20ep", seeds=2, smoothing="0,0.1").runs
 
     def kill_the_second_node():
         node = cluster.second
@@ -90,7 +93,7 @@ def test_a_comparison_whose_node_dies_finishes_with_the_summary_of_the_local_eng
     assert sum((run.folder / "log.txt").read_text().count("--- ") for run in runs) == 5  # one was tried again
     for run in runs:
         epochs = [line.split(",")[0] for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-        assert len(epochs) == len(set(epochs)) == 30
+        assert len(epochs) == len(set(epochs)) == 20
     for place in ("local", "ray"):
         build_report(tmp_path / place)
     assert (tmp_path / "ray" / "summary.csv").read_bytes() == (tmp_path / "local" / "summary.csv").read_bytes()

@@ -54,6 +54,15 @@ def test_a_trial_is_judged_on_the_validation_part_and_the_best_comes_first(tmp_p
     assert [trial.number for trial in accuracy.ranking] == [1, 2, 0, 3]
 
 
+def test_data_of_ones_own_must_bring_the_validation_part(tmp_path):
+    search = Search(plan(tmp_path, "data={target: my_package.data:loaders}", "model={target: my_package.nets:make}"))
+    assert search.plan.notes == ()
+    run = next(search.runs())
+    make_run(run.folder)
+    with pytest.raises(InputError, match='and my_package.data:loaders returns none: return "validation" too'):
+        search.tell(Ended(run))
+
+
 def test_a_trial_that_failed_diverged_or_was_stopped_has_no_value_and_is_counted(tmp_path):
     search = Search(plan(tmp_path))
     runs = search.runs()
