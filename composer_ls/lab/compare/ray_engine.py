@@ -165,7 +165,8 @@ def _connect(address: str | None) -> None:
             address=address,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            **({} if existing else {"include_dashboard": False}),
+            # what starts here is for this machine only
+            **({} if existing else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}),
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise InputError(
