@@ -129,6 +129,7 @@ def test_on_a_machine_that_does_not_see_the_folder_files_come_back_hopeless_tria
         "predictions.safetensors",
         "recipe.yaml",
         "result.json",
+        "weights.safetensors",
     }
     assert len((good.folder / "metrics.jsonl").read_text().splitlines()) == 6
     assert "composer-ls train digits-mlp" in (good.folder / "log.txt").read_text()
