@@ -120,7 +120,8 @@ def test_on_a_machine_that_does_not_see_the_folder_files_come_back_hopeless_tria
         with pytest.raises(InputError, match="data.examples is 100,000"):
             engine.check([wrong])
         runs = [good, next(trials), bad]
-        finished, stopped, failed = execute(runs, engine, Watching(lambda: seen.add(progress_of(good))))
+        ended = {one.run.folder: one for one in execute(runs, engine, Watching(lambda: seen.add(progress_of(good))))}
+    finished, stopped, failed = (ended[run.folder] for run in runs)  # they end in any order
     assert finished.status == Status.FINISHED
     assert {path.name for path in good.folder.iterdir()} == {
         "checkpoints",
