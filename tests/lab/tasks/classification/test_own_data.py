@@ -160,8 +160,8 @@ def test_the_result_holds_the_preprocessing_that_the_function_returned(own, tmp_
 
 def test_the_example_of_the_guide_learns_and_runs_in_parts(tmp_path, monkeypatch):
     guide = (Path(__file__).parents[4] / "examples" / "guides" / "your-own.md").read_text()
-    for code in re.findall(r"```(?:py|yaml)\n(.*?)```", guide, re.S):
-        (tmp_path / re.match(r"# (\S+)\n", code)[1]).write_text(code)
+    for name, code in re.findall(r"```(?:py|yaml)\n# (\S+)\n(.*?)```", guide, re.S):
+        (tmp_path / name).write_text(code)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     try:
