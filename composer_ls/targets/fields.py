@@ -79,9 +79,9 @@ def transformed(*tensors: Tensor | None) -> bool:
     True while code is compiled, traced, vectorised or differentiated in forward mode, and for tensors without values.
     """
     if (
-        torch._C._are_functorch_transforms_active()
+        torch.compiler.is_compiling()  # first, because torch.compile of PyTorch 2.4 cannot trace the next
+        or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
-        or torch.compiler.is_compiling()
         or torch._C._is_tracing()
     ):
         return True
