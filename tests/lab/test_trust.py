@@ -58,6 +58,7 @@ def test_training_and_reporting_never_leave_the_machine(tmp_path, monkeypatch, c
             raise OSError(f"no network: {host}")
         return original(host, *args, **named)
 
+    monkeypatch.chdir(tmp_path)  # where diagnose writes its page
     monkeypatch.setattr(socket.socket, "connect", connect)
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     run = tmp_path / "run"
