@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,13 +17,12 @@ from composer_ls.composition.batches import DEFAULT_KEY, as_tensor
 from composer_ls.composition.targets_in_batch import TargetsInBatch
 from composer_ls.errors import InputError
 from composer_ls.smoothing import online_prior, right_predictions
+from composer_ls.target_smoothing import log
 
 __all__ = ["OnlineLabelSmoothing"]
 
 LARGE = 4096
 """The number of classes from which the log says what the prior costs."""
-
-log = logging.getLogger("composer.composer_ls")  # shown when Composer's own lines are
 
 
 class OnlineLabelSmoothing(LabelSmoothing):

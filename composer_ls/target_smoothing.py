@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -31,7 +32,7 @@ from composer_ls.composition.targets_in_batch import TargetsInBatch, holds_loss
 from composer_ls.errors import TargetError
 from composer_ls.losses import cross_entropy
 
-__all__ = ["Factor", "TargetSmoothing", "check_choice"]
+__all__ = ["Factor", "TargetSmoothing", "check_choice", "log"]
 
 Factor = float | Tensor
 """A smoothing factor or strength as it is used in a step: one number, or one per class ``(K,)``."""
@@ -86,14 +87,15 @@ class TargetSmoothing(Algorithm):
         self._asked = self._validated = False
         self._replaced_loss: tuple[Any, Any] | None = None
 
+    @abstractmethod
     def _smooth(self, logits: Tensor, target: Tensor, ignore_index: int, validate: bool | None) -> Tensor:
         """The smoothed target, by ``self.factor``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _factor_at(self, state: State) -> Factor:
         """The factor of this step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def in_words_over(self, classes: int | None, of: str) -> str:
         """What is done to the targets, for :func:`composer_ls.composition.describe`.
 
@@ -102,7 +104,6 @@ class TargetSmoothing(Algorithm):
             of: Words that say which targets, if there are several; else empty.
 
         """
-        raise NotImplementedError
 
     def match(self, event: Event, state: State) -> bool:
         """Whether ``event`` is in the table of steps."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from composer_ls.smoothing.labels import check_kind, smooth_labels
+from composer_ls.smoothing.labels import check_kind, check_smoothing, smooth_labels
 from composer_ls.targets import SoftTargets
 from composer_ls.targets.fields import class_dim, host_number, transformed, wide_dtype
 from composer_ls.targets.soft_targets import replace
@@ -92,8 +92,7 @@ def smooth_by_class(
         each = _along(amounts, logits).expand(logits.shape)
         return smooth_labels(logits, target, each, kind=kind, **options)
     unsmoothed = smooth_labels(logits, target, 0.0, prior=prior, spread=spread, kind=kind, **options)
-    if spread == "others":
-        amounts = amounts * len(amounts) / (len(amounts) - 1)
+    amounts = check_smoothing(amounts, len(amounts), spread, prior is not None)  # type: ignore[assignment]
     if isinstance(unsmoothed, SoftTargets):
         if not isinstance(target, SoftTargets) or host_number(target.smoothing) == 0:
             return replace(unsmoothed, unsmoothed.classes, unsmoothed.weights, amounts[unsmoothed.classes])

@@ -25,8 +25,8 @@ __all__ = ["call", "implements", "through_dense"]
 Handler = Callable[..., Any]
 
 _HANDLERS: dict[Any, Handler] = {}
-_READERS: dict[Any, Handler] = {}
-"""The handlers of functions that do not write to their arguments."""
+_READERS: set[Any] = set()
+"""The functions with a handler that do not write to their arguments, unless one is given as ``out``."""
 _LOADED_ON_FIRST_USE = {F.cross_entropy: "composer_ls.losses"}
 """Handlers defined in packages above this one, which register themselves when they are imported."""
 
@@ -36,8 +36,7 @@ def implements(*functions: Any) -> Callable[[Handler], Handler]:
 
     def register(handler: Handler) -> Handler:
         _HANDLERS.update(dict.fromkeys(functions, handler))
-        readers = [function for function in functions if _out_of_place(_name(function)) is None]
-        _READERS.update(dict.fromkeys(readers, handler))
+        _READERS.update(function for function in functions if _out_of_place(_name(function)) is None)
         return handler
 
     return register
@@ -45,20 +44,18 @@ def implements(*functions: Any) -> Callable[[Handler], Handler]:
 
 def call(kind: type[Tensor], func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """The result of a call with at least one argument of type ``kind``, which is SoftTargets."""
-    if not kwargs and func in _READERS:  # without the questions below, which cost more than mixing two small targets
-        result = _compact(func, args, kwargs)
-        if result is not NotImplemented:
-            return result
-    name = _name(func)
-    if name == "__set__":
-        return _set_property(func, args)
-    base = _out_of_place(name)
-    receiver = kwargs.get("out") if base is None else args[0]
-    if isinstance(receiver, kind):
-        return _write(kind, func, base, receiver, args, kwargs)
+    if func not in _READERS or "out" in kwargs:  # finding out what is written costs more than mixing two small targets
+        name = _name(func)
+        if name == "__set__":
+            return _set_property(func, args)
+        base = _out_of_place(name)
+        receiver = kwargs.get("out") if base is None else args[0]
+        if isinstance(receiver, kind):
+            return _write(kind, func, base, receiver, args, kwargs)
     result = _compact(func, args, kwargs)
     if result is not NotImplemented:
         return result
+    name = _name(func)
     if _reads_only_metadata(func, name) and (name != "type" or len(args) == 1):
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
