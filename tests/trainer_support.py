@@ -2,6 +2,18 @@
 
 import torch
 from composer import Trainer
+from composer.algorithms import (
+    EMA,
+    SAM,
+    SWA,
+    BlurPool,
+    ChannelsLast,
+    ColOut,
+    CutOut,
+    GradientClipping,
+    ProgressiveResizing,
+    SelectiveBackprop,
+)
 from composer.core import Callback
 from composer.loss import soft_cross_entropy
 from composer.models import ComposerClassifier
@@ -19,6 +31,15 @@ def classifier(loss_fn=soft_cross_entropy, segmentation=False):
     torch.manual_seed(7)
     module = nn.Conv2d(3, K, 1) if segmentation else nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, K))
     return ComposerClassifier(module, num_classes=K, loss_fn=loss_fn)
+
+
+def convolutional(loss):
+    """A network that takes any size of image, for the methods that change it."""
+    torch.manual_seed(7)
+    layers = [nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    model = classifier(loss)
+    model.module = nn.Sequential(*layers, nn.Linear(8, K))
+    return model
 
 
 def examples(segmentation=False, seed=0):
@@ -85,3 +106,18 @@ class SecondStep(Callback):
     def after_backward(self, state, logger):
         if state.timestamp.batch == 1:
             self.context.__exit__(None, None, None)
+
+
+COMPANIONS = {
+    "SAM": lambda: SAM(interval=1),
+    "EMA": lambda: EMA(half_life="2ba"),
+    "SWA": lambda: SWA(swa_start="0.2dur", swa_end="0.9dur", update_interval="1ba"),
+    "ColOut": lambda: ColOut(p_row=0.3, p_col=0.3),
+    "ProgressiveResizing": lambda: ProgressiveResizing(initial_scale=0.5, finetune_fraction=0.1),
+    "CutOut": lambda: CutOut(length=0.5),
+    "GradientClipping": lambda: GradientClipping(clipping_type="norm", clipping_threshold=0.1),
+    "SelectiveBackprop": lambda: SelectiveBackprop(0.0, 1.0, keep=0.5, interrupt=0),
+    "BlurPool": lambda: BlurPool(min_channels=3),
+    "ChannelsLast": ChannelsLast,
+}
+"""Algorithms of Composer that leave targets alone."""

@@ -10,53 +10,25 @@ from composer import Evaluator, Trainer
 from composer.algorithms import (
     EMA,
     SAM,
-    SWA,
     AugMix,
     BlurPool,
     ChannelsLast,
     ColOut,
-    CutOut,
-    GradientClipping,
     MixUp,
     ProgressiveResizing,
     RandAugment,
-    SelectiveBackprop,
 )
 from composer.utils import reproducibility
-from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from trainer_support import K, RecordingLoss, classifier, examples, fit
+from trainer_support import COMPANIONS, K, RecordingLoss, classifier, convolutional, examples, fit
 
 from composer_ls import LabelSmoothing, SoftTargets
-
-
-def convolutional(loss):
-    """A network that takes any size of image, for the methods that change it."""
-    torch.manual_seed(7)
-    layers = [nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    model = classifier(loss)
-    model.module = nn.Sequential(*layers, nn.Linear(8, K))
-    return model
 
 
 def assert_every_loss_saw_a_tenth(loss, at_least=3):
     assert len(loss.smoothed) >= at_least
     assert loss.smoothed == pytest.approx([0.1] * len(loss.smoothed), abs=1e-6)
     assert all(isinstance(target, SoftTargets) for target in loss.targets)
-
-
-COMPANIONS = {
-    "SAM": lambda: SAM(interval=1),
-    "EMA": lambda: EMA(half_life="2ba"),
-    "SWA": lambda: SWA(swa_start="0.2dur", swa_end="0.9dur", update_interval="1ba"),
-    "ColOut": lambda: ColOut(p_row=0.3, p_col=0.3),
-    "ProgressiveResizing": lambda: ProgressiveResizing(initial_scale=0.5, finetune_fraction=0.1),
-    "CutOut": lambda: CutOut(length=0.5),
-    "GradientClipping": lambda: GradientClipping(clipping_type="norm", clipping_threshold=0.1),
-    "SelectiveBackprop": lambda: SelectiveBackprop(0.0, 1.0, keep=0.5, interrupt=0),
-    "BlurPool": lambda: BlurPool(min_channels=3),
-    "ChannelsLast": ChannelsLast,
-}
 
 
 @pytest.mark.parametrize("companion", COMPANIONS.values(), ids=COMPANIONS)

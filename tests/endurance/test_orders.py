@@ -9,20 +9,10 @@ import warnings
 import pytest
 import torch
 from composer.algorithms import (
-    EMA,
-    SAM,
-    SWA,
-    BlurPool,
-    ChannelsLast,
-    ColOut,
     CutMix,
-    CutOut,
-    GradientClipping,
     GyroDropout,
     LayerFreezing,
     MixUp,
-    ProgressiveResizing,
-    SelectiveBackprop,
     SqueezeExcite,
     WeightStandardization,
 )
@@ -30,7 +20,7 @@ from composer.models import ComposerClassifier
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
-from trainer_support import K, examples, fit
+from trainer_support import COMPANIONS, K, examples, fit
 
 from composer_ls import LabelSmoothing
 
@@ -41,16 +31,7 @@ OTHERS = {
     "MixUp of losses": lambda: MixUp(0.5, interpolate_loss=True),
     "CutMix": lambda: CutMix(1.0),
     "CutMix of losses": lambda: CutMix(1.0, interpolate_loss=True),
-    "SelectiveBackprop": lambda: SelectiveBackprop(0.0, 1.0, keep=0.5, interrupt=0),
-    "SAM": lambda: SAM(interval=1),
-    "EMA": lambda: EMA(half_life="2ba"),
-    "SWA": lambda: SWA(swa_start="0.2dur", swa_end="0.9dur", update_interval="1ba"),
-    "ColOut": lambda: ColOut(p_row=0.3, p_col=0.3),
-    "CutOut": lambda: CutOut(length=0.5),
-    "ProgressiveResizing": lambda: ProgressiveResizing(initial_scale=0.5, finetune_fraction=0.1),
-    "GradientClipping": lambda: GradientClipping(clipping_type="norm", clipping_threshold=0.1),
-    "BlurPool": lambda: BlurPool(min_channels=3),
-    "ChannelsLast": ChannelsLast,
+    **COMPANIONS,
     "SqueezeExcite": lambda: SqueezeExcite(latent_channels=4, min_channels=8),
     "WeightStandardization": WeightStandardization,
     "LayerFreezing": lambda: LayerFreezing(freeze_start=0.3, freeze_level=0.5),
