@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from composer_ls.errors import InputError
+from composer_ls.kernels import NO_LABEL
 
 __all__ = ["NO_LABEL", "Path", "TargetKeyError", "as_tensor", "cloned", "get", "leaves", "path_of", "with_target"]
 
 Path = tuple[Any, ...]
 """A path in nested containers: a key, an index or an attribute's name for each level."""
 
-NO_LABEL = -(2**63)
-"""The integer used for ``ignore_index=None``: no label has this value."""
 DEFAULT_KEY = 1
 NAMES = ("labels", "label", "targets", "target", "y")
 """Keys under which targets are found without a ``target_key``, if the batch has exactly one of them."""

@@ -33,10 +33,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["KERNELS", "VARIABLE", "Kernel", "RowTargets", "choose", "compute_dtype", "forced", "has_triton"]
+__all__ = [
+    "KERNELS",
+    "NO_LABEL",
+    "VARIABLE",
+    "Kernel",
+    "RowTargets",
+    "choose",
+    "compute_dtype",
+    "forced",
+    "has_triton",
+]
 
 KERNELS = ("eager", "triton", "composite")
 VARIABLE = "COMPOSER_LS_KERNEL"
+NO_LABEL = -(2**63)
+"""An ``ignore_index`` that no label has."""
 FEW = 16
 """The largest number of components for which a kernel that loops over them for every row is worthwhile."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from composer_ls.kernels import FEW, RowTargets, compute_dtype
+from composer_ls.kernels import FEW, NO_LABEL, RowTargets, compute_dtype
 
 __all__ = ["LIMIT", "fits", "small_loss"]
 
@@ -37,7 +37,8 @@ def small_loss(logits: Tensor, target: RowTargets, scale: float, by_row: bool) -
     x, classes = logits.to(compute_dtype(logits.dtype)), target.classes
     hard = target.hard * -scale
     if not target.soft and classes.shape[1] == 1 and not isinstance(hard, Tensor):
-        return F.cross_entropy(x, classes.squeeze(1), reduction="none" if by_row else "sum") * -hard
+        reduction = "none" if by_row else "sum"  # with NO_LABEL, a class of -100 is an error here too
+        return F.cross_entropy(x, classes.squeeze(1), ignore_index=NO_LABEL, reduction=reduction) * -hard
     dim = 1
     if x.ndim == 2 and x.shape[1] < VECTOR:  # neighbours in memory are then the same class of different rows
         dim, x, classes = 0, x.t(), classes.t()

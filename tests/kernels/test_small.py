@@ -97,6 +97,16 @@ def test_hard_labels_beside_an_impossible_class_are_as_in_pytorch(count):
     assert len(count) == 2
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("label", [-100, -1, 4])
+def test_a_class_out_of_range_is_an_error(count, label, smoothing):
+    logits = torch.zeros(2, 4)
+    target = smooth_labels(logits, torch.tensor([label, 1]), smoothing, ignore_index=None, validate=False)
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        cross_entropy(logits, target)
+    assert count
+
+
 def test_second_derivatives_exist(count):
     logits, labels = problem((5, 4), torch.float64)
     assert torch.autograd.gradgradcheck(lambda x: cross_entropy(x, made("mixed", x, labels)), logits)
