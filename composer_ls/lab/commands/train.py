@@ -86,7 +86,7 @@ def train(
             )
         except StoppedInTraining as stopped:
             again = shlex.join(["composer-ls", *(word for word in sys.argv[1:] if word != "--overwrite")])
-            message = f"\ncomposer-ls: {stopped}. A checkpoint is saved; to continue from there:\n  {again}"
+            message = f"\ncomposer-ls: {stopped}; to continue from the last checkpoint:\n  {again}"
             print(message, file=sys.stderr)
             raise SystemExit(130) from None
     if os.environ.get("RANK", "0") != "0":

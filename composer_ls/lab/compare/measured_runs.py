@@ -144,7 +144,7 @@ def read_run(folder: Path, recipe: Recipe) -> Run:
             folder, f"it is being run by {by}" if by else f"it has begun, but not finished{_log_ends(folder)}"
         )
     if result.get("diverged") or not all(_is_finite(value) for value in result["metrics"].values()):
-        raise LeftOut(folder, "it diverged: its numbers are not finite")
+        raise LeftOut(folder, f"it diverged: {result.get('divergence') or 'its numbers are not finite'}")
     try:
         predictions = load_file(files.predictions_file)
         held_out = {name.removeprefix(HELD_OUT): one for name, one in predictions.items() if name.startswith(HELD_OUT)}

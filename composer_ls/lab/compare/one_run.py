@@ -106,8 +106,12 @@ def _train(order: Order, threads: int) -> Status:
             raise _StoppedEarly
 
     resolved = recipe_schema().model_validate(order.recipe)
-    if train(resolved, RunFolder(order.folder, resolved), progress=False, each_line=each_line)["diverged"]:
-        print("composer-ls: it diverged: use a smaller optimizer.learning_rate, and then --overwrite", flush=True)
+    result = train(resolved, RunFolder(order.folder, resolved), progress=False, each_line=each_line)
+    if result["diverged"]:
+        how = result.get("divergence") or "its numbers are not finite"
+        print(
+            f"composer-ls: it diverged: {how}; use a smaller optimizer.learning_rate, and then --overwrite", flush=True
+        )
         return Status.FAILED
     return Status.FINISHED
 

@@ -112,8 +112,8 @@ def load_run(folder: str | Path, device: torch.device | str = "cpu") -> LoadedRu
         device: Where the network goes.
 
     Raises:
-        RunFolderError: It is no run folder, the run is not finished or not of classification, or it did not keep what is
-            needed.
+        RunFolderError: It is no run folder, the run is not finished or not of classification, it diverged, or it did not keep
+            what is needed.
         RecipeError: The network cannot be built, such as a ``model.target`` that cannot be imported here.
 
     Example:
@@ -129,7 +129,7 @@ def load_run(folder: str | Path, device: torch.device | str = "cpu") -> LoadedRu
             f"{path.absolute()} is no run folder (there is no recipe.yaml of a run): give a folder that composer-ls train wrote"
         )
     files = RunFolder(path, recipe)
-    result = files.result()
+    result = files.trained_result()
     if result is None:
         raise RunFolderError(
             f"the run in {path} is not finished (there is no result.json): "

@@ -71,6 +71,9 @@ class Recipe(Section):
     device: Literal["auto", "cpu", "gpu"] = "auto"
     microbatch_size: Integer | None = Field(None, ge=1, description="examples per forward pass of one process")
     eval_interval: Duration = "1ep"
+    on_divergence: Literal["stop", "continue"] = Field(
+        "stop", description="what to do when the training loss or the weights are not finite numbers any more"
+    )
     data: DataSection
     model: ModelSection
     loss: str = Field(

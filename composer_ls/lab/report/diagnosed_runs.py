@@ -118,7 +118,7 @@ def _read(folder: Path) -> Diagnosed:
             f"{folder / 'result.json'}"
         )
     files = RunFolder(folder, recipe)
-    result = files.result()
+    result = files.result() if files.predictions_file.is_file() else files.trained_result()
     if result is None:
         raise RunFolderError(
             f"the run in {folder} is not finished: composer-ls train {files.recipe_file} --out {folder} continues it"

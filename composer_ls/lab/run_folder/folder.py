@@ -44,7 +44,8 @@ class RunFolder:
         weights_file: ``weights.safetensors``, the network's weights with which the predictions were made, if the task and
             the recipe keep them. Its metadata has what is needed to use them.
         tensorboard_folder: What TensorBoard shows, if the recipe has that logger and names no other folder.
-        checkpoint_folder: Composer's checkpoints. Deleted when the run is finished, unless the recipe keeps them.
+        checkpoint_folder: Composer's checkpoints. Deleted when the run is finished, unless the recipe keeps them or the run
+            diverged.
 
     """
 
@@ -72,6 +73,22 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.result_file} cannot be read ({error}): add --overwrite to run again"
             ) from error
+
+    def trained_result(self) -> dict[str, Any] | None:
+        """The result of a run whose network is to be used; ``None`` if the run is not finished.
+
+        Raises:
+            RunFolderError: The run diverged, or the result cannot be read.
+
+        """
+        result = self.result()
+        if result is not None and result.get("diverged"):
+            how = result.get("divergence") or "its numbers are not finite"
+            raise RunFolderError(
+                f"the run in {self.path} diverged ({how}), so its network is of no use: train again with a smaller "
+                f"optimizer.learning_rate, or give another run"
+            )
+        return result
 
     def check(self, *, overwrite: bool = False) -> None:
         """Check that the run can use this folder.
@@ -195,10 +212,10 @@ class RunFolder:
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``, which marks the run as finished, and delete checkpoints that need not be kept.
 
-        JSON has no NaN and no infinities: they become ``null``.
+        JSON has no NaN and no infinities: they become ``null``. A run that diverged keeps its last good checkpoint.
         """
         write_text(self.result_file, json.dumps(finite(result), indent=2, allow_nan=False) + "\n")
-        if not self.recipe.checkpoints.keep:
+        if not (self.recipe.checkpoints.keep or result.get("diverged")):
             shutil.rmtree(self.checkpoint_folder, ignore_errors=True)
 
 

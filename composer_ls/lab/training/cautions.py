@@ -28,8 +28,13 @@ def not_finite(metrics: Mapping[str, float]) -> list[str]:
     return [name for name, value in metrics.items() if not math.isfinite(value)]
 
 
-def training_cautions(steps: int, metrics: Mapping[str, float]) -> list[str]:
-    """Warnings about a run with this number of steps and these final metrics.
+def training_cautions(steps: int, metrics: Mapping[str, float], divergence: str = "") -> list[str]:
+    """Warnings about a run.
+
+    Args:
+        steps: Its number of steps.
+        metrics: Its final metrics.
+        divergence: When and how its training diverged, in words; "" if it did not.
 
     Example:
         >>> from composer_ls.lab.training.cautions import training_cautions
@@ -39,16 +44,17 @@ def training_cautions(steps: int, metrics: Mapping[str, float]) -> list[str]:
         ['It diverged: its nll is not a finite number. Use a smaller optimizer.learning_rate, or precision=fp32 if it is another.']
 
     """
-    found = []
-    if names := not_finite(metrics):
+    names = not_finite(metrics)
+    if names and not divergence:
         are = "is not a finite number" if len(names) == 1 else "are not finite numbers"
-        found.append(
-            f"It diverged: its {' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))} {are}. Use a smaller optimizer.learning_rate, or precision=fp32 if it "
-            f"is another."
-        )
+        divergence = f"its {' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))} {are}"
+    if divergence:
+        return [
+            f"It diverged: {divergence}. Use a smaller optimizer.learning_rate, or precision=fp32 if it is another."
+        ]
     if steps < FEW_STEPS:
-        found.append(
+        return [
             f"It trained for only {steps} step{'' if steps == 1 else 's'}, in which most networks learn little: use a longer "
             f"duration or a smaller data.batch_size."
-        )
-    return found
+        ]
+    return []

@@ -54,8 +54,8 @@ def load_teacher(source: str | Path, architecture: nn.Module | None = None) -> T
             one, whose recipe names the network.
 
     Raises:
-        TeacherError: There is no such folder or file, the run is not finished or did not keep its checkpoint, or the
-            weights do not fit the network. The message says what to do.
+        TeacherError: There is no such folder or file, the run is not finished, diverged or did not keep its checkpoint, or
+            the weights do not fit the network. The message says what to do.
 
     """
     path = Path(source).expanduser()
@@ -67,6 +67,8 @@ def load_teacher(source: str | Path, architecture: nn.Module | None = None) -> T
         if architecture is not None or not (run / "result.json").is_file():
             return Teacher(_with_weights(_given(architecture, path), checkpoint))
     result = _result(run)
+    if result["diverged"]:
+        raise TeacherError(f"the run in {run} diverged, so its network cannot teach: give another run")
     recipe = load_recipe(run / "recipe.yaml")
     with torch.random.fork_rng([]):  # keeps the student's initial weights the same as without a teacher
         module = task_class(recipe.task).teacher(recipe, result)
@@ -185,7 +187,8 @@ def _result(run: Path) -> dict[str, Any]:
         )
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
-        return {key: result[key] for key in ("smoothing", "classes", "image_shape")}
+        needed = {key: result[key] for key in ("smoothing", "classes", "image_shape")}
+        return needed | {"diverged": result.get("diverged", False)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TeacherError(
             f"{file} does not describe the teacher ({error!r}): it is damaged, or was written by an older version; "

@@ -39,7 +39,7 @@ from composer_ls.lab.run_folder.claim import claimed
 from composer_ls.lab.run_folder.files import finite
 from composer_ls.lab.run_folder.folder import RunFolder
 from composer_ls.lab.tasks.registry import open_task
-from composer_ls.lab.tasks.task import Task
+from composer_ls.lab.tasks.task import Measured, Task
 from composer_ls.lab.training.algorithms import build_algorithms
 from composer_ls.lab.training.callbacks_and_loggers import (
     build_callbacks,
@@ -48,6 +48,7 @@ from composer_ls.lab.training.callbacks_and_loggers import (
     stopping_cautions,
 )
 from composer_ls.lab.training.cautions import dropped_share, not_finite, training_cautions
+from composer_ls.lab.training.divergence import Diverged, DivergenceWatch
 from composer_ls.lab.training.metrics_file import MetricsFile
 from composer_ls.lab.training.schedules import InverseSquareRootScheduler
 from composer_ls.lab.training.stopping import StopOnInterrupt
@@ -67,7 +68,8 @@ def train(
 ) -> dict[str, Any]:
     """Train a recipe and return the contents of ``result.json``.
 
-    A finished run is not run again, and an interrupted one resumes from its last checkpoint.
+    A finished run is not run again, and an interrupted one resumes from its last checkpoint. A run that diverges and was
+    asked to stop then has no metrics and no predictions, and keeps its last good checkpoint.
 
     Args:
         recipe: The recipe.
@@ -138,6 +140,7 @@ def _train(
     resumes = not overwrite and dist.all_gather_object((folder.checkpoint_folder / "latest-rank0.pt").exists())[0]
     stale = [*folder.tensorboard_folder.rglob("events.*")] if overwrite else []
     training_loader, stopper = task.training_loader(), StopOnInterrupt()
+    divergence = DivergenceWatch(stop=recipe.on_divergence == "stop")
     try:
         trainer = Trainer(
             model=model,
@@ -148,7 +151,7 @@ def _train(
             optimizers=_optimizer(recipe.optimizer, model, task),
             schedulers=_scheduler(recipe.schedule),
             algorithms=algorithms,
-            callbacks=[*task.callbacks(), *chosen, metrics_file.line_an_epoch, stopper],
+            callbacks=[*task.callbacks(), *chosen, divergence, metrics_file.line_an_epoch, stopper],
             loggers=[metrics_file, *loggers],
             precision=precision,
             compile_config={} if recipe.model.compile else None,
@@ -158,7 +161,7 @@ def _train(
             run_name=recipe.name,
             progress_bar=progress,
             save_folder=str(folder.checkpoint_folder),
-            save_interval=recipe.checkpoints.interval,
+            save_interval=divergence.checkpoint_interval(recipe.checkpoints.interval),
             save_num_checkpoints_to_keep=1,
             autoresume=resumes,
         )
@@ -166,7 +169,12 @@ def _train(
         raise
     except (TypeError, ValueError) as error:
         raise RecipeError(f"Composer refuses the recipe {recipe.name}: {' '.join(str(error).split())}") from error
-    stopper.save = trainer.save_checkpoint_to_save_folder
+
+    def save() -> None:
+        if divergence.allows_checkpoint(trainer.state):
+            trainer.save_checkpoint_to_save_folder()
+
+    stopper.save = save
     for destination in trainer.logger.destinations:
         if isinstance(destination, ProgressBarLogger) and not debug:
             destination.hparams_already_logged_to_console = True  # suppresses a dump of settings
@@ -182,10 +190,14 @@ def _train(
         dist.barrier()
         if loggers:
             trainer.logger.log_hyperparameters(settings_of(recipe))
+        stopped = False
         if trainer.state.timestamp < recipe.duration:  # false if it was stopped between its last step and its result
-            _fit(trainer, recipe)
+            try:
+                _fit(trainer, recipe)
+            except Diverged:
+                stopped = True
             metrics_file.finish(trainer.state)
-        measured = task.measure(trainer)
+        measured = Measured({}, {}, {}) if stopped else task.measure(trainer)
         steps = int(trainer.state.timestamp.batch)
         result: dict[str, Any] = {
             "name": recipe.name,
@@ -199,9 +211,11 @@ def _train(
             "epochs": int(trainer.state.timestamp.epoch),
             "steps": steps,
             "training": {"steps": steps, "dropped_share": dropped_share(training_loader)},
-            "diverged": bool(not_finite(measured.metrics)),
+            "diverged": bool(divergence.found or not_finite(measured.metrics)),
+            "divergence": divergence.found,
             "warnings": [
-                *training_cautions(steps, measured.metrics),
+                *training_cautions(steps, measured.metrics, divergence.found),
+                *([_kept(folder)] if stopped else []),
                 *measured.warnings,
                 *stopping_cautions(recipe.callbacks, task.watched),
             ],
@@ -219,7 +233,8 @@ def _train(
     finally:
         trainer.close()
     if dist.get_global_rank() == 0:
-        folder.write_predictions(measured.predictions)
+        if not stopped:
+            folder.write_predictions(measured.predictions)
         if measured.features is not None:
             folder.write_features(measured.features)
         if measured.weights is not None and recipe.checkpoints.weights:
@@ -266,6 +281,13 @@ def _fit(trainer: Trainer, recipe: Recipe) -> None:
             f"model.compile=true: PyTorch cannot compile {recipe.model.called} here ({str(error).splitlines()[0]}): "
             f"use model.compile=false"
         ) from error
+
+
+def _kept(folder: RunFolder) -> str:
+    latest = folder.checkpoint_folder / "latest-rank0.pt"
+    if not latest.exists():
+        return "It was stopped there, before its first checkpoint (on_divergence=continue goes on)."
+    return f"It was stopped there, and its last good checkpoint, {latest.resolve().name}, is kept (on_divergence=continue goes on)."
 
 
 def _precision(name: str, device: Device) -> Precision:

@@ -210,12 +210,15 @@ def test_a_run_that_fails_keeps_its_log_and_does_not_stop_the_rest(tmp_path, cap
 
 
 def test_a_run_that_diverged_fails_with_a_sentence_in_its_log(tmp_path, monkeypatch):
-    monkeypatch.setattr("composer_ls.lab.training.train.train", lambda *_, **__: {"diverged": True})
+    monkeypatch.setattr(
+        "composer_ls.lab.training.train.train",
+        lambda *_, **__: {"diverged": True, "divergence": "at step 3 its loss was nan"},
+    )
     monkeypatch.setattr(one_run.signal, "signal", lambda *_: None)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     order = Order(load_recipe("digits-mlp").model_dump(), str(tmp_path), ("train", "digits-mlp"))
     assert one_run.carry_out(order, 1) == Status.FAILED
-    assert "composer-ls: it diverged: use a smaller optimizer.learning_rate" in (tmp_path / "log.txt").read_text()
+    assert "composer-ls: it diverged: at step 3 its loss was nan; use a smaller" in (tmp_path / "log.txt").read_text()
 
 
 def test_a_run_that_another_process_does_fails_with_its_name_and_what_to_do(tmp_path):

@@ -105,12 +105,23 @@ def test_a_run_that_failed_is_named_with_the_end_of_its_log(tmp_path):
     }
 
 
-@pytest.mark.parametrize("changes", [{"diverged": True}, {"metrics": {"nll": None}}, {"metrics": {"nll": math.inf}}])
-def test_a_run_whose_result_says_that_it_diverged_is_left_out(tmp_path, changes):
+@pytest.mark.parametrize(
+    ("changes", "how"),
+    [
+        ({"diverged": True}, "its numbers are not finite"),
+        ({"metrics": {"nll": None}}, "its numbers are not finite"),
+        ({"metrics": {"nll": math.inf}}, "its numbers are not finite"),
+        (
+            {"diverged": True, "divergence": "at step 3 its training loss was nan"},
+            "at step 3 its training loss was nan",
+        ),
+    ],
+)
+def test_a_run_whose_result_says_that_it_diverged_is_left_out(tmp_path, changes, how):
     folder = make_run(tmp_path / "run")
     result = json.loads((folder / "result.json").read_text())
     (folder / "result.json").write_text(json.dumps(result | changes))
-    assert reasons(tmp_path) == {"run": "it diverged: its numbers are not finite"}
+    assert reasons(tmp_path) == {"run": f"it diverged: {how}"}
 
 
 def test_metrics_that_are_cut_off_or_missing_lose_no_run(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from composer_ls.errors import InputError, RunFolderError
-from composer_ls.lab.run_folder.folder import read_recipe
+from composer_ls.lab.run_folder.folder import RunFolder, read_recipe
 from composer_ls.lab.tasks.translation.batches import collator
 from composer_ls.lab.tasks.translation.networks import load_network, load_tokenizer, positions
 from composer_ls.lab.tasks.translation.packages import transformers
@@ -59,7 +59,7 @@ class Translator:
                     f"{folder} is a run of the recipe {recipe.name}, which does not translate: give the run of a recipe such "
                     f"as multi30k-transformer"
                 )
-            if not (folder / "result.json").is_file():
+            if RunFolder(folder, recipe).trained_result() is None:
                 raise RunFolderError(
                     f"the run in {folder} is not finished: give the same composer-ls train command to go on"
                 )
