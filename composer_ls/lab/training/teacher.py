@@ -19,6 +19,7 @@ from torch.torch_version import TorchVersion
 
 from composer_ls.distillation import Distillation
 from composer_ls.errors import TeacherError
+from composer_ls.lab.images.preprocessing import Preprocessing
 from composer_ls.lab.recipe.reading import load_recipe
 from composer_ls.lab.tasks.registry import task_class
 
@@ -34,6 +35,7 @@ class Teacher:
         smoothing: The smoothing with which it was trained; ``None`` if unknown.
         classes: The names of its classes; ``None`` if unknown.
         image_shape: (C, H, W) of its images; ``None`` if unknown.
+        preprocessing: How image files become such images; ``None`` if unknown.
 
     """
 
@@ -41,6 +43,7 @@ class Teacher:
     smoothing: float | None = None
     classes: tuple[str, ...] | None = None
     image_shape: tuple[int, ...] | None = None
+    preprocessing: Preprocessing | None = None
 
 
 def load_teacher(source: str | Path, architecture: nn.Module | None = None) -> Teacher:
@@ -80,7 +83,9 @@ def load_teacher(source: str | Path, architecture: nn.Module | None = None) -> T
             f"with composer-ls train {run / 'recipe.yaml'} checkpoints.keep=true --out {run} --overwrite"
         )
     image_shape, classes = tuple(result["image_shape"]), tuple(result["classes"])
-    return Teacher(_with_weights(module, checkpoint), float(result["smoothing"]), classes, image_shape)
+    known = result["preprocessing"]
+    preprocessing = None if known is None else Preprocessing.from_dict(known)
+    return Teacher(_with_weights(module, checkpoint), float(result["smoothing"]), classes, image_shape, preprocessing)
 
 
 class DistillationFromRun(Distillation):
@@ -138,9 +143,15 @@ class DistillationFromRun(Distillation):
                 f"{tuple(image_shape)}: give a teacher that was trained on images of that shape"
             )
 
+    def adapt_to(self, given: Preprocessing) -> None:
+        """Let the teacher take images in the student's normalisation, which is another if only one had pretrained weights."""
+        own = self.run.preprocessing
+        if own is not None and (own.mean, own.std) != (given.mean, given.std):
+            self.teacher = _Renormalised(self.run.module, own, given).eval()
+
 
 def check_teachers(algorithms: Sequence[Algorithm], facts: Mapping[str, Any]) -> None:
-    """Check that teachers were trained for a task's classes and images.
+    """Check that teachers were trained for a task's classes and images, and adapt them to the images' normalisation.
 
     Args:
         algorithms: The algorithms of the student's run.
@@ -153,6 +164,29 @@ def check_teachers(algorithms: Sequence[Algorithm], facts: Mapping[str, Any]) ->
     for algorithm in algorithms:
         if isinstance(algorithm, DistillationFromRun) and "classes" in facts and "image_shape" in facts:
             algorithm.check_data(facts["classes"], facts["image_shape"])
+            if facts.get("preprocessing") is not None:
+                algorithm.adapt_to(Preprocessing.from_dict(facts["preprocessing"]))
+
+
+class _Renormalised(nn.Module):
+    """A network whose images are normalised in another way than those that it is given."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: nn.Module, own: Preprocessing, given: Preprocessing) -> None:
+        super().__init__()
+        self.network = network
+        own_mean, own_std, mean, std = (
+            torch.tensor(numbers).view(-1, 1, 1) for numbers in (own.mean, own.std, given.mean, given.std)
+        )
+        self.register_buffer("scale", std / own_std)
+        self.register_buffer("shift", (mean - own_mean) / own_std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of images in the given normalisation."""
+        logits: Tensor = self.network(images * self.scale + self.shift)
+        return logits
 
 
 def _smoothed_teacher(name: str, smoothing: float) -> str:
@@ -188,7 +222,7 @@ def _result(run: Path) -> dict[str, Any]:
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
         needed = {key: result[key] for key in ("smoothing", "classes", "image_shape")}
-        return needed | {"diverged": result.get("diverged", False)}
+        return needed | {"diverged": result.get("diverged", False), "preprocessing": result.get("preprocessing")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TeacherError(
             f"{file} does not describe the teacher ({error!r}): it is damaged, or was written by an older version; "

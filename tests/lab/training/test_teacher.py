@@ -10,7 +10,7 @@ from torch import nn
 from composer_ls.errors import RecipeError, TeacherError
 from composer_ls.lab.recipe.reading import load_recipe
 from composer_ls.lab.run_folder.folder import RunFolder
-from composer_ls.lab.training.teacher import DistillationFromRun, load_teacher
+from composer_ls.lab.training.teacher import DistillationFromRun, check_teachers, load_teacher
 from composer_ls.lab.training.train import train
 
 QUICK = ["duration=2ep", "eval_interval=2ep", "checkpoints.interval=2ep"]
@@ -115,6 +115,19 @@ def test_a_teacher_of_other_data_is_refused_before_training(tmp_path, monkeypatc
     monkeypatch.setattr(DistillationFromRun, "check_data", checked)
     with pytest.raises(TeacherError, match=message):
         run(tmp_path / "student", f"algorithms.distillation.teacher={teachers / 'hard'}")
+
+
+def test_a_teacher_sees_the_same_pixels_in_whatever_normalisation_the_student_has(teachers):
+    distillation = DistillationFromRun(teachers / "hard")
+    own = distillation.run.preprocessing
+    other = {"size": [8, 8], "mean": [0.1], "std": [0.7]}
+    pixels = torch.rand(5, 1, 8, 8)
+    check_teachers(
+        [distillation], {"classes": distillation.run.classes, "image_shape": (1, 8, 8), "preprocessing": other}
+    )
+    torch.testing.assert_close(
+        distillation.teacher((pixels - 0.1) / 0.7), distillation.run.module((pixels - own.mean[0]) / own.std[0])
+    )
 
 
 def test_a_recipe_names_what_distillation_takes(tmp_path):
