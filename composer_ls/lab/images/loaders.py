@@ -133,6 +133,7 @@ def _loader(dataset: Dataset[Any], batches: Batches, batch_size: int, sampler: A
     if isinstance(dataset, (InMemory, CropFlip)):
         return DataLoader(dataset, batch_size, sampler=sampler, drop_last=drop_last, collate_fn=_whole_batch)
     workers = getattr(batches, "workers", 0)
+    changes = getattr(dataset, "changes_with_the_epoch", False)  # then workers must start again to learn of the epoch
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -140,7 +141,7 @@ def _loader(dataset: Dataset[Any], batches: Batches, batch_size: int, sampler: A
         drop_last=drop_last,
         num_workers=workers,
         collate_fn=getattr(dataset, "collate", None),
-        persistent_workers=workers > 0,
+        persistent_workers=workers > 0 and not changes,
         pin_memory=torch.cuda.is_available(),
     )
 

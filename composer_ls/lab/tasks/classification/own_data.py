@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from composer_ls.errors import RecipeError
 from composer_ls.lab.images.loaders import Splits
@@ -18,6 +18,8 @@ from composer_ls.lab.tasks.target import call_target
 
 __all__ = ["OwnExamples", "own_splits"]
 
+LOOKED_AT = 20
+"""The number of examples whose labels are compared with the data set's ``targets``."""
 KEYS = ("train", "test", "classes", "validation", "preprocessing")
 EXPECTED = (
     'a mapping {"train": ..., "test": ..., "classes": [names]}, and optionally "validation" and "preprocessing", where the '
@@ -44,19 +46,31 @@ class OwnExamples(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.dataset[index]
 
+    @property
+    def changes_with_the_epoch(self) -> bool:
+        """Whether the data set wants to know of a new epoch."""
+        return hasattr(self.dataset, "set_epoch")
+
     def set_epoch(self, epoch: int) -> None:
         """Tell the data set of a new epoch, if it wants to know."""
-        if hasattr(self.dataset, "set_epoch"):
+        if self.changes_with_the_epoch:
             self.dataset.set_epoch(epoch)
 
     @property
     def targets(self) -> list[int]:
-        """The labels: the data set's ``targets``, or else those of its examples, which are all read once."""
+        """The labels: the data set's ``targets`` if these are its labels, or else its examples', which are all read once."""
         if self._targets is None:
             known = getattr(self.dataset, "targets", None)
-            labels = known if known is not None else [self.dataset[index][1] for index in range(len(self))]
-            self._targets = [int(label) for label in labels]
+            if known is None or not self._has_labels(known):
+                known = [self.dataset[index][1] for index in range(len(self))]
+            self._targets = [int(label) for label in known]
         return self._targets
+
+    def _has_labels(self, known: Any) -> bool:
+        """Whether these are the labels of some examples. They are not with a ``target_transform``, or in a subset."""
+        size = len(self)
+        some = range(0, size, max(1, size // LOOKED_AT))
+        return len(known) == size and all(int(known[index]) == int(self.dataset[index][1]) for index in some)
 
 
 def own_splits(data: ClassificationData) -> Splits:
@@ -109,9 +123,11 @@ def own_splits(data: ClassificationData) -> Splits:
 def _examples(target: str, name: str, given: Any) -> OwnExamples:
     collate = None
     if isinstance(given, DataLoader):
-        if type(given.sampler) not in (RandomSampler, SequentialSampler):
+        samplers = (given.sampler, given.batch_sampler)
+        own = [one for one in samplers if type(one) not in (RandomSampler, SequentialSampler, BatchSampler, type(None))]
+        if own:
             raise RecipeError(
-                f'data.target={target} returned a loader for "{name}" with a {type(given.sampler).__name__}, but the order '
+                f'data.target={target} returned a loader for "{name}" with a {type(own[0]).__name__}, but the order '
                 f"of examples is composer-ls's: return the data set"
             )
         given, collate = given.dataset, given.collate_fn

@@ -9,8 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
+from torchvision.datasets import FakeData
+from torchvision.transforms import ToTensor
 
 from composer_ls.errors import RecipeError
+from composer_ls.lab.images.loaders import training_loader
 from composer_ls.lab.recipe.reading import load_recipe
 from composer_ls.lab.run_folder.folder import RunFolder
 from composer_ls.lab.tasks.classification.own_data import own_splits
@@ -88,6 +91,37 @@ def test_a_loader_gives_its_data_set_and_collate_function(own):
     assert splits.train.targets[:4] == [0, 1, 2, 0]
 
 
+class Counting(TensorDataset):
+    """Examples whose pixels are the epoch."""
+
+    epoch = -1
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return torch.full_like(image, self.epoch), label
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_data_set_is_told_of_each_epoch_in_workers_too(own, workers):
+    splits = own_splits(own(loaders(train=Counting(*examples(8).tensors))))
+    loader = training_loader(splits, ClassificationData(target="a:b", batch_size=4, workers=workers), seed=0)
+    for epoch in range(3):
+        loader.sampler.set_epoch(epoch)
+        assert {pixel for images, _ in loader for pixel in images.flatten().tolist()} == {epoch}
+
+
+def test_targets_that_are_not_the_labels_of_the_examples_are_not_used(own):
+    transformed = FakeData(12, (1, 4, 4), 3, ToTensor(), target_transform=lambda label: 2 - label)
+    transformed.targets = [2 - int(transformed[index][1]) for index in range(12)]
+    longer = examples(12)
+    longer.targets = [0] * 48
+    for given in (transformed, longer):
+        assert own_splits(own(loaders(train=given))).train.targets == [int(given[index][1]) for index in range(12)]
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
@@ -113,6 +147,10 @@ def test_a_loader_gives_its_data_set_and_collate_function(own):
         (
             lambda: loaders(train=DataLoader(examples(4), sampler=WeightedRandomSampler([1.0] * 4, 4))),
             "with a WeightedRandomSampler, but the order of examples is composer-ls's",
+        ),
+        (
+            lambda: loaders(train=DataLoader(examples(4), batch_sampler=[[0, 1], [0, 2]])),
+            "with a list, but the order of examples is composer-ls's",
         ),
         (lambda: loaders(preprocessing={"size": [4, 4]}), "it needs size, mean and std"),
     ],
