@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from composer.core import State
+from composer.core import Event, State
 from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
@@ -30,7 +30,7 @@ class OnlineLabelSmoothing(LabelSmoothing):
 
     The prior of each class is the mean prediction of the training examples of that class that the network had right in
     the last epoch. In the first epoch, and for a class without any, it is uniform. With several processes the
-    predictions of all of them count. Evaluation is never counted.
+    predictions of all of them count. Evaluation is never counted, nor is the second pass of algorithms such as SAM.
 
     It composes with other algorithms, restores the targets and reports conflicts as :class:`~composer_ls.LabelSmoothing`
     does. A mixed example is right if the prediction is one of its labels, and counts for that one.
@@ -74,6 +74,7 @@ class OnlineLabelSmoothing(LabelSmoothing):
     ) -> None:
         super().__init__(smoothing, target_key, None, ignore_index, "all", on_conflict, output_key)
         self._sums: Tensor | None = None
+        self._counted = self._passed = 0  # examples of this batch: in any pass, and in this one
 
     def __repr__(self) -> str:
         """The constructor call, which Composer stores in checkpoints."""
@@ -97,9 +98,29 @@ class OnlineLabelSmoothing(LabelSmoothing):
                 self._count(*seen)
         super()._after_loss(state, logger)
 
+    def _before_step(self, state: State, logger: Logger) -> None:
+        super()._before_step(state, logger)
+        self._counted = 0
+
+    def _before_pass(self, state: State, logger: Logger) -> None:
+        self._passed = 0
+
+    _STEPS: ClassVar[dict[Event, Callable[[Any, State, Logger], None]]] = LabelSmoothing._STEPS | {
+        Event.BEFORE_TRAIN_BATCH: lambda self, *event: self._before_pass(*event)
+    }
+
     def _count(self, logits: Tensor, targets: Sequence[Tensor]) -> None:
+        """Count predictions, but not again those of a second pass, as of SAM or after automatic microbatching ran out of memory."""
         if not self.smooths:
             return
+        examples = len(logits) if logits.ndim > 1 else 1
+        known = max(0, self._counted - self._passed)
+        self._passed += examples
+        if known >= examples:
+            return
+        self._counted = self._passed
+        if known:
+            logits, targets = logits[known:], [target[known:] for target in targets]
         if self._sums is None:
             self._sums = self._room_for(logits)
         self._sums = right_predictions(

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers as hf
 from composer import Callback, Trainer
-from composer.algorithms import CutMix, MixUp
+from composer.algorithms import SAM, CutMix, MixUp
 from composer.core import Event
 from composer.loggers import InMemoryLogger
 from composer.models import ComposerModel, HuggingFaceModel
@@ -182,6 +182,33 @@ def test_evaluation_is_never_counted():
     loader = DataLoader(TensorDataset(images, labels), 8)
     evaluated = fit([OnlineLabelSmoothing(0.5)], steps=6, eval_dataloader=loader, eval_interval="1ba")
     assert torch.equal(evaluated, fit([OnlineLabelSmoothing(0.5)], steps=6))
+
+
+def counted(*algorithms, **options):
+    """The sums after one step on eight examples, all of which are right."""
+    images, _ = examples()
+    labels = classifier().module(images).argmax(1)
+    online = OnlineLabelSmoothing(0.5)
+    loader = DataLoader(TensorDataset(images, labels), 8)
+    fit([online, *algorithms], loader=loader, steps=1, device_train_microbatch_size=3, **options)
+    return online._sums
+
+
+def test_a_second_pass_over_a_batch_is_not_counted():
+    assert counted().sum() == pytest.approx(8)
+    torch.testing.assert_close(counted(SAM(interval=1)), counted())
+
+
+def test_a_batch_that_runs_out_of_memory_and_is_tried_again_is_counted_once(monkeypatch):
+    train = Trainer._train_microbatches
+
+    def train_again(self, microbatches, *args):
+        train(self, microbatches[:1], *args)  # no further
+        return train(self, self._train_data_spec.split_batch(self.state.batch, 2), *args)
+
+    whole = counted()
+    monkeypatch.setattr(Trainer, "_train_microbatches", train_again)
+    torch.testing.assert_close(counted(), whole)
 
 
 def test_a_mixed_example_counts_once_in_the_prior_in_every_place():

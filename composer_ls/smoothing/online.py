@@ -23,6 +23,7 @@ def right_predictions(
     r"""The predictions of the examples that the network has right, summed by class: :math:`S_{c} = \sum_{n:\ \arg\max x_n = c = y_n} \mathrm{softmax}(x_n)`.
 
     An example that is mixed of several labels is right if its prediction is one of them; it counts once, for that label.
+    An example with NaN or infinity as its largest logit is not right.
 
     Args:
         logits: ``(N, K, *spatial)``. Every position is an example.
@@ -59,6 +60,7 @@ def right_predictions(
     right = torch.zeros_like(predicted, dtype=torch.bool)
     for labels in target if isinstance(target, Sequence) else (target,):
         right |= _are_right(predicted, labels, logits, ignore_index)
+    right &= x.gather(1, predicted.unsqueeze(1)).squeeze(1).isfinite()  # one NaN would stay in the sums
     for rows, found, counts in _chunks(x, predicted, right):
         probabilities = torch.where(counts.unsqueeze(1), rows.float().softmax(1), 0)
         if into.device.type == "cuda":  # index_add_() would add in an order that differs from run to run

@@ -65,9 +65,15 @@ def test_a_mixed_example_counts_once_for_the_label_that_is_predicted():
     assert torch.equal(right_predictions(logits, rows), expected)
 
 
-def test_logits_that_are_not_finite_count_only_where_they_are_right():
-    logits = torch.tensor([[float("nan"), 0.0], [1.0, 0.0]])
-    assert torch.isfinite(right_predictions(logits, torch.tensor([1, 0]))).all()
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("classes", [2, 2000])
+def test_logits_that_are_not_finite_are_never_right(value, classes):
+    logits = torch.zeros(3, classes)
+    logits[:2, 0], logits[2, 0] = value, 1.0
+    right = right_predictions(logits[2:], torch.tensor([0]))
+    assert_close(right_predictions(logits, torch.tensor([0, 1, 0])), right)
+    logits[0, :] = -float("inf")
+    assert_close(right_predictions(logits, torch.tensor([0, 1, 0])), right)
 
 
 def test_the_prior_is_the_mean_and_uniform_without_any_right_prediction():
