@@ -294,16 +294,16 @@ def fit_temperature(
             f"likelihood is 0 at every temperature: leave out these examples, or the mask"
         )
     relative = logits.double() - own
+    finite = relative.masked_fill(relative == -math.inf, 0)  # a masked class has probability 0
 
     def slope(inverse: float) -> tuple[float, float]:
         """The first and second derivative of the mean negative log likelihood in 1/T."""
-        scaled = (relative * inverse).softmax(1)
-        weighted = (scaled * relative).masked_fill(scaled == 0, 0)  # 0 * -inf of a masked class
+        weighted = (relative * inverse).softmax(1).mul_(finite)
         mean = weighted.sum(1)
-        square = (weighted * relative).masked_fill(scaled == 0, 0).sum(1)
+        square = weighted.mul_(finite).sum(1)
         return mean.mean().item(), (square - mean.square()).mean().item()
 
-    if not relative.masked_fill(relative == -math.inf, 0).any():
+    if not finite.any():
         return 1.0  # every temperature is equally good
     for bound, beyond, meaning in (
         (low, slope(1 / low)[0] <= 0, "every example, or nearly, is right by the largest logit"),

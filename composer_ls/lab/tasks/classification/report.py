@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 
 from torch import Tensor
 
@@ -35,6 +36,7 @@ def _aurc(logits: Tensor, labels: Tensor) -> float:
     return aurc(log_odds(logits), logits.argmax(1) == labels)
 
 
+@lru_cache(maxsize=1)  # of the same tensors, which a report asks for a metric and for the temperature
 def cross_fitted(logits: Tensor, labels: Tensor) -> tuple[CrossFitted, bool]:
     """:func:`~composer_ls.diagnostics.cross_fit_temperature`, and whether a temperature is at its bound, in place of a warning."""
     with warnings.catch_warnings(record=True) as at_a_bound:
