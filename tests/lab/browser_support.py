@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -59,10 +60,15 @@ def measured(page: Path, *, width: int = 1280, dark: bool = False) -> dict:
         "default-src 'none'", "default-src 'none'; script-src 'unsafe-inline'"
     )
     probed.write_text(text.replace("</head>", _PROBE + "</head>"), encoding="utf-8")
-    document, _ = chromium(probed, "--dump-dom", width=width, dark=dark)
-    title = re.search("<title>(.*?)</title>", document, re.S)
-    assert title is not None
-    return json.loads(title[1].replace("&quot;", '"').replace("&amp;", "&"))
+    return json.loads(title(probed, width=width, dark=dark))
+
+
+def title(page: Path, *, width: int = 1280, dark: bool = False) -> str:
+    """The document's title once the page has loaded, which a script on the page may have changed."""
+    document, _ = chromium(page, "--dump-dom", width=width, dark=dark)
+    found = re.search("<title>(.*?)</title>", document, re.S)
+    assert found is not None
+    return html.unescape(found[1])
 
 
 def complaints(page: Path) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -159,8 +161,17 @@ def svg(draw: Callable[[Figure], None], label: str, *, width: int = 340, height:
 
 
 def render(template: str, **content: Any) -> str:
-    """The HTML of a template of this package. Values are escaped unless they are ``Markup``."""
-    return _templates().get_template(template).render(version=composer_ls.__version__, **content)
+    """The HTML of a template of this package. Values are escaped unless they are ``Markup``.
+
+    The page's Content Security Policy allows its one style sheet, by its hash, and nothing else: no script, no request.
+    """
+    style = resources.files(__package__).joinpath("templates/style.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return (
+        _templates()
+        .get_template(template)
+        .render(version=composer_ls.__version__, style=Markup(style), style_hash=f"sha256-{digest}", **content)
+    )
 
 
 def write(path: Path, text: str) -> None:
@@ -190,14 +201,14 @@ def _for_a_page(document: str, label: str) -> Markup:
     """Matplotlib's SVG, reduced to what a page needs, with CSS variables for colours and ids unique to the page."""
     root = ElementTree.fromstring(document)
     viewbox = root.attrib["viewBox"]
-    style = f"max-width: {viewbox.split()[2]}px"
-    root.attrib = {"viewBox": viewbox, "style": style, "role": "img", "aria-label": label}
+    root.attrib = {"viewBox": viewbox, "width": viewbox.split()[2], "role": "img", "aria-label": label}
     for child in list(root):
         if child.tag == f"{_SVG}metadata" or child.find(f"{_SVG}style") is not None:  # would apply to the whole page
             root.remove(child)
     used = set(re.findall(r"(?:url\(|href=\")#([^\")]+)", document))
     own = "s" + hashlib.sha256((label + document).encode()).hexdigest()[:6]
     for element in root.iter():
+        element.attrib |= _attributes(element.attrib.pop("style", ""))  # a page's policy allows no style in an element
         if element.get("id") not in used:
             element.attrib.pop("id", None)
         if element.get("transform", "").startswith("rotate(-0 "):
@@ -207,8 +218,8 @@ def _for_a_page(document: str, label: str) -> Markup:
                 value = own + value
             elif key == f"{_XLINK}href":
                 value = f"#{own}{value[1:]}"
-            elif key in {"clip-path", "style"}:
-                value = _restyled(value).replace("url(#", f"url(#{own}")
+            elif key == "clip-path":
+                value = value.replace("url(#", f"url(#{own}")
             elif key in {"d", "x", "y", "transform", "width", "height"}:
                 value = re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.2f}", value)
                 value = value.replace("\n", "")
@@ -221,8 +232,8 @@ def _for_a_page(document: str, label: str) -> Markup:
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
-def _restyled(style: str) -> str:
-    style = re.sub(r"font-family: [^;]*(; )?", "", style)  # use the page's font
-    for colour, variable in _VARIABLES.items():
-        style = style.replace(colour, f"var({variable})")
-    return style
+def _attributes(style: str) -> dict[str, str]:
+    """The declarations of a style as attributes, in the page's font and colours."""
+    declared = dict(one.strip().split(": ", 1) for one in style.split(";") if one.strip())
+    declared.pop("font-family", None)
+    return {name: f"var({_VARIABLES[value]})" if value in _VARIABLES else value for name, value in declared.items()}

@@ -1,13 +1,18 @@
 """Pages and their figures, as text and in headless Chromium."""
 
+import html
+import json
 import os
 import re
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from browser_support import complaints, needs_chromium, title
 
 from composer_ls.errors import InputError
+from composer_ls.lab.commands.cli import main
+from composer_ls.lab.compare.log import first_words
 from composer_ls.lab.report import page
 
 
@@ -34,7 +39,8 @@ def test_colours_are_variables_and_no_style_sheet_leaks_into_the_page():
     assert "var(--series-2)" in text
     assert "var(--grid)" in text
     assert not re.search("#[0-9a-f]{6}", text)
-    assert "<style" not in text
+    assert "style" not in text
+    assert 'font-size="' in text
     assert "font-family" not in text
 
 
@@ -66,3 +72,51 @@ def test_a_page_that_cannot_be_written_is_told_in_a_paragraph(tmp_path, monkeypa
     with pytest.raises(InputError, match="page.html cannot be written .No space left on device.: make room"):
         page.write(tmp_path / "page.html", "text")
     assert list(tmp_path.iterdir()) == []
+
+
+ATTACK = """"'><script>document.title = "run"</script><img src=x onerror="document.title = 'run'"> ü 猫 \u202e $x$"""
+"""A name that runs a script wherever it is not escaped: in text, in an attribute and in the title."""
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_names_on_the_pages_of_commands_run_no_script_and_break_no_policy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = tmp_path / ATTACK.replace("/", "")
+
+    def command(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main([*map(str, arguments)])
+        assert ended.value.code == 0
+
+    command(
+        "compare", "digits-mlp", "--smoothing", "0,0.1", "--seeds", 1, "--out", runs, "--jobs", 1,
+        "duration=1ep", "diagnostics={}", f"description={json.dumps(ATTACK)}",
+    )  # fmt: skip
+    pages = {"compare": (runs / "report.html").read_bytes()}
+    finished = [file.parent for file in runs.rglob("result.json")]
+    for folder in finished:
+        result = json.loads((folder / "result.json").read_text())
+        names = {"classes": [f"{ATTACK} {label}" for label in range(10)], "plan": ATTACK, "command": ATTACK}
+        (folder / "result.json").write_text(json.dumps(result | names | {"versions": {ATTACK: ATTACK}}))
+    (runs / "failed").mkdir()
+    (runs / "failed" / "log.txt").write_text(f"{first_words('now', 'train')}\n{ATTACK}\n")
+    command("report", runs)
+    pages["report"] = (runs / "report.html").read_bytes()
+    command("diagnose", *finished, "--out", tmp_path / "diagnose.html")
+    pages["diagnose"] = (tmp_path / "diagnose.html").read_bytes()
+    for name, content in pages.items():
+        text, file = content.decode(), tmp_path / f"{name}-page.html"
+        assert "&lt;script&gt;document.title" in text, name
+        policy = re.search(r'<meta http-equiv="Content-Security-Policy" content="(.*?)">', text)
+        assert re.fullmatch(
+            r"default-src 'none'; style-src 'sha256-[\w+/]+='; img-src data:; base-uri 'none'; form-action 'none'",
+            policy[1],
+        )
+        file.write_bytes(content)
+        assert complaints(file) == [], name
+        free = text.replace(policy[0], "")  # where nothing stops a script
+        file.write_text(free, encoding="utf-8")
+        assert title(file) == html.unescape(re.search("<title>(.*?)</title>", text)[1]), name
+    file.write_text(free.replace("<h1>", f"<h1>{ATTACK}", 1), encoding="utf-8")
+    assert title(file) == "run"
