@@ -1,4 +1,4 @@
-"""Options for the number of cases, and for repeating one."""
+"""Options for the number of cases, for repeating one, and the table of what was tried."""
 
 import pytest
 
@@ -10,13 +10,40 @@ def pytest_addoption(parser):
 
 
 @pytest.fixture
-def cases(request):
+def long(request):
+    """Whether as much as possible is asked for. Options are not known where pytest was not started with this folder."""
+    return request.config.getoption("--long", False)
+
+
+@pytest.fixture
+def tried(record_property):
+    """Record how often something was tried and what happened, for the table."""
+    return lambda often, happened: record_property("tried", (often, happened))
+
+
+@pytest.fixture
+def cases(request, long, tried):
     """The numbers of the cases of a test, of which it takes its share."""
-    option = request.config.getoption  # not known where pytest was not started with this folder
+    option = request.config.getoption
     one, first = option("--case", None), option("--first", 0)
-    factor = 100 if option("--long", False) else 1
+    factor = 100 if long else 1
 
     def numbers(share):
-        return [one] if one is not None else range(first, first + share * factor)
+        chosen = [one] if one is not None else range(first, first + share * factor)
+        tried(f"{len(chosen):,} random cases", "all hold")
+        return chosen
 
     return numbers
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The table of examples/guides/reliability.md."""
+    lines = []
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            for _, (often, happened) in (pair for pair in report.user_properties if pair[0] == "tried"):
+                name = report.location[2].removeprefix("test_").replace("_", " ")
+                lines.append(f"| {name} | {often} | {happened if outcome == 'passed' else 'FAILED'} |")
+    if lines:
+        terminalreporter.section("what was tried")
+        terminalreporter.write_line("\n".join(["| what holds | tried | result |", "| --- | --- | --- |", *lines]))
