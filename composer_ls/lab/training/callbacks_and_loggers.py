@@ -21,10 +21,13 @@ Arguments = Mapping[str, Any]
 STOPPERS = ("early_stopper", "threshold_stopper")
 """The callbacks that stop a run by a metric of the watched part of the data."""
 
-EXTRAS = {"cometml": "comet-ml", "system_metrics_monitor": "system-metrics-monitor"} | {
-    name: name for name in ("mlflow", "neptune", "slack", "tensorboard", "wandb")
+EXTRAS = dict.fromkeys(("mlflow", "tensorboard", "wandb"), "composer_ls[loggers]") | {
+    "cometml": "mosaicml[comet-ml]",
+    "neptune": "mosaicml[neptune]",
+    "slack": "mosaicml[slack]",
+    "system_metrics_monitor": "mosaicml[system-metrics-monitor]",
 }
-"""The extra of Composer's distribution, with the versions that it supports, of each callback or logger that has one."""
+"""The extra, with the versions that Composer supports, of each callback or logger that has one."""
 
 
 def build_callbacks(mapping: Mapping[str, Arguments | None], watched: str, metrics: Collection[str]) -> list[Callback]:
@@ -128,7 +131,7 @@ def _made(kind: Kind, name: str, arguments: Arguments) -> Any:
         return getattr(import_module(module), cls)(**arguments)
     except ImportError as error:
         cause = error.__cause__ if isinstance(error.__cause__, ImportError) else error
-        package = f"'mosaicml[{EXTRAS[name]}]'" if name in EXTRAS else (cause.name or name).partition(".")[0]
+        package = f"'{EXTRAS[name]}'" if name in EXTRAS else (cause.name or name).partition(".")[0]
         raise MissingPackageError(
             f"{kind}.{name} needs a package that is not installed ({cause}): pip install {package}"
         ) from error
