@@ -84,7 +84,9 @@ class Answering:
         return answered(call, self.smoother.smoothed, self.smoother.ignore_index)
 
 
-def answered(call: Call, smooth: Smooth, also_ignored: int | None) -> Tensor:
+def answered(
+    call: Call, smooth: Smooth, also_ignored: int | None, loss: Callable[..., Tensor] = cross_entropy
+) -> Tensor:
     """The loss of a call with smoothed targets, and with every option of the call."""
     target, options = call.target, dict(call.options)
     if call.function in BINARY:
@@ -93,7 +95,7 @@ def answered(call: Call, smooth: Smooth, also_ignored: int | None) -> Tensor:
     if not target.is_floating_point() and also_ignored not in (None, ignored):
         target = torch.where(target == also_ignored, ignored, target)
     # Log-probabilities are logits whose logsumexp is 0, so nll_loss is the cross entropy of its input.
-    return cross_entropy(call.input, smooth(call.input, target, ignore_index=ignored), **options)
+    return loss(call.input, smooth(call.input, target, ignore_index=ignored), **options)
 
 
 def is_answerable(call: Call, kind: str, paths: list[Path] | None) -> bool:

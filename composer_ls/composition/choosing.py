@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,7 +32,13 @@ from composer_ls.composition.conflicts import Conflict, DoubleSmoothingError, sm
 from composer_ls.composition.mixers import refuse_mixers
 from composer_ls.composition.plan import unwrapped
 from composer_ls.composition.targets_in_batch import TargetsInBatch, logits_of
-from composer_ls.composition.without_logits import WithoutLogits, find_layer, refuse_metrics
+from composer_ls.composition.without_logits import (
+    AnsweringWithoutLogits,
+    WithoutLogits,
+    find_layer,
+    refusal,
+    refuse_metrics,
+)
 from composer_ls.errors import TargetError
 from composer_ls.smoothing import smooth_labels
 
@@ -83,10 +90,10 @@ def choose(smoother: Any, state: State) -> Way:
     """
     with get_precision_context(state.precision, state.precision_config):
         way = _Asked(smoother, unwrapped(state), state).way()
-    if smoother.logits == "never" and not isinstance(way, WithoutLogits):
+    if smoother.logits == "never" and not isinstance(way, (WithoutLogits, AnsweringWithoutLogits)):
         raise TargetError(
-            f"logits='never' is for HuggingFaceModel whose loss is the cross entropy of its labels, but the loss of "
-            f"{type(unwrapped(state)).__name__} is computed otherwise: take logits='never' away, or compute the loss with "
+            f"logits='never' is for models whose loss is one torch.nn.functional.cross_entropy of their labels, but the loss "
+            f"of {type(unwrapped(state)).__name__} is computed otherwise: take logits='never' away, or compute the loss with "
             f"composer_ls.linear_cross_entropy in the model"
         )
     return way
@@ -142,13 +149,53 @@ class _Asked:
             return self._answering(answerable, in_forward=True)
         if self.smoother.logits == "never":
             refuse_metrics(self.state)
-            layer = find_layer(self.model, self.batch, head, kind, bool(self.state.fsdp_enabled))
+            if kind == "binary" or len(head.terms) != 1:
+                raise refusal(head.name, "its loss is not one cross entropy over classes")
+            if not head.withheld:
+                raise refusal(
+                    head.name, "it needs its labels to compute its logits, and then computes its own loss of them"
+                )
+            inputs, term = head.inputs(self.model, self.batch), head.terms[0]
+            layer = self._last_layer(inputs, term.logits_of, head.num_classes, head.name)
             return WithoutLogits(self.smoother, self.model, head, layer)
         return own_loss.ReplacedLoss(self.smoother, self.model, head)
+
+    def _last_layer(self, inputs: Any, logits_of: Callable[[Any], Tensor], num_classes: int, name: str) -> Any:
+        return find_layer(self.model, inputs, logits_of, num_classes, bool(self.state.fsdp_enabled), name)
+
+    def _without_logits(self, hard: Tensor | None, call: Call) -> Way:
+        """For a loss that ``loss()`` computes from the logits in the output, by one cross entropy."""
+        refuse_mixers(self.state.algorithms)
+        refuse_metrics(self.state)
+        name, key = type(self.model).__name__, call.input.data_ptr()
+
+        def logits_in(outputs: Any) -> Tensor:
+            return next(leaf for path, leaf in leaves(outputs) if path == place)
+
+        place = next(
+            (path for path, leaf in leaves(self.outputs) if isinstance(leaf, Tensor) and leaf.data_ptr() == key), None
+        )
+        if place is None:
+            raise refusal(name, "its loss() works on the logits before it takes the cross entropy of them")
+        layer = self._last_layer(self.batch, logits_in, call.input.shape[1], name)
+        way = AnsweringWithoutLogits(self.smoother, self.model, [call], layer)
+        try:
+            found = way.trial(self.batch, self._unsmoothed)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise refusal(name, f"its loss() cannot do without them ({type(error).__name__}: {error})") from error
+        if not _same(hard, found):
+            raise refusal(
+                name, f"its loss is {hard:.4g}, but {found:.4g} without them, so that it uses them otherwise too"
+            )
+        return way
 
     def _made_in_loss(self, hard: Tensor | None, calls: list[Call], answerable: list[Call]) -> Way:
         if hard is None:  # loss() failed or returned no tensor: the training step will show the error
             return TargetsInBatch(self.smoother)
+        if self.smoother.logits == "never" and [call.function for call in answerable] == [F.cross_entropy]:
+            return self._without_logits(hard, answerable[0])
         try:
             logits = logits_of(self.outputs, self.smoother.output_key, self.smoother.kind)
             target = as_tensor(get(self.batch, self.smoother.target_key), logits.device)
