@@ -43,9 +43,11 @@ class LabelSmoothing(TargetSmoothing):
             ``None`` if the output is the logits, or if the loss extracts them itself.
         kind: ``"multiclass"``, or ``"binary"`` if every logit has its own label (multi-label targets) and the loss is
             binary cross entropy; the mass then moves to 1/2.
-        logits: ``"kept"``, or ``"never"`` to train a Hugging Face model whose logits come from a plain linear layer
-            without computing them, which saves most of the memory of a step at a large vocabulary. Evaluation is not
-            changed. The ``logits`` in the output are NaN in training, so training metrics are refused.
+        logits: ``"kept"``, or ``"never"`` to train a model whose logits come from a linear layer or a tied embedding, and
+            whose loss is one cross entropy of them, without computing the logits: Hugging Face's and LLM-Foundry's
+            language models, and others whose ``loss()`` works in this way. It saves most of the memory of a step at a large
+            vocabulary. Evaluation is not changed. The logits in the output are NaN in training, so training metrics are
+            refused.
 
     Raises:
         TypeError: ``smoothing`` is of another type. During training: the output or the targets are not a tensor.

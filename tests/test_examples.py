@@ -45,15 +45,19 @@ def test_table_3_takes_the_row_of_translation_from_figure_4(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_causal_language_model_compares_smoothing_0_and_01(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("logits", "loss"), [("kept", "cross_entropy, fused"), ("never", "linear_cross_entropy, without logits")]
+)
+def test_the_causal_language_model_compares_smoothing_0_and_01(logits, loss, tmp_path, capsys, monkeypatch):
     words = ["a", "man", "dog", "child", "runs", "jumps", "sits", "near", "the", "red", "big", "tree", "bench", "water"]
     draw = random.Random(0)
     for part, lines in (("train", 128), ("val", 32)):
         text = "\n".join(" ".join(draw.choices(words, k=draw.randint(4, 9))) for _ in range(lines))
         (tmp_path / f"{part}.en.gz").write_bytes(gzip.compress(text.encode()))
-    run("huggingface_causal_lm.py", "--data", tmp_path, "--quick", monkeypatch=monkeypatch)
+    run("huggingface_causal_lm.py", "--data", tmp_path, "--quick", "--logits", logits, monkeypatch=monkeypatch)
     printed = capsys.readouterr().out
-    assert "cross_entropy, fused, with labels shifted by one, which are not passed to GPT2LMHeadModel" in printed
+    assert f"logits {logits}: " in printed
+    assert f"{loss}, with labels shifted by one, which are not passed to GPT2LMHeadModel" in printed
     rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| 0")]
     assert [row[0] for row in rows] == ["| 0", "| 0.1"]
     assert all(1 < float(row[1]) < 4000 and 0 <= float(row[2].rstrip(" |")) <= 1 for row in rows)
