@@ -177,7 +177,8 @@ def refuse_metrics(state: State) -> None:
         raise TargetError(
             f"logits='never' makes no logits in training, but the model's training metrics "
             f"({', '.join(map(str, state.train_metrics))}) are computed from them: give HuggingFaceModel use_logits=False "
-            f"and metrics=None, keep the metrics as eval_metrics, or take logits='never' away"
+            f"and metrics=None (LLM-Foundry: use_train_metrics: false), keep the metrics as eval_metrics, or take "
+            f"logits='never' away"
         )
 
 

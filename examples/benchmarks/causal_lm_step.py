@@ -35,7 +35,7 @@ parser.add_argument("--memory-of", choices=("hard", "smoothed", "never"), help=a
 arguments = parser.parse_args()
 arguments.vocabulary = arguments.vocabulary or {"gpt2": 50_257, "mpt": 50_368}[arguments.model]
 LENGTH, WARM_UP = 128, 10
-KINDS = {"hard": "kept", "smoothed": "kept"} | ({"never": "never"} if arguments.model == "gpt2" else {})
+KINDS = {"hard": "kept", "smoothed": "kept", "never": "never"}
 """What the steps are called, and whether LabelSmoothing keeps the logits; each takes turns with the hard loss."""
 
 

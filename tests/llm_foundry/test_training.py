@@ -58,6 +58,25 @@ def test_smoothing_ends_with_the_weights_of_label_smoothing_in_every_cross_entro
     assert_same(measured(ours), measured(reference))
 
 
+@pytest.mark.parametrize(
+    ("model", "loader"), [("mpt", "text"), ("mpt untied", "packed"), ("gpt2", "text"), ("llama", "packed")]
+)
+def test_training_without_logits_ends_with_the_same_weights(folder, model, loader):
+    settings = configuration(folder, model.split()[0], loader)
+    settings["model"]["use_train_metrics"] = False
+    if model == "mpt untied":
+        settings["model"]["tie_word_embeddings"] = False
+    without = train({**settings, "algorithms": smoothing(0.1, logits="never")})
+    assert "linear_cross_entropy, without logits" in describe(without)
+    assert_same(weights(without), weights(train({**settings, "algorithms": smoothing(0.1)})))
+    assert without.state.eval_metrics["eval"]["LanguageCrossEntropy"].compute() > 0
+
+
+def test_training_without_logits_is_refused_beside_training_metrics(folder):
+    with pytest.raises(ValueError, match="use_train_metrics: false"):
+        train(configuration(folder, algorithms=smoothing(0.1, logits="never")))
+
+
 def test_smoothing_is_felt(folder):
     """The two tests above would hold if neither side smoothed."""
     ours, hard = weights(train(configuration(folder, algorithms=smoothing(0.1)))), weights(train(configuration(folder)))
