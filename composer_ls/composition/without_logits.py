@@ -62,9 +62,9 @@ class _Layer:
     def loss(self, target: Tensor, **options: Any) -> Tensor:
         """The cross entropy of the logits that the layer would have returned."""
         (given,) = self.given
-        hidden = (
-            given.hidden.flatten(0, -2) if target.ndim == 2 else given.hidden
-        )  # most losses flatten logits to (N·T, K)
+        hidden = given.hidden
+        if target.ndim == 2:  # of logits that the loss flattened to (N·T, K), as most do
+            hidden = hidden.flatten(0, -2)
         with torch.autocast(hidden.device.type, given.dtype, enabled=given.autocast):
             return linear_cross_entropy(hidden, self.layer.weight, target, getattr(self.layer, "bias", None), **options)
 
@@ -208,15 +208,15 @@ def find_layer(
         )
     outputs_of: list[tuple[LastLayer, Tensor, Tensor]] = []
 
-    def listen(layer: nn.Module, given: tuple[Any, ...], output: Any) -> None:
-        outputs_of.append((layer, given[0], output))  # type: ignore[arg-type]
+    def listen(layer: nn.Module, given: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
+        outputs_of.append((layer, given[0] if given else options["input"], output))  # type: ignore[arg-type]
 
     layers = [
         one
         for one in model.modules()
         if (type(one) is nn.Linear or isinstance(one, nn.Embedding)) and len(one.weight) == num_classes
     ]
-    handles = [layer.register_forward_hook(listen) for layer in layers]
+    handles = [layer.register_forward_hook(listen, with_kwargs=True) for layer in layers]
     try:
         with on_trial(model):
             logits = logits_of(model(inputs))

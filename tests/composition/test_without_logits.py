@@ -113,7 +113,7 @@ class Language(ComposerModel):
 
     def forward(self, batch):
         hidden = self.mixing(self.embedding(batch["tokens"])).tanh()
-        return {"logits": self.embedding(hidden, True) if self.head is None else self.head(hidden)}
+        return {"logits": self.embedding(hidden, True) if self.head is None else self.head(input=hidden)}
 
     def loss(self, outputs, batch):
         logits, labels = outputs["logits"], batch["labels"].roll(-1, 1)
