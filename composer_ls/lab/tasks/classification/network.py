@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,12 @@ __all__ = [
 ]
 
 AUXILIARY = ("googlenet", "inception_v3")
-"""Networks of torchvision that have more than one output while training, unless told not to."""
+"""Networks of torchvision that have more than one output while training, unless told not to.
+
+Their pretrained weights are for images in another normalisation, which the networks themselves make with ``transform_input``.
+"""
+OF_OLD_DENSENETS = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+"""Names in torchvision's files, where its networks now have ``norm1`` for ``norm.1``."""
 
 
 def build_network(
@@ -99,7 +105,11 @@ def load_weights(network: nn.Module, settings: ClassificationModel, classes: Seq
         name = settings.name.partition("/")[2]
         with dist.run_local_rank_zero_first():  # the others find them in the cache
             weights = _default_torchvision_weights(name)
-        kept = {key: value for key, value in weights.items() if not key.startswith(("aux", "AuxLogits"))}
+        kept = {
+            OF_OLD_DENSENETS.sub(r"\1\2", key): value
+            for key, value in weights.items()
+            if not key.startswith(("aux", "AuxLogits"))
+        }
         fit_weights(network, kept, head, f"the weights of {settings.name}")
     return {"from": settings.name, "left_out": []}
 
@@ -193,10 +203,9 @@ def _of_torchvision(settings: ClassificationModel, shape: tuple[int, ...], num_c
             f"which takes any number"
         )
     name = settings.name.partition("/")[2]
-    auxiliary = {"aux_logits": False, "init_weights": True} if name in AUXILIARY else {}
-    if name in AUXILIARY and settings.weights == "default":
-        auxiliary["transform_input"] = True
-    arguments = {"num_classes": num_classes} | auxiliary | settings.arguments
+    # Input is transformed with new weights too, because a file of weights does not say whether it was.
+    own = {"aux_logits": False, "init_weights": True, "transform_input": True} if name in AUXILIARY else {}
+    arguments = {"num_classes": num_classes} | own | settings.arguments
     try:
         network: nn.Module = torchvision.models.get_model(name, **arguments)
     except (TypeError, ValueError) as error:

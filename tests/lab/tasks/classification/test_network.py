@@ -104,6 +104,24 @@ def test_default_weights_are_the_librarys_with_a_new_head(downloads):
     assert network.classifier[3].weight.shape[0] == 3
 
 
+def test_the_names_in_torchvisions_old_files_are_those_of_its_networks(monkeypatch):
+    made = torchvision.models.densenet121().state_dict()
+    old = {re.sub(r"(denselayer\d+\.(norm|conv))(\d)", r"\1.\3", name): value for name, value in made.items()}
+    assert len(old.keys() - made.keys()) > 500
+    monkeypatch.setattr(torchvision.models.DenseNet121_Weights, "get_state_dict", lambda self, **options: old)
+    settings = model("torchvision/densenet121", weights="default")
+    network = build_network(settings, (3, 32, 32), 3)
+    load_weights(network, settings, CLASSES)
+    name = "features.denseblock1.denselayer1.norm1.weight"
+    assert torch.equal(network.state_dict()[name], made[name])
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_a_network_transforms_its_input_whatever_weights_it_begins_with(name):
+    for weights in (None, "default", "weights.safetensors"):
+        assert build_network(model(f"torchvision/{name}", weights=weights), (3, 96, 96), 3).transform_input
+
+
 def test_pretrained_weights_bring_the_librarys_preprocessing(tmp_path):
     for split in ("train", "test"):
         for label in CLASSES:
