@@ -107,7 +107,7 @@ def _stream(out: Path | None) -> Iterator[TextIO]:
     out = out.expanduser()  # which a shell does not in --out=~/x.csv
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("w", encoding="utf-8", newline="") as file:
+        with out.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:  # any file's name
             yield file
     except OSError as error:
         raise InputError(f"--out {out} cannot be written ({error.strerror or error}): choose another file") from error

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import sys
 
@@ -196,6 +197,15 @@ def test_predict_writes_json_lines_of_paths_on_standard_input(photos, monkeypatc
     assert [line["image"] for line in lines] == [f"{tree}/bright/0.png", f"{tree}/bright/1.png"]
     assert [len(line["predictions"]) for line in lines] == [1, 1]
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_name_that_is_not_utf8_is_written_as_it_is(photos, tmp_path, kind):
+    tree, run = photos
+    name = os.fsencode(tmp_path) + b"/\xff.png"
+    shutil.copy(tree / "bright" / "0.png", name)
+    _finished(["predict", str(run), os.fsdecode(name), "--out", str(tmp_path / f"x.{kind}")])
+    assert name in (tmp_path / f"x.{kind}").read_bytes()
 
 
 def test_calibrated_predictions_are_scaled_by_the_temperature_that_is_told(digits, tmp_path, capsys):
