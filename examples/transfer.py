@@ -4,6 +4,7 @@ A small network of timm is trained on five classes, and its weights begin the tr
 a frozen backbone. Both stages with smoothing 0 and 0.1. Prints a table and writes transfer.json.
 
     python examples/transfer.py --data cifar10-jpeg --out runs/transfer        # folders train/<class> and test/<class>
+    python examples/transfer.py --data cifar10-jpeg --quick                    # to see that it runs
 """
 
 from __future__ import annotations
@@ -48,7 +49,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=5_000, help="images of the first stage, of five classes together")
     parser.add_argument("--epochs", type=int, nargs=2, default=[10, 20], help="of the two stages")
+    parser.add_argument("--quick", action="store_true", help="one seed, and one epoch of 200 images in each stage")
     options = parser.parse_args()
+    images, other_images = (200, 200) if options.quick else (options.images, 1000)
+    if options.quick:
+        options.seeds, options.epochs = [0], [1, 1]
 
     classes = sorted(place.name for place in (options.data / "train").iterdir())
     half = len(classes) // 2
@@ -60,14 +65,14 @@ def main() -> None:
             source = options.out / f"first-{before:g}-{seed}"
             reached = accuracy(
                 source, seed, before, f"data.root={first}", f"duration={options.epochs[0]}ep",
-                f"data.examples={options.images}", "optimizer.learning_rate=0.003",
+                f"data.examples={images}", "optimizer.learning_rate=0.003",
             )  # fmt: skip
             rows.setdefault(f"first classes, {before:g}", []).append(reached)
             for way, freeze in WAYS.items():
                 for after in SMOOTHINGS:
                     reached = accuracy(
                         options.out / f"other-{before:g}-{after:g}-{freeze}-{seed}", seed, after, f"data.root={other}",
-                        f"duration={options.epochs[1]}ep", "data.examples=1000", "data.batch_size=64",
+                        f"duration={options.epochs[1]}ep", f"data.examples={other_images}", "data.batch_size=64",
                         f"model.weights={source / 'weights.safetensors'}", f"model.freeze={freeze}",
                         "optimizer.learning_rate=0.001" if freeze == "null" else "optimizer.learning_rate=0.01",
                     )  # fmt: skip

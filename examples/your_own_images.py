@@ -44,8 +44,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=6)
+    parser.add_argument("--quick", action="store_true", help="one epoch and seed, and two trials, to see that it runs")
     parser.add_argument("--out", type=Path, default=Path("runs/your-own-images"))
     options = parser.parse_args()
+    if options.quick:
+        options.epochs, options.seeds, options.trials = 1, 1, 2
 
     images = options.images or write_digits(options.out / "images")
     recipe = [

@@ -4,10 +4,14 @@ import gzip
 import json
 import random
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from composer_ls.lab.commands.cli import main
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -67,3 +71,51 @@ def test_the_causal_language_model_says_which_file_is_missing(tmp_path, capsys, 
     with pytest.raises(SystemExit):
         run("huggingface_causal_lm.py", "--data", tmp_path, monkeypatch=monkeypatch)
     assert f"{tmp_path}/train.en.gz does not exist: --data is the folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_journey_from_images_to_an_exported_network(tmp_path, monkeypatch):
+    commands = []
+
+    def command(words, *, original=subprocess.run, **options):
+        if words[1:3] != ["-m", "composer_ls"]:
+            return original(words, **options)
+        commands.append(words[3])  # in this process, which has imported everything
+        with pytest.raises(SystemExit) as ended:
+            main(words[3:])
+        assert ended.value.code == 0, words
+        return None
+
+    monkeypatch.setattr(subprocess, "run", command)
+    run("your_own_images.py", "--quick", "--out", tmp_path, monkeypatch=monkeypatch)
+    assert commands == ["train", "compare", "tune", "predict", "export", "export", "export"]
+    predicted = len((tmp_path / "predictions.csv").read_text().splitlines()) - 1
+    assert predicted in {len([*folder.iterdir()]) for folder in (tmp_path / "images" / "test").iterdir()}
+    for file in (
+        "run/result.json",
+        "compare/report.html",
+        "tune/tune.json",
+        "model.onnx",
+        "model.pt2",
+        "model.safetensors",
+    ):
+        assert (tmp_path / file).stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_the_study_of_transfer_trains_both_stages_in_each_way(tmp_path, capsys, monkeypatch):
+    draw = random.Random(0)
+    for part, count in (("train", 100), ("test", 10)):
+        for name in "abcd":
+            (tmp_path / "images" / part / name).mkdir(parents=True)
+            for index in range(count):
+                color = tuple(draw.randrange(256) for _ in range(3))
+                Image.new("RGB", (32, 32), color).save(tmp_path / "images" / part / name / f"{index}.png")
+    run("transfer.py", "--data", tmp_path / "images", "--quick", "--out", tmp_path / "out", monkeypatch=monkeypatch)
+    accuracies = json.loads((tmp_path / "out" / "transfer.json").read_text())["accuracy"]
+    ways = {
+        f"{way}, {a} then {b}" for way in ("fine-tuned", "backbone frozen") for a in ("0", "0.1") for b in ("0", "0.1")
+    }
+    assert accuracies.keys() == {"first classes, 0", "first classes, 0.1"} | ways
+    assert all(len(values) == 1 and 0 <= values[0] <= 1 for values in accuracies.values())
+    assert capsys.readouterr().out.count("| fine-tuned, ") == 4
