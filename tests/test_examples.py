@@ -17,7 +17,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def run(name, *arguments, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", [str(name), *map(str, arguments)])
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
 
 
@@ -119,3 +119,12 @@ def test_the_study_of_transfer_trains_both_stages_in_each_way(tmp_path, capsys, 
     assert accuracies.keys() == {"first classes, 0", "first classes, 0.1"} | ways
     assert all(len(values) == 1 and 0 <= values[0] <= 1 for values in accuracies.values())
     assert capsys.readouterr().out.count("| fine-tuned, ") == 4
+
+
+@pytest.mark.slow
+def test_the_step_of_a_language_model_is_compared_with_its_hard_loss(capsys, monkeypatch):
+    small = ("--vocabulary", 500, "--sentences", 1, "--width", 32, "--layers", 1, "--repeats", 2)
+    run(EXAMPLES / "benchmarks" / "causal_lm_step.py", *small, monkeypatch=monkeypatch)
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:5]]
+    assert [row[0] for row in rows] == ["| hard", "| smoothed", "| never"]
+    assert all(float(row[1]) > 0 and float(row[3]) > 0 for row in rows)
