@@ -88,7 +88,7 @@ def train(
             again = shlex.join(["composer-ls", *(word for word in sys.argv[1:] if word != "--overwrite")])
             message = f"\ncomposer-ls: {stopped}; to continue from the last checkpoint:\n  {again}"
             print(message, file=sys.stderr)
-            raise SystemExit(130) from None
+            raise SystemExit(128 + stopped.signal) from None
     if os.environ.get("RANK", "0") != "0":
         return
     console = Console()
@@ -152,7 +152,8 @@ def _show_result(console: Console, result: Mapping[str, Any], report: TaskReport
     table.add_column(no_wrap=True)
     for key, value in result["metrics"].items():
         number = f"{value:.4f}" if isinstance(value, int | float) else "not finite"
-        table.add_row(f"{metrics[key].name} ({metrics[key].result_unit})", number)
+        # A newer version may have metrics that this one does not know.
+        table.add_row(f"{metrics[key].name} ({metrics[key].result_unit})" if key in metrics else key, number)
     table.add_row("seconds of training", f"{result['train_seconds']:.1f}")
     console.print(Text(result["name"], style="bold"))
     console.print(Text(setup_in_words(folder.recipe, result)), soft_wrap=True)

@@ -96,7 +96,8 @@ class LeftOut(Exception):  # noqa: N818  (an unfinished run is not an error)
 
 def find_runs(root: Path) -> Iterator[tuple[Path, Recipe | LeftOut]]:
     """Every run folder below ``root``, at any depth, with its recipe, or the reason why it cannot be read."""
-    for place, folders, files in os.walk(root):
+    closed: list[OSError] = []
+    for place, folders, files in os.walk(root, onerror=closed.append):
         folders.sort()
         if "recipe.yaml" not in files:
             if last_words(Path(place)) is not None and claimant(Path(place)) is None:
@@ -110,6 +111,9 @@ def find_runs(root: Path) -> Iterator[tuple[Path, Recipe | LeftOut]]:
         if recipe is not None:
             folders.clear()  # run folders are not nested
             yield Path(place), recipe
+    for refusal in closed:
+        folder = Path(refusal.filename)
+        yield folder, LeftOut(folder, f"it cannot be read ({refusal.strerror})")
 
 
 def read_runs(root: Path) -> tuple[list[Run], list[LeftOut]]:

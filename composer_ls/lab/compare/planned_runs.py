@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -63,8 +64,8 @@ class PlannedRun:
 
     @property
     def finished(self) -> bool:
-        """Whether it is finished."""
-        return RunFolder(self.folder, self.recipe).result_file.is_file()
+        """Whether it is finished, as far as this user may know."""
+        return os.path.isfile(RunFolder(self.folder, self.recipe).result_file)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 import warnings
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -24,7 +25,7 @@ from composer_ls.lab.run_folder.files import replacing
 
 __all__ = ["cache_folder", "decoded"]
 
-FORMAT = 2
+FORMAT = 3
 CHUNK = 256
 
 
@@ -39,7 +40,7 @@ def decoded(root: Path, files: Sequence[str], size: int) -> Tensor:
     """The images as bytes, uint8 ``(len(files), size, size, 3)``, from the cache if possible.
 
     The cache has one file per ``root`` and size. It is used if the names, sizes and modification times of all files are
-    unchanged. A 32x32 image takes 3 kB. If the cache cannot be written, a warning is issued and nothing is cached.
+    unchanged, and so are its own contents. A 32x32 image takes 3 kB. If the cache cannot be written, a warning is issued and nothing is cached.
 
     Args:
         root: The folder that contains the files.
@@ -51,7 +52,7 @@ def decoded(root: Path, files: Sequence[str], size: int) -> Tensor:
 
     """
     name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
-    place = cache_folder() / f"{root.resolve().name or 'root'}-{size}px-{name}.safetensors"
+    place = cache_folder() / f"{root.resolve().name[:40] or 'root'}-{size}px-{name}.safetensors"
     key = _key(root, files, size)
     images = _read(place, key)
     if images is not None:
@@ -62,7 +63,7 @@ def decoded(root: Path, files: Sequence[str], size: int) -> Tensor:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with replacing(place) as temporary:
-            save_file({"images": images}, temporary, {"key": key})
+            save_file({"images": images}, temporary, {"key": key, "checksum": _checksum(images)})
     except (OSError, SafetensorError) as error:
         warnings.warn(
             f"the decoded images of {root} cannot be cached in {place.parent} ({error}), so every run will decode them; "
@@ -88,9 +89,17 @@ def _key(root: Path, files: Sequence[str], size: int) -> str:
 def _read(place: Path, key: str) -> Tensor | None:
     try:
         with safe_open(place, framework="pt") as file:
-            return file.get_tensor("images") if (file.metadata() or {}).get("key") == key else None
+            metadata = file.metadata() or {}
+            if metadata.get("key") != key:
+                return None
+            images = file.get_tensor("images")
+        return images if metadata.get("checksum") == _checksum(images) else None
     except (OSError, SafetensorError):  # missing, truncated or not a safetensors file
         return None
+
+
+def _checksum(images: Tensor) -> str:
+    return f"{zlib.crc32(images.numpy().data):08x}"  # 1 GB a second and more
 
 
 def _decode_all(files: Sequence[str], size: int) -> Tensor:

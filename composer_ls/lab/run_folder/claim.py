@@ -45,7 +45,8 @@ def claimed(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder or its disk may be gone by now
+            path.unlink()
         os.close(file)
         with contextlib.suppress(OSError):  # stops at the first folder that is not empty
             for place in made:
@@ -67,7 +68,7 @@ def claimant(folder: Path) -> str | None:
 
 def _locked(path: Path) -> int:
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # less the umask, so that a group can share a folder
         if not _lock(file):
             os.close(file)
             raise RunFolderBusyError(

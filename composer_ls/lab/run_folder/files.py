@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from composer_ls.errors import RunFolderError
+from composer_ls.errors import InputError, RunFolderError
 
-__all__ = ["finite", "replacing", "told_if_unwritable", "write_folder", "write_tensors", "write_text"]
+__all__ = [
+    "disk_error",
+    "finite",
+    "replacing",
+    "told_if_disk_fails",
+    "told_if_unwritable",
+    "write_folder",
+    "write_tensors",
+    "write_text",
+]
 
 
 def finite(content: Any) -> Any:
@@ -96,3 +108,47 @@ def told_if_unwritable(folder: Path) -> Iterator[None]:
         raise RunFolderError(
             f"the run folder {folder.absolute()} cannot be written ({reason}): choose another with --out DIR"
         ) from error
+
+
+@contextlib.contextmanager
+def told_if_disk_fails(folder: Path) -> Iterator[None]:
+    """Turn what is raised when a disk becomes full or read-only, or a run folder vanishes, into a RunFolderError."""
+    was_there = folder.is_dir()  # on another machine it may not be
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = disk_error(error)
+        if reason is None and was_there and not folder.is_dir():
+            reason = "it has disappeared"
+        if reason is None:
+            raise
+        raise RunFolderError(
+            f"the run folder {folder.absolute()} cannot be written any more ({reason}): make room or bring the folder back, and "
+            f"repeat the command, which continues from the last checkpoint"
+        ) from error
+
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENODEV, errno.EFBIG)
+
+
+def disk_error(error: BaseException | None) -> str | None:
+    """What the disk said, if an error or its cause is one of a disk: full, read-only or broken.
+
+    PyTorch and safetensors raise errors of their own, in which the system's is a cause or a number in the text.
+
+    Example:
+        >>> from composer_ls.lab.run_folder.files import disk_error
+        >>> disk_error(OSError(28, "No space left on device", "/runs/a"))
+        'No space left on device: /runs/a'
+        >>> disk_error(ValueError("unknown key"))
+
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            return os.strerror(error.errno) + (f": {error.filename}" if error.filename else "")
+        if isinstance(error, SafetensorError) and (code := re.search(r"\b(?:code:|os error) (\d+)", str(error))):
+            return os.strerror(int(code[1]))
+        error = error.__cause__ or error.__context__
+    return None

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -64,11 +65,19 @@ class RunFolder:
         self.checkpoint_folder = self.path / "checkpoints"
 
     def result(self) -> dict[str, Any] | None:
-        """The result, if the run is finished."""
-        if not self.result_file.is_file():
-            return None
+        """The result, if the run is finished.
+
+        Raises:
+            RunFolderError: It cannot be read.
+
+        """
         try:
-            return dict(json.loads(self.result_file.read_text(encoding="utf-8")))
+            result = json.loads(self.result_file.read_text(encoding="utf-8"))
+            if not (isinstance(result, dict) and isinstance(result.get("metrics"), dict)):
+                raise ValueError("it has no metrics")
+            return result
+        except FileNotFoundError:
+            return None
         except (OSError, ValueError) as error:
             raise RunFolderError(
                 f"{self.result_file} cannot be read ({error}): add --overwrite to run again"
@@ -125,6 +134,12 @@ class RunFolder:
                 f"the run folder {self.path} holds a run of another recipe (they differ in {', '.join(differing)}): "
                 f"choose another with --out DIR, or add --overwrite to delete that run"
             )
+
+    def sweep(self) -> None:
+        """Delete the temporary files that a run leaves if it is killed while it writes. Call it while the folder is claimed."""
+        for place in self.path.iterdir():
+            if re.fullmatch(r"\..+\.\d+", place.name):
+                shutil.rmtree(place) if place.is_dir() else place.unlink()
 
     def mend_checkpoints(self) -> list[str]:
         """Keep only the newest complete checkpoint, as the latest.
@@ -272,6 +287,7 @@ def _is_resolved(recipe: Mapping[str, Any] | None) -> bool:
 def _is_whole(checkpoint: Path) -> bool:
     """Whether a file of torch.save can be read and all its checksums are right."""
     try:
+        torch._C.PyTorchFileReader(str(checkpoint))  # reads the directory only, more strictly than zipfile
         with zipfile.ZipFile(checkpoint) as file:
             return any(name.endswith("data.pkl") for name in file.namelist()) and file.testzip() is None
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError):

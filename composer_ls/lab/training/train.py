@@ -36,7 +36,7 @@ from composer_ls.lab.images.loaders import workers_errors_in_words
 from composer_ls.lab.recipe.recipe import Recipe
 from composer_ls.lab.recipe.sections import Optimizer, Schedule
 from composer_ls.lab.run_folder.claim import claimed
-from composer_ls.lab.run_folder.files import finite
+from composer_ls.lab.run_folder.files import finite, told_if_disk_fails
 from composer_ls.lab.run_folder.folder import RunFolder
 from composer_ls.lab.tasks.registry import open_task
 from composer_ls.lab.tasks.task import Measured, Task
@@ -83,13 +83,14 @@ def train(
         RecipeError: An algorithm does not exist or refuses its arguments, a batch size does not fit, or Composer
             refuses something else. The folder's contents are left as they are.
         DataNotFoundError: The data does not exist.
-        RunFolderError: The folder cannot be written or holds another recipe's run.
+        RunFolderError: The folder cannot be written, now or later, or holds another recipe's run.
         RunFolderBusyError: Another process is doing this run.
-        StoppedInTraining: The user pressed Ctrl-C; a checkpoint was saved.
+        StoppedInTraining: The user pressed Ctrl-C, or the process got SIGTERM; a checkpoint was saved.
 
     """
     claim = claimed(folder.path) if dist.get_global_rank() == 0 else contextlib.nullcontext()
-    with claim, contextlib.nullcontext() if debug else _without_noise(), workers_errors_in_words():
+    quiet = contextlib.nullcontext() if debug else _without_noise()
+    with claim, quiet, workers_errors_in_words(), told_if_disk_fails(folder.path):
         try:
             return _train(recipe, folder, overwrite, progress, each_line, debug)
         finally:
@@ -116,6 +117,7 @@ def _train(
     if dist.get_global_rank() == 0:
         folder.check(overwrite=overwrite)
         if not overwrite:
+            folder.sweep()
             for warning in folder.mend_checkpoints():
                 print(warning, file=sys.stderr, flush=True)
     dist.barrier()

@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
+import tempfile
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +13,12 @@ from comparison_support import make_run
 from safetensors.torch import load_file, save_file
 
 from composer_ls.diagnostics.calibration import accuracy, expected_calibration_error, fit_temperature
+from composer_ls.errors import RunFolderError
 from composer_ls.lab.compare.log import first_words
 from composer_ls.lab.compare.measured_runs import read_runs
+from composer_ls.lab.compare.planned_runs import PlannedRun
+from composer_ls.lab.recipe.reading import load_recipe
+from composer_ls.lab.run_folder.folder import RunFolder
 
 
 def reasons(root):
@@ -122,6 +129,31 @@ def test_a_run_whose_result_says_that_it_diverged_is_left_out(tmp_path, changes,
     result = json.loads((folder / "result.json").read_text())
     (folder / "result.json").write_text(json.dumps(result | changes))
     assert reasons(tmp_path) == {"run": f"it diverged: {how}"}
+
+
+@pytest.fixture
+def shared():
+    """A folder that everyone can read, and a function that makes the process one of a user who is not root."""
+    root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder), lambda: os.seteuid(65534) if root else None
+        if root:
+            os.seteuid(0)
+
+
+def test_a_run_that_another_user_may_not_read_is_left_out_and_not_finished_for_him(shared):
+    root, become_another = shared
+    closed = make_run(root / "closed")
+    make_run(root / "open")
+    closed.chmod(0)
+    become_another()
+    assert reasons(root) == {"closed": "it cannot be read (Permission denied)"}
+    recipe = load_recipe("digits-mlp")
+    assert not PlannedRun("closed", recipe, (), closed).finished
+    assert PlannedRun("open", recipe, (), root / "open").finished
+    with pytest.raises(RunFolderError, match=r"closed cannot be written \(Permission denied\): choose another"):
+        RunFolder(closed, recipe).check()
 
 
 def test_metrics_that_are_cut_off_or_missing_lose_no_run(tmp_path):

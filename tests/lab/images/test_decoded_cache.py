@@ -1,7 +1,9 @@
 """The cache of decoded images: used if the files are unchanged, rebuilt if not, and optional."""
 
 import os
+import resource
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,12 +79,19 @@ def test_changed_files_are_decoded_again(tree, change, tmp_path):
     assert torch.equal(decoded(root, files, 8), truth(files))
 
 
-@pytest.mark.parametrize("damage", ["short", "empty", "something else", "no header"])
+@pytest.mark.parametrize("damage", ["short", "empty", "something else", "no header", "flipped"])
 def test_a_damaged_cache_is_made_again(tree, cache, damage, no_decoding):
     decoded(*tree, 8)
     (file,) = cache.iterdir()
     content = file.read_bytes()
-    damaged = {"short": content[:-5], "empty": b"", "something else": b"{}" * 500, "no header": b"\xff" * 100}
+    flipped = content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
+    damaged = {
+        "flipped": flipped,
+        "short": content[:-5],
+        "empty": b"",
+        "something else": b"{}" * 500,
+        "no header": b"\xff" * 100,
+    }
     file.write_bytes(damaged[damage])
     assert torch.equal(decoded(*tree, 8), truth(tree[1]))
     no_decoding()
@@ -97,6 +106,25 @@ def test_a_write_that_fails_leaves_nothing_and_is_told(tree, cache, monkeypatch)
     with pytest.warns(UserWarning, match="no space left on device.*COMPOSER_LS_CACHE"):
         assert torch.equal(decoded(*tree, 8), truth(tree[1]))
     assert list(cache.iterdir()) == []
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_write_leaves_nothing_and_is_told(tree, cache):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+    try:
+        with pytest.warns(UserWarning, match="File too large.*COMPOSER_LS_CACHE"):
+            assert torch.equal(decoded(*tree, 8), truth(tree[1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(cache.iterdir()) == []
+
+
+def test_a_folder_with_a_very_long_name_is_cached_too(tree, cache, no_decoding):
+    root = tree[0].rename(tree[0].with_name("n" * 250))
+    files = [str(root / Path(file).name) for file in tree[1]]
+    decoded(root, files, 8)
+    no_decoding()
+    assert torch.equal(decoded(root, files, 8), truth(files))
 
 
 def test_a_cache_that_cannot_be_written_is_done_without_and_told(tree, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """One process per run folder: another is refused, and a claim ends with its process."""
 
+import os
 import signal
+import stat
 import subprocess
 import sys
 
@@ -47,6 +49,15 @@ def test_a_claim_ends_with_a_process_that_is_killed(tmp_path, other):
     with claimed(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_group_that_shares_a_folder_can_take_over_what_one_of_it_has_left(tmp_path):
+    before = os.umask(0o002)
+    try:
+        with claimed(tmp_path):
+            assert stat.S_IMODE((tmp_path / ".lock").stat().st_mode) == 0o664
+    finally:
+        os.umask(before)
 
 
 def test_a_claim_leaves_nothing_behind_even_on_an_error(tmp_path):

@@ -1,7 +1,9 @@
 """The run folder's bookkeeping: which recipe it holds, and checkpoints after a kill."""
 
+import io
 import json
 import os
+import random
 import stat
 import zipfile
 
@@ -63,8 +65,7 @@ def checkpoints(path, *, latest=None, whole=(), half=()):
     folder = path / "checkpoints"
     folder.mkdir(parents=True)
     for name in whole:
-        with zipfile.ZipFile(folder / name, "w") as file:
-            file.writestr("archive/data.pkl", name)
+        torch.save(name, folder / name)
     for name in half:
         (folder / name).write_bytes(b"PK\x03\x04 and no end")
     if latest:
@@ -107,6 +108,29 @@ def test_a_checkpoint_with_4_kb_of_zeros_in_its_middle_is_not_gone_on_from_and_t
     (said,) = RunFolder(tmp_path, load_recipe("digits-mlp")).mend_checkpoints()
     assert said.endswith(f"{TEN} was damaged or incomplete, and is deleted: the run continues from {NINE}")
     assert sorted(file.name for file in folder.iterdir()) == [NINE, LATEST]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut"])
+def test_any_damage_of_a_checkpoint_is_noticed_or_does_no_harm(tmp_path, damage):
+    choose = random.Random(damage)
+    saved = {"state": {"weights": torch.rand(300), "step": 7, "names": ["a", "b"]}}
+    file = io.BytesIO()
+    torch.save(saved, file)
+    content, noticed = file.getvalue(), 0
+    for _ in range(300):
+        place = choose.randrange(len(content))
+        flipped = bytes([content[place] ^ (1 << choose.randrange(8))])
+        broken = content[:place] + (flipped + content[place + 1 :] if damage == "flipped" else b"")
+        folder = tmp_path / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        (folder / TEN).write_bytes(broken)
+        if RunFolder(tmp_path, load_recipe("digits-mlp")).mend_checkpoints():
+            noticed += 1
+        else:
+            found = torch.load(folder / TEN, weights_only=True)
+            assert torch.equal(found["state"].pop("weights"), saved["state"]["weights"]), place
+            assert found == {"state": {"step": 7, "names": ["a", "b"]}}, place
+    assert noticed > 100
 
 
 def test_a_zip_file_without_the_pickle_in_it_is_no_checkpoint(tmp_path):
