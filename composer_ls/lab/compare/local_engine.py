@@ -51,13 +51,19 @@ class LocalEngine(Engine):
         self._threads = max(1, cores() // jobs)
         self._preload = tuple(preload)
         self._active: dict[int, tuple[BaseProcess, PlannedRun]] = {}  # by slot
+        self._before: Any = None
 
     def __enter__(self) -> LocalEngine:
+        """Let SIGTERM, which schedulers send before they kill, stop everything as Ctrl-C does."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, _interrupt)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End all processes. Their runs can be continued."""
+        """End all processes. Those that train save a checkpoint first, from which their runs continue."""
         _stop([process for process, _ in self._active.values()])
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
 
     @property
     def free(self) -> bool:
@@ -105,6 +111,10 @@ class LocalEngine(Engine):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__, "composer_ls.lab.training.train", *self._preload])
         return context
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _killed(status: int) -> str:

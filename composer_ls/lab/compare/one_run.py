@@ -96,9 +96,11 @@ def _train(order: Order, threads: int) -> Status:
     import torch
 
     from composer_ls.lab.recipe.recipe import recipe_schema
+    from composer_ls.lab.training.stopping import StoppedInTraining
     from composer_ls.lab.training.train import train
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # importing Composer has set it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # importing Composer has set both
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(threads)
 
     def each_line(line: Mapping[str, float]) -> None:
@@ -106,7 +108,13 @@ def _train(order: Order, threads: int) -> Status:
             raise _StoppedEarly
 
     resolved = recipe_schema().model_validate(order.recipe)
-    result = train(resolved, RunFolder(order.folder, resolved), progress=False, each_line=each_line)
+    try:
+        result = train(resolved, RunFolder(order.folder, resolved), progress=False, each_line=each_line)
+    except StoppedInTraining as stopped:  # the run is to be continued, so its process ends as one that is killed
+        print(f"composer-ls: {stopped}, by {stopped.signal.name}", flush=True)
+        signal.signal(stopped.signal, signal.SIG_DFL)
+        os.kill(os.getpid(), stopped.signal)
+        raise
     if result["diverged"]:
         how = result.get("divergence") or "its numbers are not finite"
         print(

@@ -36,7 +36,8 @@ class MetricsFile(LoggerDestination):
         self.path = path
         self._each_line = each_line
         self._latest: dict[str, float] = {}
-        self._losses: list[float] = []
+        self._loss, self._steps = 0.0, 0  # the sum, and of how many
+        self._kept: int | None = None  # the step of the last line that a killed run has left
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Remember the numbers until the next line is due."""
@@ -44,7 +45,7 @@ class MetricsFile(LoggerDestination):
             if isinstance(value, Tensor) and value.numel() != 1:
                 continue
             if name == "loss/train/total":
-                self._losses.append(float(value))
+                self._loss, self._steps = self._loss + float(value), self._steps + 1
             elif name.startswith(("metrics/", "diagnostics/", "lr-")) or name in FACTORS:
                 self._latest[name] = float(value)
 
@@ -55,6 +56,7 @@ class MetricsFile(LoggerDestination):
         batches = int(state.timestamp.batch)
         kept = [line for line in _whole_lines(self.path) if json.loads(line)["batch"] <= batches]
         write_text(self.path, "".join(kept))
+        self._kept = int(json.loads(kept[-1])["batch"]) if kept else None
 
     @property
     def line_an_epoch(self) -> Callback:
@@ -70,8 +72,11 @@ class MetricsFile(LoggerDestination):
         if dist.get_global_rank() != 0:
             return
         line = self._line(state)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite(line)) + "\n")
+        if line["batch"] == self._kept:  # it was killed between the last checkpoint of an epoch and the epoch's end
+            self._extend(line)
+        else:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(finite(line)) + "\n")
         if self._each_line is not None:
             self._each_line(line)
 
@@ -80,9 +85,22 @@ class MetricsFile(LoggerDestination):
 
         This adds a line if the run stopped in the middle of an epoch, and extends the last line otherwise.
         """
-        if dist.get_global_rank() != 0 or not (self._latest or self._losses):
+        if dist.get_global_rank() != 0 or not (self._latest or self._steps):
             return
-        lines, line = _whole_lines(self.path), self._line(state)
+        self._extend(self._line(state))
+
+    def progress(self) -> dict[str, Any]:
+        """What was logged since the last line, for a checkpoint."""
+        return {"latest": dict(self._latest), "loss": self._loss, "steps": self._steps}
+
+    def resume(self, progress: Mapping[str, Any]) -> None:
+        """Go on from what a checkpoint holds."""
+        self._latest = dict(progress["latest"])
+        self._loss, self._steps = progress["loss"], progress["steps"]
+
+    def _extend(self, line: dict[str, float]) -> None:
+        """Add to the last line if it is of the same step, else add a line."""
+        lines = _whole_lines(self.path)
         if lines and (last := json.loads(lines[-1]))["batch"] == line["batch"]:
             lines, line = lines[:-1], last | line
         write_text(self.path, "".join([*lines, json.dumps(finite(line)) + "\n"]))
@@ -90,10 +108,10 @@ class MetricsFile(LoggerDestination):
     def _line(self, state: State) -> dict[str, float]:
         """What was logged since the last line. Resets it."""
         line: dict[str, float] = {"epoch": int(state.timestamp.epoch), "batch": int(state.timestamp.batch)}
-        if self._losses:
-            line["loss/train/total"] = sum(self._losses) / len(self._losses)
+        if self._steps:
+            line["loss/train/total"] = self._loss / self._steps
         line |= self._latest
-        self._latest, self._losses = {}, []
+        self._latest, self._loss, self._steps = {}, 0.0, 0
         return line
 
 
@@ -104,6 +122,14 @@ class _LineAnEpoch(Callback):
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
         """Write a line. If an evaluation was due in this epoch, it is done by now."""
         self._file.write_line(state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next line is made of, so that a run that is resumed in the middle of an epoch loses none of it."""
+        return self._file.progress()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._file.resume(state)
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
@@ -36,18 +38,28 @@ class TrainingCurve(Callback):
             loss = F.cross_entropy(logits, labels, reduction="sum")
             correct = (logits.argmax(1) == labels).sum()
             sums = torch.stack([loss, correct, torch.full_like(loss, len(labels))])
-        self._sums = sums if self._sums is None else self._sums + sums
+        self._sums = sums if self._sums is None else self._sums.to(sums.device) + sums
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         """Log the means over all processes."""
         if self._sums is None:
             return
-        dist.all_reduce(self._sums)
-        loss, correct, examples = self._sums.tolist()
+        sums = state.device.tensor_to_device(self._sums)
+        dist.all_reduce(sums)
+        loss, correct, examples = sums.tolist()
         logger.log_metrics(
             {"metrics/train/CrossEntropy": loss / examples, "metrics/train/MulticlassAccuracy": correct / examples}
         )
         self._sums = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums of the epoch, for a run that is resumed in the middle of it. Of several processes, those of the first."""
+        return {"sums": None if self._sums is None else self._sums.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from these sums."""
+        if state["sums"] is not None:
+            self._sums = torch.tensor(state["sums"]) * (dist.get_global_rank() == 0)
 
     def fit_end(self, state: State, logger: Logger) -> None:
         """Log the means of an epoch that training ended in the middle of."""
