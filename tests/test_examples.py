@@ -4,9 +4,11 @@ import gzip
 import json
 import random
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -46,6 +48,16 @@ def test_table_3_takes_the_row_of_translation_from_figure_4(monkeypatch):
     assert (
         rows["translation, smoothing 0.1, scaled"]["temperature"] == numbers["fitted"]["smoothing 0.1"]["temperature"]
     )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_figures_end_with_a_sentence_if_one_of_their_jobs_is_killed(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES / "paper")
+    monkeypatch.delitem(sys.modules, "support", raising=False)  # the tests' own
+    support = runpy.run_path(str(EXAMPLES / "paper" / "support.py"))
+    with pytest.raises(SystemExit, match="a job was killed.*the same command continues"):
+        support["for_each"](SimpleNamespace(jobs=2), signal.raise_signal, [signal.SIGKILL] * 4)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import warnings
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,8 +139,13 @@ def for_each(opts, function, items):
     """The results of a function for each item, computed by parallel jobs with one core each if there are several."""
     if opts.jobs == 1:
         return [function(item) for item in items]
-    with ProcessPoolExecutor(opts.jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        return list(pool.map(function, items))
+    try:
+        with ProcessPoolExecutor(opts.jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+            return list(pool.map(function, items))
+    except BrokenProcessPool:
+        raise SystemExit(
+            "a job was killed, perhaps for lack of memory: try fewer --jobs; the same command continues, and finished runs are kept"
+        ) from None
 
 
 def _train(task):
