@@ -1,0 +1,216 @@
+"""Commands that are killed at random moments: the same command ends with the results of an undisturbed one.
+
+With ``--long``, ``train`` is killed 50 times by each signal, and ``compare`` 13 times by each signal to its own process and to a
+worker. ``--first 100`` draws other moments.
+"""
+
+import collections
+import itertools
+import math
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from composer_ls.lab.commands.cli import main
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(36_000)]
+
+QUICK = ["duration=4ep", "data.batch_size=256", "eval_interval=4ep", "checkpoints.interval=2ba"]  # 24 steps
+KILL, TERM = signal.SIGKILL, signal.SIGTERM
+PATIENCE = 300  # seconds until a test gives up
+PRELOADED = ["composer_ls.lab.training.train", "composer_ls.lab.tasks.classification.task", "sklearn.datasets"]
+IN_A_ROW = 5
+"""After so many kills a command may end, and another begins."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Let every process compute with one thread, so that two runs of a command are equal bit for bit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+class Command:
+    """A command in a process of its own, with its output in a file.
+
+    It is forked from a process that has imported everything, as a run of a comparison is, which saves most of the time. A
+    comparison must not be, and is started as from a shell.
+    """
+
+    def __init__(self, *arguments):
+        self.arguments = [str(argument) for argument in arguments]
+        descriptor, output = tempfile.mkstemp()
+        os.close(descriptor)
+        self.output = Path(output)
+        if self.arguments[0] == "compare":
+            with self.output.open("w") as file:
+                command = [sys.executable, "-m", "composer_ls", *self.arguments]
+                self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+            return
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        self.process = context.Process(target=do, args=(self.arguments, str(self.output)))
+        self.process.start()
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    @property
+    def status(self):
+        """The exit status; ``None`` while it is running."""
+        return self.process.poll() if isinstance(self.process, subprocess.Popen) else self.process.exitcode
+
+    def ended(self):
+        """The exit status and everything that was printed, once it is over."""
+        deadline = time.monotonic() + PATIENCE
+        while self.status is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        words = self.output.read_text()
+        self.output.unlink()
+        assert self.status is not None, f"{self.arguments} does not end: {words}"
+        return self.status, words
+
+
+def do(arguments, output):
+    """Run a command in a forked process, as a shell would."""
+    file = os.open(output, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)
+    main(arguments)
+
+
+def finished(*arguments):
+    """Run a command that must succeed."""
+    status, output = Command(*arguments).ended()
+    assert status == 0, output
+
+
+def results(folder):
+    """What two runs of a command must agree in: tensors, recipes, metrics, and the names of all files but logs."""
+    files = {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*")) if not file.is_dir()}
+    found = {name: None for name in files if not name.endswith("log.txt")}
+    for name, file in files.items():
+        if name.endswith(".safetensors"):
+            content = file.read_bytes()
+            found[name] = content[8 + int.from_bytes(content[:8], "little") :]  # after names in any order
+        elif name.endswith(("recipe.yaml", "metrics.jsonl")):
+            found[name] = file.read_text()
+    return found
+
+
+def sent(command, number, begun, choose, span, to_worker=False):
+    """Send a signal at a random moment of the training, to the command's process or to one of its workers.
+
+    Args:
+        command: The command.
+        number: The signal.
+        begun: A function that tells whether it has begun to train.
+        choose: Draws the moment.
+        span: It is within so many seconds after that.
+        to_worker: Whether one of its workers gets the signal.
+
+    Returns:
+        Whether it was in time, and the command's other processes.
+
+    """
+    deadline = time.monotonic() + PATIENCE
+    while not begun() and command.status is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(choose.uniform(0, span))
+    others = []
+    try:
+        process = psutil.Process(command.pid)
+        others = process.children(recursive=True)
+        workers = [child for child in others if child.parent() not in (None, process)]  # made by the server of forks
+        (choose.choice(workers) if to_worker else process).send_signal(number)
+    except (IndexError, psutil.NoSuchProcess):
+        return False, others
+    return command.status is None or command.status != 0, others
+
+
+def undisturbed(folder, *arguments):
+    """The results of a command, and how many seconds it trained."""
+    command, begun, over = Command(*arguments, "--out", folder), math.inf, 0.0
+    while command.status is None:
+        if [*folder.rglob(".lock")]:
+            begun, over = min(begun, time.monotonic()), time.monotonic()
+        time.sleep(0.01)
+    status, output = command.ended()
+    assert status == 0, output
+    return results(folder), over - begun
+
+
+def disturbed(cases, folder, arguments, kinds, runs):
+    """Kill a command at a random moment again and again, and compare its results with those of an undisturbed one.
+
+    Args:
+        cases: The numbers of the kills of each kind.
+        folder: Where.
+        arguments: The command.
+        kinds: Signals, each with whether a worker gets it.
+        runs: How many runs it does.
+
+    Returns:
+        How often it ended in which way.
+
+    """
+    whole, seconds = undisturbed(folder / "undisturbed", *arguments)
+    ways = collections.Counter()
+    for number, to_worker in kinds:
+        who = f"{number.name} to {'a worker' if to_worker else 'the command'}"
+        out = None
+        for kill, case in enumerate(cases, 1):
+            out = out or folder / f"{number.name}-{to_worker}-{case}"
+            command = Command(*arguments, "--out", out)
+            choose = random.Random(f"{case} {who}")
+            in_time, others = sent(command, number, lambda: [*out.rglob(".lock")], choose, 0.9 * seconds, to_worker)  # noqa: B023
+            status, output = command.ended()
+            words = f"case {case}, {who}, status {status}: {output}"
+            ways[f"{who}: {'status ' + str(status) if in_time else 'too late'}"] += 1
+            assert "Traceback" not in output, words
+            expected = {0, 1} if to_worker else {-number, 128 + number, 130, 0}
+            assert status in (expected if in_time else {0}), words
+            assert ("it was killed by" in output) == (status == 1), words
+            assert not psutil.wait_procs(others, timeout=30)[1], f"processes are left: {words}"
+            if kill % IN_A_ROW == 0 or kill == len(cases) or len([*out.rglob("result.json")]) == runs:
+                finished(*arguments, "--out", out)
+                assert results(out) == whole, words
+                out = None
+    return ways
+
+
+@pytest.fixture
+def numbers(request, long):
+    """The numbers of the kills of each kind: one, or 50 with ``--long``."""
+    one, first = request.config.getoption("--case", None), request.config.getoption("--first", 0)
+    return [one] if one is not None else list(range(first, first + (50 if long else 1)))
+
+
+def in_words(ways):
+    """How often something was killed, and how it ended, for the table."""
+    kills = sum(ways.values()) - sum(count for way, count in ways.items() if way.endswith("too late"))
+    return f"{kills} kills", "the results of an undisturbed one; " + ", ".join(f"{way}: {n}" for way, n in ways.items())
+
+
+def test_train_killed_at_random_moments_and_repeated(numbers, tmp_path, tried):
+    tried(*in_words(disturbed(numbers, tmp_path, ["train", "digits-mlp", *QUICK], [(KILL, False), (TERM, False)], 1)))
+
+
+def test_compare_or_its_workers_killed_at_random_moments_and_repeated(numbers, tmp_path, long, tried):
+    arguments = ["compare", "digits-mlp", *QUICK, "--seeds", "1", "--jobs", "2"]
+    kinds = [*itertools.product((KILL, TERM), (False, True))] if long else [(KILL, True), (TERM, False)]
+    tried(*in_words(disturbed(numbers[:13], tmp_path, arguments, kinds, 2)))
