@@ -5,7 +5,7 @@
     python examples/paper/figure4_beam_search.py data.root=multi30k
 
 The full mode trains the recipe multi30k-transformer (English to German) on Multi30k, task 1, raw, and needs a GPU; the small
-version of the recipe takes 15 to 20 minutes per run on one core. The quick mode uses a toy language in which every word has two
+version of the recipe takes 10 to 15 minutes per run on one core. The quick mode uses a toy language in which every word has two
 translations. Besides drawing the curves, it prints the results at the temperature with the best likelihood on the split val.
 """
 
