@@ -57,9 +57,10 @@ class TrainingCurve(Callback):
         return {"sums": None if self._sums is None else self._sums.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from these sums."""
-        if state["sums"] is not None:
-            self._sums = torch.tensor(state["sums"]) * (dist.get_global_rank() == 0)
+        """Go on from these sums. Checkpoints of earlier versions have none."""
+        sums = state.get("sums")
+        if sums is not None:
+            self._sums = torch.tensor(sums) * (dist.get_global_rank() == 0)
 
     def fit_end(self, state: State, logger: Logger) -> None:
         """Log the means of an epoch that training ended in the middle of."""
