@@ -128,8 +128,9 @@ class _LineAnEpoch(Callback):
         return self._file.progress()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
-        self._file.resume(state)
+        """Go on from there. Checkpoints of earlier versions have nothing of it."""
+        if state:
+            self._file.resume(state)
 
 
 def _whole_lines(path: Path) -> list[str]:
