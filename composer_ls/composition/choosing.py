@@ -167,17 +167,12 @@ class _Asked:
         """For a loss that ``loss()`` computes from the logits in the output, by one cross entropy."""
         refuse_mixers(self.state.algorithms)
         refuse_metrics(self.state)
-        name, key = type(self.model).__name__, call.input.data_ptr()
-
-        def logits_in(outputs: Any) -> Tensor:
-            return next(leaf for path, leaf in leaves(outputs) if path == place)
-
-        place = next(
-            (path for path, leaf in leaves(self.outputs) if isinstance(leaf, Tensor) and leaf.data_ptr() == key), None
-        )
+        name, start = type(self.model).__name__, call.input.data_ptr()
+        tensors = [(path, leaf) for path, leaf in leaves(self.outputs) if isinstance(leaf, Tensor)]
+        place = next((path for path, tensor in tensors if tensor.data_ptr() == start), None)
         if place is None:
             raise refusal(name, "its loss() works on the logits before it takes the cross entropy of them")
-        layer = self._last_layer(self.batch, logits_in, call.input.shape[1], name)
+        layer = self._last_layer(self.batch, lambda outputs: dict(leaves(outputs))[place], call.input.shape[1], name)
         way = AnsweringWithoutLogits(self.smoother, self.model, [call], layer)
         try:
             found = way.trial(self.batch, self._unsmoothed)

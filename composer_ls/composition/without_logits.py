@@ -206,10 +206,12 @@ def find_layer(
         raise refusal(
             name, "its weights are sharded (FSDP), so the head's weight is only there while the head is called"
         )
-    outputs_of: list[tuple[LastLayer, Tensor, Tensor]] = []
+    calls: list[tuple[LastLayer, Tensor, Tensor]] = []
 
     def listen(layer: nn.Module, given: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
-        outputs_of.append((layer, given[0] if given else options["input"], output))  # type: ignore[arg-type]
+        hidden = given[0] if given else options["input"]
+        if hidden.is_floating_point():  # else it is an embedding of tokens
+            calls.append((layer, hidden, output))  # type: ignore[arg-type]
 
     layers = [
         one
@@ -220,13 +222,9 @@ def find_layer(
     try:
         with on_trial(model):
             logits = logits_of(model(inputs))
-            found = [(layer, given) for layer, given, output in outputs_of if output.data_ptr() == logits.data_ptr()]
-            uses = (
-                sum(given.is_floating_point() and layer is found[0][0] for layer, given, _ in outputs_of)
-                if found
-                else 0
-            )
-            if uses != 1 or not _multiplies(*found[0], logits):
+            found = [(layer, hidden) for layer, hidden, output in calls if output.data_ptr() == logits.data_ptr()]
+            is_called_once = len(found) == 1 and [layer for layer, *_ in calls].count(found[0][0]) == 1
+            if not is_called_once or not _multiplies(*found[0], logits):
                 raise refusal(
                     name,
                     "its logits are not what a linear layer (torch.nn.Linear) returns, but are changed or chosen from",

@@ -52,6 +52,16 @@ def nan_weight(network, loss):
     return loss  # finite, since the logits were made before
 
 
+def pressing_ctrl_c(spoil):
+    """The same spoilt step, during which Ctrl-C is pressed."""
+
+    def pressed(network, loss):
+        os.kill(os.getpid(), signal.SIGINT)
+        return spoil(network, loss)
+
+    return pressed
+
+
 def checkpoints(path):
     return [file.name for file in (path / "checkpoints").glob("ep*")]
 
@@ -111,22 +121,14 @@ def test_a_run_may_go_on_and_no_comparison_counts_it(tmp_path, monkeypatch, spoi
 
 
 def test_a_run_that_is_stopped_and_resumed_remembers_that_it_diverged(tmp_path, monkeypatch):
-    def pressed(network, loss):
-        os.kill(os.getpid(), signal.SIGINT)
-        return infinite_loss(network, loss)
-
-    on_step(monkeypatch, 5, pressed)
+    on_step(monkeypatch, 5, pressing_ctrl_c(infinite_loss))
     with pytest.raises(StoppedInTraining):
         run(tmp_path, "on_divergence=continue")
     assert run(tmp_path, "on_divergence=continue")["divergence"] == "at step 5 its training loss was inf"
 
 
 def test_ctrl_c_replaces_no_checkpoint_by_weights_that_are_not_finite(tmp_path, monkeypatch):
-    def pressed(network, loss):
-        os.kill(os.getpid(), signal.SIGINT)
-        return nan_weight(network, loss)
-
-    on_step(monkeypatch, 15, pressed)
+    on_step(monkeypatch, 15, pressing_ctrl_c(nan_weight))
     with pytest.raises(StoppedInTraining):
         run(tmp_path, "on_divergence=continue", "checkpoints.interval=1ep")
     assert checkpoints(tmp_path) == ["ep1-ba11-rank0.pt"]
