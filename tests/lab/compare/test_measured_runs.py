@@ -147,9 +147,9 @@ def test_a_run_that_another_user_may_not_read_is_left_out_and_not_finished_for_h
     closed = make_run(root / "closed")
     make_run(root / "open")
     closed.chmod(0)
+    recipe = load_recipe("digits-mlp")  # root's, perhaps
     become_another()
     assert reasons(root) == {"closed": "it cannot be read (Permission denied)"}
-    recipe = load_recipe("digits-mlp")
     assert not PlannedRun("closed", recipe, (), closed).finished
     assert PlannedRun("open", recipe, (), root / "open").finished
     with pytest.raises(RunFolderError, match=r"closed cannot be written \(Permission denied\): choose another"):
