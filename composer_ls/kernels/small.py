@@ -22,32 +22,58 @@ VECTOR = 16
 
 def fits(logits: Tensor, target: RowTargets) -> bool:
     """Whether :func:`small_loss` takes this: small logits on the CPU, and rows that differ only in their labels."""
-    if logits.numel() > LIMIT or logits.device.type != "cpu" or target.prior is not None or target.ignored is not None:
+    if logits.numel() > LIMIT or logits.device.type != "cpu" or target.ignored is not None:
         return False
-    if isinstance(target.soft, Tensor) or isinstance(target.mass, Tensor):
+    soft, prior = target.soft, target.prior
+    if prior is not None:
+        if prior.numel() > LIMIT or target.classes.shape[1] > FEW or (prior.ndim == 1 and isinstance(soft, Tensor)):
+            return False
+        return soft is not None and _is_positive(soft) and _is_positive(prior)
+    if isinstance(soft, Tensor) or isinstance(target.mass, Tensor):
         return False
-    if target.soft:
-        return target.soft > 0  # so that no entry of the dense target is 0, and 0 · inf cannot occur
+    if soft:
+        return _is_positive(soft)
     hard = target.hard
     return hard != 0 if not isinstance(hard, Tensor) else hard.numel() <= FEW and 0 not in hard.flatten().tolist()
+
+
+def _is_positive(amount: Tensor | float) -> bool:
+    """Whether no entry of the dense target will be 0, so that 0 · inf cannot occur."""
+    return (amount.min().item() if isinstance(amount, Tensor) else amount) > 0
 
 
 def small_loss(logits: Tensor, target: RowTargets, scale: float, by_row: bool) -> Tensor:
     """``scale`` times the sum of the losses, or times the loss of every row, in some shape. Differentiable."""
     x, classes = logits.to(compute_dtype(logits.dtype)), target.classes
     hard = target.hard * -scale
-    if not target.soft and classes.shape[1] == 1 and not isinstance(hard, Tensor):
+    if classes.shape[1] == 1 and not isinstance(hard, Tensor) and not target.soft:
         reduction = "none" if by_row else "sum"  # with NO_LABEL, a class of -100 is an error here too
         return F.cross_entropy(x, classes.squeeze(1), ignore_index=NO_LABEL, reduction=reduction) * -hard
+    rows = _by_prior(x, target, -scale)
     dim = 1
     if x.ndim == 2 and x.shape[1] < VECTOR:  # neighbours in memory are then the same class of different rows
         dim, x, classes = 0, x.t(), classes.t()
         hard = hard.t() if isinstance(hard, Tensor) else hard
+        rows = None if rows is None else rows.t()
     log_probabilities = torch.log_softmax(x, dim)
-    if target.soft:
+    if rows is None and target.soft:  # uniform
         rows = torch.full(x.shape, -scale * float(target.soft) / x.shape[dim], dtype=x.dtype)
+    if rows is None:
+        products = log_probabilities.gather(dim, classes) * hard
+    else:
         labels = hard if isinstance(hard, Tensor) else torch.scalar_tensor(hard, dtype=x.dtype)
         products = log_probabilities * rows.scatter_add_(dim, classes, labels.expand_as(classes))
-    else:
-        products = log_probabilities.gather(dim, classes) * hard
     return products.sum(dim) if by_row else products.sum()
+
+
+def _by_prior(x: Tensor, target: RowTargets, scale: float) -> Tensor | None:
+    """``scale`` times the mass that a prior gives to every class of every row, in new memory; ``None`` without a prior."""
+    prior, soft = target.prior, target.soft
+    if prior is None or soft is None:
+        return None
+    soft = soft * scale
+    if prior.ndim == 1:
+        return (prior * soft).view(1, -1, *[1] * (x.ndim - 2)).expand(x.shape).clone()
+    each = prior[target.classes] * (soft.unsqueeze(-1) if isinstance(soft, Tensor) else soft)  # (N, J, S, K)
+    rows = each.squeeze(1) if each.shape[1] == 1 else each.sum(1)
+    return rows if x.ndim == 2 else rows.movedim(-1, 1)

@@ -36,7 +36,7 @@ def row_targets(
     """
     classes, prior, dim = target.classes, target.prior, class_dim(target.classes)
     in_range = 0 <= ignore_index < target.num_classes
-    if read and weight is None and prior is None and not in_range:
+    if read and weight is None and not in_range:
         alike = _alike_rows(target, dtype)
         if alike is not None:
             return alike[0], None, alike[1]
@@ -60,8 +60,7 @@ def row_targets(
         mass = hard
     if prior is not None and soft is not None:
         prior = prior.to(dtype)
-        sums = prior.sum().view([1] * classes.ndim) if prior.ndim == 1 else prior.sum(1)[classes]
-        mass = hard + soft * sums
+        mass = hard + soft * _sums(prior, classes)
     if soft is not None and (prior is None or prior.ndim == 1):
         soft = _known(_sum_components(soft, classes), read)
     mass = _known(_sum_components(mass, classes), read)
@@ -88,9 +87,23 @@ def _alike_rows(target: SoftTargets, dtype: torch.dtype) -> tuple[RowTargets, fl
     if not any(weights):
         return None
     total = sum(weights) * components / len(weights)
-    hard = weights[0] * (1 - smoothing) if len(weights) == 1 else field.to(dtype) * (1 - smoothing)
-    rows = RowTargets(classes, hard, total * smoothing if smoothing else None, None, total, None)
-    return rows, classes.numel() / components
+    each = weights[0] if len(weights) == 1 else field.to(dtype)
+    prior = target.prior if smoothing else None
+    if prior is None:
+        rows = RowTargets(classes, each * (1 - smoothing), total * smoothing if smoothing else None, None, total, None)
+        return rows, classes.numel() / components
+    prior = prior.to(dtype)
+    moved = each * smoothing * _sums(prior, classes)
+    mass = _known(_sum_components(moved, classes), True) + total * (1 - smoothing)
+    soft = total * smoothing if prior.ndim == 1 else each * smoothing
+    return RowTargets(classes, each * (1 - smoothing), soft, prior, mass, None), classes.numel() / components
+
+
+def _sums(prior: Tensor, classes: Tensor) -> Tensor:
+    """The sum of the prior of each label, with as many dimensions as ``classes``."""
+    if prior.ndim == 1:
+        return prior.sum().view([1] * classes.ndim)
+    return prior[classes].sum(-1) if classes.numel() < len(prior) else prior.sum(1)[classes]
 
 
 def _ignored(counted: Tensor, dim: int, read: bool) -> Tensor | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -57,10 +59,9 @@ def right_predictions(
     if x.ndim == 1:
         x = x.unsqueeze(0)
     predicted = largest_class(logits.detach()).reshape(x.shape[0], *x.shape[2:])
-    right = torch.zeros_like(predicted, dtype=torch.bool)
-    for labels in target if isinstance(target, Sequence) else (target,):
-        right |= _are_right(predicted, labels, logits, ignore_index)
-    right &= x.gather(1, predicted.unsqueeze(1)).squeeze(1).isfinite()  # one NaN would stay in the sums
+    right = x.gather(1, predicted.unsqueeze(1)).squeeze(1).isfinite()  # one NaN would stay in the sums
+    targets = target if isinstance(target, Sequence) else [target]
+    right &= reduce(operator.or_, (_are_right(predicted, labels, logits, ignore_index) for labels in targets))
     for rows, found, counts in _chunks(x, predicted, right):
         probabilities = torch.where(counts.unsqueeze(1), rows.float().softmax(1), 0)
         if into.device.type == "cuda":  # index_add_() would add in an order that differs from run to run
@@ -93,8 +94,10 @@ def _are_right(predicted: Tensor, target: Tensor, logits: Tensor, ignore_index: 
         return same.any(dim).reshape(predicted.shape)
     if target.shape == logits.shape:
         return (target.gather(dim, predicted.reshape(target.narrow(dim, 0, 1).shape)) > 0).reshape(predicted.shape)
-    right = predicted == target.reshape(predicted.shape)
-    return right if ignore_index is None else right & (target.reshape(predicted.shape) != ignore_index)
+    labels = target.reshape(predicted.shape)
+    right = predicted == labels
+    never_predicted = ignore_index is None or not 0 <= ignore_index < logits.shape[dim]
+    return right if never_predicted else right & (labels != ignore_index)
 
 
 def _chunks(x: Tensor, *by_row: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -7,8 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 __all__ = ["as_prior", "unigram_prior"]
+
+_CHECKED: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""Priors whose values are known to be distributions, and the version of each that was checked."""
 
 
 def as_prior(prior: Tensor | Sequence[Any] | None, num_classes: int | None = None) -> Tensor | None:
@@ -46,7 +50,20 @@ def as_prior(prior: Tensor | Sequence[Any] | None, num_classes: int | None = Non
 
 
 def check_prior_values(rows: Tensor) -> None:
-    """Raise a ValueError unless every row is a distribution. Reads the values, which makes a GPU synchronise."""
+    """Raise a ValueError unless every row is a distribution. Reads the values, which makes a GPU synchronise.
+
+    A prior is the same at every step, and reading ``(K, K)`` values would cost more than the loss, so a tensor that was
+    checked is not read again until it is changed.
+    """
+    version = None if rows.is_inference() else rows._version
+    if version is not None and _CHECKED.get(rows) == version:
+        return
+    _check_values(rows.detach())
+    if version is not None:
+        _CHECKED[rows] = version
+
+
+def _check_values(rows: Tensor) -> None:
     lowest = rows.min().item()
     if not lowest >= 0:
         raise ValueError(f"prior has an entry {lowest:g}, but a probability is never negative or NaN")

@@ -360,19 +360,19 @@ def _promoted(targets: Sequence[SoftTargets]) -> torch.dtype:
 
 
 def _join_fields(targets: Sequence[SoftTargets], parts: Sequence[Tensor], dim: int) -> Tensor:
-    if all(part is parts[0] for part in parts) and parts[0].ndim == 0:
-        return parts[0]
+    first, classes = parts[0], targets[0].classes
+    if first.ndim == 0 and all(part is first for part in parts):
+        return first
     known = [host_number(part) for part in parts]
-    if None not in known and len(set(known)) == 1:
-        return parts[0]
+    if None not in known and all(number == known[0] for number in known):
+        return first
     shapes = [target.classes.shape for target in targets]
-    device = targets[0].classes.device
-    across_components = dim == class_dim(targets[0].classes)
-    if across_components and None not in known and device.type == "cpu":  # one number for each component
+    across_components = dim == class_dim(classes)
+    if across_components and None not in known and classes.is_cpu:  # one number for each component
         each = [number for number, shape in zip(known, shapes, strict=True) for _ in range(shape[dim])]
-        view = [1] * len(shapes[0])
-        view[dim] = len(each)
-        return torch.tensor(each, dtype=_common_dtype(targets, parts)).view(view)
+        field = torch.tensor(each, dtype=_common_dtype(targets, parts))
+        return field.view([len(each) if axis == dim else 1 for axis in range(classes.ndim)])
+    device = classes.device
     if across_components and all(part.ndim == 0 for part in parts):
         shapes = [torch.Size([size if i == dim else 1 for i, size in enumerate(shape)]) for shape in shapes]
     dtype = _common_dtype(targets, parts)

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import generators, random_prior
 
-from composer_ls.smoothing import as_prior, unigram_prior
+from composer_ls import smooth_labels
+from composer_ls.smoothing import as_prior, priors, unigram_prior
 
 
 def test_no_prior_stays_none():
@@ -78,3 +79,27 @@ def test_unigram_prior_keeps_the_ignored_class_empty():
 def test_unigram_prior_refuses_what_it_cannot_count(labels, message):
     with pytest.raises(ValueError, match=message):
         unigram_prior(torch.tensor(labels, dtype=torch.long), num_classes=3)
+
+
+@pytest.mark.parametrize("rows", [torch.full((4,), 0.25), torch.full((4, 4), 0.25)])
+def test_a_prior_is_read_once_and_again_when_it_was_changed(rows, monkeypatch):
+    prior, reads = rows.clone(), []
+    read = priors._check_values
+    monkeypatch.setattr(priors, "_check_values", lambda prior: reads.append(1) or read(prior))
+    logits, labels = torch.zeros(2, 4), torch.tensor([1, 2])
+    for _ in range(3):
+        smooth_labels(logits, labels, prior=prior)
+    assert len(reads) == 1
+    prior[0] = -1
+    for _ in range(2):
+        with pytest.raises(ValueError, match="prior has an entry -1"):
+            smooth_labels(logits, labels, prior=prior)
+    smooth_labels(logits, labels, prior=rows.clone())
+    assert len(reads) == 4
+
+
+def test_a_prior_made_in_inference_mode_is_checked():
+    with torch.inference_mode():
+        prior = torch.tensor([0.5, 0.6])
+        with pytest.raises(ValueError, match=r"sums to 1\.1"):
+            smooth_labels(torch.zeros(1, 2), torch.tensor([1]), prior=prior)

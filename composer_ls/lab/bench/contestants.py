@@ -147,7 +147,7 @@ def _variants(shape: tuple[int, ...], device: str) -> Iterator[tuple[str, Callab
     yield "max_sup", lambda p: cross_entropy(p.logits, max_suppression(p.logits, p.labels, SMOOTHING))
     if shape[1] > MOST_CLASSES:
         return
-    sums = torch.eye(shape[1], dtype=torch.float64, device=device)
+    sums = torch.eye(shape[1], dtype=torch.float64, device=device) + 1 / shape[1]  # predictions are never 0
     prior = online_prior(sums)
 
     def online(problem: Problem) -> Tensor:
