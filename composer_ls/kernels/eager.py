@@ -61,6 +61,8 @@ def _part(field: Tensor, shape: tuple[int, ...], part: tuple[slice, ...]) -> Ten
 def _chunk_loss(x: Tensor, target: RowTargets, grad: Tensor | None, scale: Tensor | float | None) -> Tensor:
     own = x.dtype != compute_dtype(x.dtype)
     x = x.to(compute_dtype(x.dtype))
+    if target.prior is not None and target.prior.ndim == 2:
+        target = target._replace(prior=_rows_of_prior(x, target))  # once, for the loss and for the gradient
     if grad is not None and scale is not None and _holds_work(grad, x.dtype):
         work = grad
     else:
@@ -78,7 +80,7 @@ def _chunk_loss(x: Tensor, target: RowTargets, grad: Tensor | None, scale: Tenso
 def _losses(x: Tensor, target: RowTargets, work: Tensor, scale: Tensor | float | None) -> tuple[Tensor, bool]:
     """The loss of each row, and whether it is known to be finite. ``work`` receives the gradient times ``scale``."""
     finite = False
-    if x.device.type == "cpu" and target.prior is None and work.data_ptr() != x.data_ptr():
+    if x.device.type == "cpu" and work.data_ptr() != x.data_ptr():
         label = x.gather(1, target.classes[:, :1])
         if bool(label.abs().max() <= NEAR):
             losses, left, finite = _as_they_are(x, label, target, work)
@@ -94,6 +96,7 @@ def _as_they_are(x: Tensor, label: Tensor, target: RowTargets, work: Tensor) -> 
 
     The labels' logits are near 0, so subtracting them loses no digits, and the pass for the maximum is saved.
     """
+    taken = None if target.soft is None else _times(target.soft, _prior_logits(x, target, work))
     if work.ndim == 2:
         torch.softmax(x, 1, out=work)  # one pass; exp(), sum() and a division would take three
         total, left = work.gather(1, target.classes[:, :1]).reciprocal_(), None
@@ -104,8 +107,9 @@ def _as_they_are(x: Tensor, label: Tensor, target: RowTargets, work: Tensor) -> 
     losses = _times(target.mass, losses)
     if target.classes.shape[1] > 1:
         losses.sub_(_sum(_times(target.hard, x.gather(1, target.classes).sub_(label))))
-    if target.soft is not None:
-        losses.sub_(_times(target.soft, _prior_logits(x, target).sub_(label)))
+    if taken is not None and target.soft is not None:
+        moved = target.soft if target.prior is None else target.mass - _all_labels(target)  # Σ_j soft_j · Σ_k q(c_j)_k
+        losses.sub_(_sum(taken).sub_(label * moved))
     return losses, left, math.isfinite(total.sum())
 
 
@@ -160,27 +164,48 @@ def _times(weight: Tensor | float, value: Tensor) -> Tensor:
     return torch.where(weight == 0, 0, weight * value)
 
 
-def _prior_logits(x: Tensor, target: RowTargets) -> Tensor:
-    """``<q, x>``: ``(N, 1, S)``, or ``(N, J, S)`` if the prior has one row per class."""
+def _rows_of_prior(x: Tensor, target: RowTargets) -> Tensor:
+    """The prior's row of each label, ``(N, J, K, S)``, which ``target`` may hold already; or ``(1, 1, K, 1)`` if they are one."""
+    prior = target.prior
+    assert prior is not None
+    if prior.ndim == 1:
+        return prior.view(1, 1, -1, *[1] * (x.ndim - 2))
+    return prior[target.classes].movedim(-1, 2) if prior.ndim == 2 else prior
+
+
+def _all_labels(target: RowTargets) -> Tensor | float:
+    """``Σ_j hard_j``."""
+    hard, components = target.hard, target.classes.shape[1]
+    if isinstance(hard, Tensor) and hard.shape[1] == components:
+        return _sum(hard)
+    return hard * components
+
+
+def _prior_logits(x: Tensor, target: RowTargets, work: Tensor | None = None) -> Tensor:
+    """``<q, x>``: ``(N, 1, S)``, or ``(N, J, S)`` if the prior has one row per class. Leaves anything in ``work``."""
     if target.prior is None:
         return x.sum(1, keepdim=True).div_(x.shape[1])  # mean() is slower
-    if target.prior.ndim == 1:
-        row = target.prior.view(1, -1, *[1] * (x.ndim - 2))
-        return _times(row, x).sum(1, keepdim=True)
-    rows = target.prior[target.classes].movedim(-1, 2)  # (N, J, K, S)
-    return _times(rows, x.unsqueeze(1)).sum(2)
+    rows, x = _rows_of_prior(x, target), x.unsqueeze(1)
+    if x.device.type == "cpu":  # reading from another device would synchronise it
+        out = work.unsqueeze(1) if work is not None and rows.shape[1] == 1 else None
+        sums = torch.mul(rows, x, out=out).sum(2)
+        if math.isfinite(sums.sum()):
+            return sums
+    return _times(rows, x).sum(2)
 
 
 def subtract_prior(work: Tensor, target: RowTargets, amount: Tensor | float) -> None:
     """``work - amount · q``, in place."""
     if target.prior is None:
         work.sub_(amount / work.shape[1])
-    elif target.prior.ndim == 1:
-        work.sub_(amount * target.prior.view(1, -1, *[1] * (work.ndim - 2)))
     else:
-        rows = target.prior[target.classes].movedim(-1, 2)
-        by_label = isinstance(amount, Tensor) and amount.ndim > 1
-        work.sub_((rows * (amount.unsqueeze(2) if by_label else amount)).sum(1))  # type: ignore[union-attr]
+        rows = _rows_of_prior(work, target)
+        if not isinstance(amount, Tensor):
+            work.sub_(rows.squeeze(1) if rows.shape[1] == 1 else rows.sum(1), alpha=amount)
+        elif rows.shape[1] == 1:
+            work.addcmul_(amount.to(work.dtype), rows.squeeze(1), value=-1)
+        else:
+            work.sub_((rows * (amount.unsqueeze(2) if amount.ndim > 1 else amount)).sum(1))
 
 
 def add_labels(rows: Tensor, target: RowTargets, hard: Tensor | float) -> Tensor:

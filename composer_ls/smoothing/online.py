@@ -17,6 +17,8 @@ __all__ = ["online_prior", "right_predictions"]
 
 CHUNK = 1 << 20
 """Number of logits whose probabilities are held at once."""
+FEW = 1 << 14
+"""Number of logits up to which the CPU computes the probabilities of wrong predictions too, which takes less time than leaving them out."""
 
 
 def right_predictions(
@@ -63,7 +65,11 @@ def right_predictions(
     targets = target if isinstance(target, Sequence) else [target]
     right &= reduce(operator.or_, (_are_right(predicted, labels, logits, ignore_index) for labels in targets))
     for rows, found, counts in _chunks(x, predicted, right):
-        probabilities = torch.where(counts.unsqueeze(1), rows.float().softmax(1), 0)
+        if rows.device.type == "cpu" and rows.numel() > FEW:
+            some = counts.nonzero().squeeze(1)
+            probabilities, found = rows[some].float().softmax(1), found[some]
+        else:
+            probabilities = torch.where(counts.unsqueeze(1), rows.float().softmax(1), 0)
         if into.device.type == "cuda":  # index_add_() would add in an order that differs from run to run
             into.index_put_((found,), probabilities.to(into.dtype), accumulate=True)
         else:
