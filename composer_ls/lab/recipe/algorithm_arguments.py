@@ -79,6 +79,12 @@ def _wrong_arguments(name: str, arguments: Mapping[str, Any]) -> Iterator[tuple[
                 key,
                 f"{path} is {value!r}, but must be a number from 0 {top}, such as 0.1, or a schedule such as {schedule}",
             )
+        elif composers_own and key == "smoothing" and not isinstance(value, (int, float)):
+            yield (
+                key,
+                f"{path} is {value!r}, but Composer's own LabelSmoothing takes one number: give one, or leave out "
+                f"implementation: composer",
+            )
 
 
 def _is_positive(value: Any) -> bool:

@@ -59,6 +59,19 @@ def test_null_switches_an_algorithm_off():
             "algorithms.label_smoothing.implementation is 'timm', but must be composer_ls or composer",
         ),
         (
+            {
+                "label_smoothing": {
+                    "implementation": "composer",
+                    "smoothing": {"schedule": "linear", "start": 0, "end": 0.1},
+                }
+            },
+            "but Composer's own LabelSmoothing takes one number: give one, or leave out implementation: composer",
+        ),
+        (
+            {"label_smoothing": {"implementation": "composer", "smoothing": [0.1, 0.2]}},
+            r"smoothing is \[0.1, 0.2\], but Composer's own LabelSmoothing takes one number",
+        ),
+        (
             {"label_smoothing": {"implementation": "composer", "prior": "unigram"}},
             "unknown key algorithms.label_smoothing.prior: allowed are smoothing",
         ),
