@@ -19,7 +19,7 @@ from composer_ls.errors import InputError
 from composer_ls.smoothing import online_prior, right_predictions
 from composer_ls.target_smoothing import log
 
-__all__ = ["OnlineLabelSmoothing"]
+__all__ = ["OnlineLabelSmoothing", "free_memory"]
 
 LARGE = 4096
 """The number of classes from which the log says what the prior costs."""
@@ -128,10 +128,13 @@ class OnlineLabelSmoothing(LabelSmoothing):
         )
 
     def _end_epoch(self, state: State, logger: Logger) -> None:
-        sums = self._of_all_processes()
-        if sums is not None:
-            self.prior = online_prior(sums)
-            self._sums = torch.zeros_like(sums)
+        if self._sums is None:
+            return
+        if dist.get_world_size() > 1:
+            dist.all_reduce(self._sums)
+        self.prior = None  # frees it first
+        self.prior = online_prior(self._sums)
+        self._sums.zero_()
 
     def _of_all_processes(self) -> Tensor | None:
         """The sums over all processes; every process must call this."""
@@ -159,7 +162,7 @@ class OnlineLabelSmoothing(LabelSmoothing):
 
         """
         classes = logits.shape[1]
-        needed, free = 12 * classes**2, _free_memory(logits.device)
+        needed, free = 12 * classes**2, free_memory(logits.device)
         words = f"the prior of OnlineLabelSmoothing has a row for each of {classes:,} classes and takes {needed / 1e9:.1f} GB"
         if free is not None and needed > free:
             raise InputError(
@@ -176,8 +179,8 @@ class OnlineLabelSmoothing(LabelSmoothing):
         return f"{words}, to what the network predicts for each class"
 
 
-def _free_memory(device: torch.device) -> int | None:
-    """Bytes, if they are known."""
+def free_memory(device: torch.device) -> int | None:
+    """Free bytes, if they are known."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     meminfo = Path("/proc/meminfo")

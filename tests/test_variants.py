@@ -407,7 +407,7 @@ def test_errors_name_the_algorithm_that_the_user_gave():
 
 
 def test_a_prior_that_does_not_fit_in_memory_is_refused(monkeypatch):
-    monkeypatch.setattr(composer_ls.online_label_smoothing, "_free_memory", lambda device: 200)
+    monkeypatch.setattr(composer_ls.online_label_smoothing, "free_memory", lambda device: 200)
     with pytest.raises(
         InputError, match=r"a row for each of 5 classes and takes 0.0 GB .* only 0.0 GB are free on cpu"
     ):

@@ -16,7 +16,7 @@ from composer_ls.targets.fields import class_dim
 __all__ = ["online_prior", "right_predictions"]
 
 CHUNK = 1 << 20
-"""Number of logits whose probabilities are held at once."""
+"""Number of logits whose probabilities are held at once, and of entries of the prior that are computed at once."""
 FEW = 1 << 14
 """Number of logits up to which the CPU computes the probabilities of wrong predictions too, which takes less time than leaving them out."""
 
@@ -89,8 +89,15 @@ def online_prior(sums: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         prediction.
 
     """
-    counts = sums.sum(1, keepdim=True)  # a prediction sums to 1
-    return torch.where(counts == 0, 1 / sums.shape[1], sums / torch.where(counts == 0, 1, counts)).to(dtype)
+    prior = torch.empty_like(sums, dtype=dtype)
+    step = max(1, CHUNK // max(1, sums.shape[1]))  # for many classes, each (K, K) takes gigabytes
+    for first in range(0, len(sums), step):
+        some = sums[first : first + step]
+        counts = some.sum(1, keepdim=True)  # a prediction sums to 1
+        prior[first : first + step] = torch.where(
+            counts == 0, 1 / sums.shape[1], some / torch.where(counts == 0, 1, counts)
+        )
+    return prior
 
 
 def _are_right(predicted: Tensor, target: Tensor, logits: Tensor, ignore_index: int | None) -> Tensor:

@@ -82,6 +82,17 @@ def test_the_prior_is_the_mean_and_uniform_without_any_right_prediction():
     assert_close(online_prior(torch.eye(3)).sum(1), torch.ones(3))
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_the_prior_is_computed_in_parts(chunk, monkeypatch):
+    sums = torch.rand(7, 7, dtype=torch.float64)
+    sums[3] = 0
+    whole = online_prior(sums)
+    monkeypatch.setattr(online, "CHUNK", chunk)
+    torch.testing.assert_close(online_prior(sums), whole, rtol=0, atol=0)
+    torch.testing.assert_close(whole.sum(1), torch.ones(7))
+    assert whole[3].tolist() == [pytest.approx(1 / 7)] * 7
+
+
 def test_an_ignored_label_among_the_classes_does_not_count():
     logits = torch.tensor([[2.0, 0.0], [2.0, 0.0]])
     assert right_predictions(logits, torch.tensor([0, 0]), ignore_index=0).sum() == 0

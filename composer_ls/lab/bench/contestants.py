@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -26,7 +27,6 @@ SMOOTHING, MIXING = 0.1, 0.3
 GROUPS = ("composer_ls", "F.cross_entropy", "Composer", "torch.compile", "timm", "Liger-Kernel")
 HARD, SMOOTHED = "F.cross_entropy", "F.cross_entropy, smoothing"
 """The two implementations relative to which ratios are reported."""
-MOST_CLASSES = 4096
 
 
 @dataclass(frozen=True)
@@ -138,19 +138,26 @@ def _ours(shape: tuple[int, ...], device: str) -> Iterator[Contestant]:
 
 
 def _variants(shape: tuple[int, ...], device: str) -> Iterator[tuple[str, Callable[[Problem], Tensor]]]:
-    """The methods beyond one factor. Online label smoothing is left out where its prior, (K, K), is gigabytes."""
+    """The methods beyond one factor. Online label smoothing is left out where its prior and sums do not fit."""
     from composer_ls import cross_entropy, smooth_labels
+    from composer_ls.online_label_smoothing import free_memory
     from composer_ls.smoothing import max_suppression, online_prior, right_predictions, smooth_by_class
 
     factors = torch.full((shape[1],), SMOOTHING, device=device)
     yield "by_class", lambda p: cross_entropy(p.logits, smooth_by_class(p.logits, p.labels, factors))
     yield "max_sup", lambda p: cross_entropy(p.logits, max_suppression(p.logits, p.labels, SMOOTHING))
-    if shape[1] > MOST_CLASSES:
+    free = free_memory(torch.device(device))
+    if free is not None and 4 * 12 * shape[1] ** 2 > 3 * free:
         return
-    sums = torch.eye(shape[1], dtype=torch.float64, device=device) + 1 / shape[1]  # predictions are never 0
-    prior = online_prior(sums)
+
+    @cache  # made when it is measured
+    def tables() -> tuple[Tensor, Tensor]:
+        sums = torch.full((shape[1], shape[1]), 1 / shape[1], dtype=torch.float64, device=device)
+        sums.diagonal().add_(1)
+        return sums, online_prior(sums)
 
     def online(problem: Problem) -> Tensor:
+        sums, prior = tables()
         right_predictions(problem.logits, problem.labels, into=sums)
         return cross_entropy(problem.logits, smooth_labels(problem.logits, problem.labels, 0.5, prior=prior))
 
