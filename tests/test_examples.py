@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from comparison_support import make_comparison, make_run
 from PIL import Image
 
 from composer_ls.lab.commands.cli import main
@@ -48,6 +49,36 @@ def test_table_3_takes_the_row_of_translation_from_figure_4(monkeypatch):
     assert (
         rows["translation, smoothing 0.1, scaled"]["temperature"] == numbers["fitted"]["smoothing 0.1"]["temperature"]
     )
+
+
+def table_3_of(folder, out, monkeypatch):
+    for file in folder.rglob("result.json"):
+        metrics = {"accuracy": 0.8, "ece": 0.1, "nll": float(file.parent.name == "0")}
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"metrics": metrics}))
+    monkeypatch.syspath_prepend(EXAMPLES / "paper")
+    monkeypatch.delitem(sys.modules, "support", raising=False)  # the tests' own
+    run("paper/table3_calibration.py", "--runs", folder, "--out", out, monkeypatch=monkeypatch)
+    (file,) = out.glob("*.json")
+    return json.loads(file.read_text())
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_table_3_takes_the_factors_that_all_seeds_of_a_comparison_have(seeds, tmp_path, monkeypatch):
+    make_comparison(tmp_path / "runs", (0.0, 0.1, 0.2), seeds)
+    make_run(tmp_path / "runs" / "0.05", 0.05, seeds)  # of a seed that lacks the others
+    alone = table_3_of(tmp_path / "runs", tmp_path / "alone", monkeypatch)
+    assert alone["seeds"] == list(range(seeds))
+    assert {"hard", "smoothing 0.1", "smoothing 0.2"} == {name for name in alone["table"] if "scaled" not in name}
+    for seed in range(seeds):
+        method = ("algorithms.label_smoothing=null", "algorithms.max_sup={strength: 0.1}")
+        make_run(tmp_path / "runs" / f"another-{seed}", 0.0, seed, *method, better=9)
+    assert table_3_of(tmp_path / "runs", tmp_path / "with another method", monkeypatch) == alone
+
+
+def test_table_3_refuses_runs_that_differ_in_more_than_smoothing(tmp_path, monkeypatch):
+    make_comparison(tmp_path / "runs", settings=((), ("duration=3ep",)))
+    with pytest.raises(SystemExit, match="0-0.0/0 and .*1-0.0/0 differ in more than smoothing and seed"):
+        table_3_of(tmp_path / "runs", tmp_path / "out", monkeypatch)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 COMPARISONS = {
     "digits-mlp": ("digits, perceptron (10 seeds)", "#0072b2", "o", -1),
     "digits-cnn": ("digits, convolutions (10 seeds)", "#d55e00", "s", 0),
-    "cifar10": ("CIFAR-10 (JPEG), ResNet-20, 2 epochs (3 seeds)", "#009e73", "D", 1),
+    "cifar10-small-data": ("CIFAR-10 (JPEG), ResNet-20, 4,500 images (3 seeds)", "#009e73", "D", 1),
 }
 PANELS = {
     "accuracy": ("accuracy", "points", 100),
@@ -28,6 +28,7 @@ def differences(folder, metric):
     """Smoothing, difference and its interval, one tuple per factor."""
     with (folder / "summary.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["metric"] == metric and row["difference"]]
+    rows = [row for row in rows if row["part"] == "test" and row["setting"] in ("", "label_smoothing")]
     keys = ("smoothing", "difference", "difference_low", "difference_high")
     return sorted(tuple(float(row[key]) for key in keys) for row in rows)
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from composer_ls.lab.compare.measured_runs import read_runs
 from composer_ls.lab.compare.statistics import holm, interval_of_mean, paired_p_value
+from composer_ls.lab.recipe.methods import amount_of
 
 MEASURES = {
     "train/relative_spread": "spread within classes, over the distance between them",
@@ -61,12 +62,15 @@ def main():
     """Read the runs, and print and plot what they say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
+    parser.add_argument("--amount", type=float, default=0.1, help="factor or strength of every method (default: 0.1)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "digits-mlp-methods")
     arguments = parser.parse_args()
     runs, _ = read_runs(arguments.runs)
     values = {method: {} for method in METHODS}
     for run in runs:
-        values[run.recipe.method or "none"][run.recipe.seed] = measured(run)
+        method = run.recipe.method
+        if method is None or amount_of(method, run.recipe.algorithms[method]) == arguments.amount:
+            values[method or "none"][run.recipe.seed] = measured(run)
     seeds = sorted(set.intersection(*(set(by_seed) for by_seed in values.values())))
     means, differences = {}, {}
     for measure in MEASURES:

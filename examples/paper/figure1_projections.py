@@ -37,7 +37,7 @@ def main():
         triples = {"three that differ": (0, 1, 2), "two alike and one other": (3, 5, 0)}
         watch = "diagnostics={examples: 5000}"
     if opts.runs:
-        runs = finished_runs(opts, SMOOTHING)
+        runs = finished_runs(opts)
     else:
         runs = run_all(
             opts,

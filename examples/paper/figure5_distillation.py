@@ -34,8 +34,8 @@ def main():
         temperatures = TEMPERATURES
     baselines, factors = {}, FACTORS
     if opts.runs:
-        factors, temperatures = FACTORS_OF_RUNS, (1, 2, 4)
-        there = finished_runs(opts, factors)
+        there, temperatures = finished_runs(opts, more=FACTORS_OF_RUNS), (1, 2, 4)
+        factors = sorted({smoothing for smoothing, _ in there})
         teachers = {("teacher", *key): run for key, run in there.items()}
         baselines = {("baseline", smoothing, 0, seed): run for (smoothing, seed), run in there.items()}
         recipe = there[0.0, opts.seeds[0]].folder / "recipe.yaml"

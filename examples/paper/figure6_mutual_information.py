@@ -27,7 +27,7 @@ def main():
         recipe = ("cifar10-resnet56", "eval_interval=5ep")
         measure = "{classes: [0, 5], examples: 600}"  # airplanes and dogs
     if opts.runs:
-        runs = finished_runs(opts, tuple(SMOOTHING))
+        runs = finished_runs(opts)
     else:
         runs = run_all(
             opts,

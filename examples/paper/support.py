@@ -13,6 +13,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from composer_ls.lab.compare.statistics import interval_of_mean
@@ -73,20 +74,41 @@ def options(script, description, **own):
     return opts
 
 
-def finished_runs(opts, factors):
-    """The runs in the folder that --runs names, by smoothing and seed; ``opts.seeds`` become those that have every factor."""
-    found = {}
+def finished_runs(opts, needed=(0.0, 0.1), more=()):
+    """The runs in the folder that --runs names, by smoothing and seed; ``opts.seeds`` become those that have every factor.
+
+    Args:
+        opts: The options.
+        needed: The factors without which there is nothing to show.
+        more: Factors that are taken too, if every one of these seeds has them.
+
+    Raises:
+        SystemExit: No seed has the factors, or runs differ in more than smoothing and seed.
+
+    """
+    found, folders = {}, {}
     for file in sorted(opts.runs.rglob("result.json")):
-        result = json.loads(file.read_text(encoding="utf-8"))
-        found[result["smoothing"], result["seed"]] = Run(file.parent, result)
-    complete = sorted({seed for _, seed in found if all((factor, seed) in found for factor in factors)})
+        recipe = yaml.safe_load((file.parent / "recipe.yaml").read_text(encoding="utf-8"))
+        algorithms, seed = recipe["algorithms"], recipe.pop("seed")
+        arguments = algorithms.pop("label_smoothing", None)
+        smoothing = 0.0 if arguments is None else arguments.pop("smoothing", 0.1)
+        if "max_sup" in algorithms or "online_label_smoothing" in algorithms or not isinstance(smoothing, (int, float)):
+            continue  # another method, in a comparison of several
+        algorithms["label_smoothing"] = arguments or {}
+        found[smoothing, seed] = Run(file.parent, json.loads(file.read_text(encoding="utf-8")))
+        folders.setdefault(json.dumps(recipe, sort_keys=True), file.parent)
+    if len(folders) > 1:
+        first, second, *_ = folders.values()
+        raise SystemExit(f"{first} and {second} differ in more than smoothing and seed: use another --runs")
+    complete = sorted({seed for _, seed in found if all((factor, seed) in found for factor in needed)})
     opts.seeds = complete[: opts.most_seeds]
     if not opts.seeds:
-        wanted = ", ".join(f"{factor:g}" for factor in factors)
+        wanted = ", ".join(f"{factor:g}" for factor in needed)
         raise SystemExit(
             f"{opts.runs} holds no seed whose runs with smoothing {wanted} are finished: use another --runs"
         )
-    opts.stem = f"{opts.name}-{found[factors[0], opts.seeds[0]].result['name']}"
+    opts.stem = f"{opts.name}-{found[needed[0], opts.seeds[0]].result['name']}"
+    factors = sorted({*needed, *(factor for factor in more if all((factor, seed) in found for seed in opts.seeds))})
     return {(factor, seed): found[factor, seed] for factor in factors for seed in opts.seeds}
 
 
@@ -167,8 +189,9 @@ def mean(values):
 
 
 def shown(summary, digits=3):
-    """A mean and half its interval as text."""
-    return f"{summary['mean']:.{digits}f} ± {(summary['high'] - summary['low']) / 2:.{digits}f}"
+    """A mean and half its interval as text; the mean alone if there is one seed."""
+    text = f"{summary['mean']:.{digits}f}"
+    return text if len(summary["values"]) == 1 else f"{text} ± {(summary['high'] - summary['low']) / 2:.{digits}f}"
 
 
 def save(opts, figure, numbers):
