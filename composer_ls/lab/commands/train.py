@@ -169,13 +169,13 @@ def _show_result(console: Console, result: Mapping[str, Any], report: TaskReport
 def _calibration(report: TaskReport, folder: RunFolder) -> str:
     """Whether the network is over- or under-confident, in a sentence; "" if its predictions cannot be read."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     from composer_ls.lab.compare.measured_runs import HELD_OUT
     from composer_ls.lab.report.calibration_words import calibration_in_words
+    from composer_ls.lab.run_folder.files import read_tensors
 
     try:
-        predictions = load_file(folder.predictions_file)
+        predictions = read_tensors(folder.predictions_file)
         test = {name: tensor for name, tensor in predictions.items() if not name.startswith(HELD_OUT)}
         return calibration_in_words(report.bins(test), f"test {report.counted}")
     except (OSError, SafetensorError, ValueError, LookupError, TypeError):

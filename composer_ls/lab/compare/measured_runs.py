@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from composer_ls.diagnostics.calibration import ReliabilityBins
@@ -19,6 +18,7 @@ from composer_ls.errors import RunFolderError
 from composer_ls.lab.compare.log import last_words
 from composer_ls.lab.recipe.recipe import Recipe
 from composer_ls.lab.run_folder.claim import claimant
+from composer_ls.lab.run_folder.files import read_tensors
 from composer_ls.lab.run_folder.folder import RunFolder, read_recipe
 from composer_ls.lab.tasks.metric import STEP_TIME, Predictions
 from composer_ls.lab.tasks.registry import task_report
@@ -150,7 +150,7 @@ def read_run(folder: Path, recipe: Recipe) -> Run:
     if result.get("diverged") or not all(_is_finite(value) for value in result["metrics"].values()):
         raise LeftOut(folder, f"it diverged: {result.get('divergence') or 'its numbers are not finite'}")
     try:
-        predictions = load_file(files.predictions_file)
+        predictions = read_tensors(files.predictions_file)
         held_out = {name.removeprefix(HELD_OUT): one for name, one in predictions.items() if name.startswith(HELD_OUT)}
         test = {name: one for name, one in predictions.items() if not name.startswith(HELD_OUT)}
         parts = {"test": _scores(task, test, result["metrics"], result)}

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from composer_ls.errors import RunFolderError
 from composer_ls.lab.images.preprocessing import Preprocessing
 from composer_ls.lab.recipe.recipe import Recipe
+from composer_ls.lab.run_folder.files import read_tensors
 from composer_ls.lab.run_folder.folder import RunFolder, read_recipe
 from composer_ls.lab.tasks.classification.report import best_temperature
 from composer_ls.lab.tasks.registry import task_class
@@ -57,7 +57,7 @@ class LoadedRun:
             return None if value is None else float(value)
         file = RunFolder(self.folder, self.recipe).predictions_file
         try:
-            predictions = load_file(file)
+            predictions = read_tensors(file)
         except (OSError, SafetensorError) as error:
             raise RunFolderError(
                 f"the temperature of {self.folder} cannot be fitted, because {file.name} cannot be read ({error}): "
@@ -178,7 +178,7 @@ def _preprocessing(path: Path, recipe: Recipe, result: Mapping[str, Any]) -> Pre
 def _weights(files: RunFolder) -> dict[str, Tensor]:
     if files.weights_file.is_file():
         try:
-            return load_file(files.weights_file)
+            return read_tensors(files.weights_file)
         except (OSError, SafetensorError) as error:
             raise RunFolderError(
                 f"{files.weights_file} cannot be read ({error}): {_train_again(files.path)}"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,6 +16,7 @@ from composer_ls.diagnostics.inspection import Penultimate
 from composer_ls.errors import DiagnosticsError, InputError, RunFolderError
 from composer_ls.lab.compare.settings import names_of_settings
 from composer_ls.lab.recipe.recipe import Recipe
+from composer_ls.lab.run_folder.files import read_tensors
 from composer_ls.lab.run_folder.folder import RunFolder, read_recipe
 from composer_ls.lab.tasks.classification.schema import Diagnostics
 
@@ -124,8 +124,8 @@ def _read(folder: Path) -> Diagnosed:
             f"the run in {folder} is not finished: composer-ls train {files.recipe_file} --out {folder} continues it"
         )
     try:
-        predictions = load_file(files.predictions_file)
-        features = load_file(files.features_file) if files.features_file.is_file() else {}
+        predictions = read_tensors(files.predictions_file)
+        features = read_tensors(files.features_file) if files.features_file.is_file() else {}
         return Diagnosed(folder, recipe, result, predictions["logits"], predictions["labels"], features)
     except (OSError, SafetensorError, KeyError) as error:
         raise RunFolderError(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import math
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,6 +24,7 @@ from composer_ls.errors import InputError, RunFolderError
 __all__ = [
     "disk_error",
     "finite",
+    "read_tensors",
     "replacing",
     "told_if_disk_fails",
     "told_if_unwritable",
@@ -28,6 +32,9 @@ __all__ = [
     "write_tensors",
     "write_text",
 ]
+
+CHECKSUM = "composer_ls.checksum"
+"""The checksum's name in the metadata of a safetensors file."""
 
 
 def finite(content: Any) -> Any:
@@ -53,13 +60,35 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file atomically."""
+    """Write a safetensors file atomically, with a checksum in its metadata."""
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()},
-            temporary,
-            None if metadata is None else dict(metadata),
-        )
+        save_file(whole, temporary, {**(metadata or {}), CHECKSUM: json.dumps(_checksum(whole))})
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Their checksum is compared, if :func:`write_tensors` wrote the file.
+
+    Raises:
+        OSError: It cannot be read.
+        SafetensorError: It is damaged.
+
+    """
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        written = (file.metadata() or {}).get(CHECKSUM)
+    if written is not None and written != json.dumps(_checksum(tensors)):
+        raise SafetensorError(f"the checksum of {path.name} is wrong: it was damaged after it was written")
+    return tensors
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    value = 0
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)  # 1 GB a second and more
+    return f"{value:08x}"
 
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:

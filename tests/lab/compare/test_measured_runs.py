@@ -90,6 +90,16 @@ def test_a_run_that_diverged_is_left_out_whatever_its_task(tmp_path, recipe, met
     assert [one.reason for one in left_out] == [f"its {metric} is not finite: the run diverged"]
 
 
+def test_a_run_with_a_damaged_byte_in_its_predictions_is_left_out(tmp_path):
+    file = make_run(tmp_path / "run") / "predictions.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1  # of a logit or a label
+    file.write_bytes(content)
+    assert reasons(tmp_path) == {
+        "run": "its files cannot be used: the checksum of predictions.safetensors is wrong: it was damaged after it was written"
+    }
+
+
 def test_a_result_without_what_is_needed_is_left_out(tmp_path):
     folder = make_run(tmp_path / "run")
     result = json.loads((folder / "result.json").read_text())

@@ -10,10 +10,12 @@ import zipfile
 import pytest
 import torch
 import yaml
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from composer_ls.errors import RunFolderError
 from composer_ls.lab.recipe.reading import load_recipe
-from composer_ls.lab.run_folder.files import write_folder
+from composer_ls.lab.run_folder.files import read_tensors, write_folder, write_tensors
 from composer_ls.lab.run_folder.folder import RunFolder, read_recipe
 
 
@@ -181,3 +183,35 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
     assert [file.name for file in tmp_path.rglob("*")] == ["model", "new"]
     (tmp_path / "other").touch()
     assert (tmp_path / "model" / "new").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_damaged_byte_of_tensors_is_never_read(tmp_path):
+    file = tmp_path / "some.safetensors"
+    tensors = {
+        "logits": torch.tensor([[0.5, -1.25]], dtype=torch.bfloat16).expand(2, 2),
+        "labels": torch.tensor([1, 0]),
+        "a": torch.tensor(3.0),
+        "none": torch.zeros(0, 3),
+    }
+    write_tensors(file, tensors, {"classes": '["cat", "dog"]'})
+    whole = file.read_bytes()
+    assert all(torch.equal(tensors[name], read) for name, read in read_tensors(file).items())
+    refused = 0
+    for place in range(len(whole)):
+        for bit in (1, 16, 128):
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+            try:
+                found = read_tensors(file)
+            except SafetensorError:
+                refused += 1
+            else:  # only what it says about itself is damaged
+                assert found.keys() == tensors.keys()
+                assert all(torch.equal(tensors[name], read) for name, read in found.items())
+    assert refused > 2 * len(whole)
+
+
+def test_tensors_without_a_checksum_are_read(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "old.safetensors")
+    save_file({"a": torch.ones(2)}, tmp_path / "others.safetensors", {"checksum": "of another program"})
+    for name in ("old", "others"):
+        assert torch.equal(read_tensors(tmp_path / f"{name}.safetensors")["a"], torch.ones(2))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from composer_ls.errors import RecipeError
 from composer_ls.lab.images.preprocessing import Preprocessing
+from composer_ls.lab.run_folder.files import read_tensors
 
 __all__ = ["fit_weights", "preprocessing_in", "read_weights", "weights_metadata"]
 
@@ -44,8 +45,7 @@ def read_weights(file: str) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
         raise RecipeError(f"model.weights={file}: there is no file {path.absolute()}")
     try:
         if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as opened:
-                weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            weights = read_tensors(path)
             classes = _metadata(path).get("classes")
             return weights, None if classes is None else tuple(classes)
         content = torch.load(path, map_location="cpu", weights_only=True)
