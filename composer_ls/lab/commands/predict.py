@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -73,6 +74,9 @@ def predict(
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     if calibrated:
         errors.print(f"temperature {temperature:.4g}, fitted on the {loaded.fitted_on} images of the run")
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")  # a file's name may be any bytes
     paths: Iterable[str] = image_paths(images, sys.stdin)
     if "-" not in images:
         names = list(paths)  # so that a folder without images is told before anything is written
@@ -104,10 +108,16 @@ def _stream(out: Path | None) -> Iterator[TextIO]:
     if out is None:
         yield sys.stdout
         return
+    from composer_ls.lab.run_folder.files import replacing
+
     out = out.expanduser()  # which a shell does not in --out=~/x.csv
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:  # any file's name
-            yield file
+        with contextlib.ExitStack() as stack:
+            place = out
+            if out.is_file() or not out.exists():  # not a folder, which is an error, nor a pipe
+                place = stack.enter_context(replacing(out.resolve()))  # all of it or nothing, also if this is killed
+            with place.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:  # any file's name
+                yield file
     except OSError as error:
         raise InputError(f"--out {out} cannot be written ({error.strerror or error}): choose another file") from error

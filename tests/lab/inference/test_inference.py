@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ import composer_ls
 from composer_ls.diagnostics.calibration import fit_temperature
 from composer_ls.errors import DataNotFoundError, InputError, MissingPackageError, RunFolderError
 from composer_ls.lab.commands.cli import main
-from composer_ls.lab.inference import exporting
+from composer_ls.lab.inference import exporting, predictions
 from composer_ls.lab.inference.exporting import export
 from composer_ls.lab.inference.image_paths import image_paths
 from composer_ls.lab.recipe.reading import load_recipe
@@ -206,6 +207,52 @@ def test_a_name_that_is_not_utf8_is_written_as_it_is(photos, tmp_path, kind):
     shutil.copy(tree / "bright" / "0.png", name)
     _finished(["predict", str(run), os.fsdecode(name), "--out", str(tmp_path / f"x.{kind}")])
     assert name in (tmp_path / f"x.{kind}").read_bytes()
+
+
+def test_a_name_that_is_not_utf8_is_read_and_written_by_standard_streams(photos, tmp_path, monkeypatch):
+    tree, run = photos
+    name = os.fsencode(tmp_path) + b"/\xff.png"
+    shutil.copy(tree / "bright" / "0.png", name)
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(name + b"\n"), encoding="utf-8"))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="utf-8"))
+    _finished(["predict", str(run), "-"])
+    assert name in out.getvalue()
+
+
+@pytest.mark.parametrize("before", [None, "of before"])
+def test_predictions_that_are_interrupted_leave_the_file_as_it_was(photos, tmp_path, monkeypatch, before):
+    tree, run = photos
+    out, link = tmp_path / "x.csv", tmp_path / "link.csv"
+    link.symlink_to(out)
+    if before:
+        out.write_text(before)
+
+    def interrupted(*args, **named):
+        yield from itertools.islice(predict(*args, **named), 1)
+        raise KeyboardInterrupt
+
+    predict = predictions.predict
+    monkeypatch.setattr(predictions, "predict", interrupted)
+    for place in (out, link):
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            main(["predict", str(run), str(tree / "bright"), "--out", str(place)])
+        assert [file.name for file in tmp_path.iterdir() if not file.is_symlink()] == (["x.csv"] if before else [])
+        assert before is None or out.read_text() == before
+    monkeypatch.setattr(predictions, "predict", predict)
+    _finished(["predict", str(run), str(tree / "bright"), "--out", str(link)])
+    assert link.is_symlink()
+    assert out.read_text().count("\n") > 1
+
+
+def test_predictions_go_to_a_pipe(photos, tmp_path):
+    tree, run = photos
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    _finished(["predict", str(run), str(tree / "bright" / "0.png"), "--out", str(pipe)])
+    assert os.read(reader, 10_000).count(b"\n") == 2
+    os.close(reader)
 
 
 def test_calibrated_predictions_are_scaled_by_the_temperature_that_is_told(digits, tmp_path, capsys):
