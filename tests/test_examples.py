@@ -81,6 +81,55 @@ def test_table_3_refuses_runs_that_differ_in_more_than_smoothing(tmp_path, monke
         table_3_of(tmp_path / "runs", tmp_path / "out", monkeypatch)
 
 
+def diagnosed_run(folder, algorithm, seed, spread):
+    """A run whose diagnostics, but for the first of them, are ``spread``."""
+    make_run(folder, 0.0, seed, f"algorithms={{{algorithm}}}")
+    names = ("train/relative_spread", "train/nc1", "train/simplex_deviation", "train/equivalent_smoothing")
+    with (folder / "metrics.jsonl").open("a") as file:
+        for epoch, value in ((31, 9.0), (32, spread)):
+            line = {f"diagnostics/{name}": value for name in (*names, "test/relative_spread")}
+            file.write(json.dumps(line | {"epoch": epoch, "batch": epoch}) + "\n")
+
+
+def test_the_methods_of_one_amount_are_compared_seed_by_seed(tmp_path, monkeypatch, capsys):
+    methods = {
+        "": 0.5, "label_smoothing: {smoothing: 0.1}": 0.2, "max_sup: {strength: 0.1}": 0.3,
+        "online_label_smoothing: {smoothing: 0.1}": 0.4,
+    }  # fmt: skip
+    for seed in range(3):
+        for place, (method, spread) in enumerate(methods.items()):
+            diagnosed_run(tmp_path / "runs" / f"{place}-{seed}", method, seed, spread + seed / 100)
+        diagnosed_run(tmp_path / "runs" / f"other-{seed}", "label_smoothing: {smoothing: 0.2}", seed, 7.0)
+    diagnosed_run(tmp_path / "runs" / "alone", "max_sup: {strength: 0.1}", 3, 7.0)  # of a seed that the others lack
+    run("benchmarks/methods.py", tmp_path / "runs", "--out", tmp_path, monkeypatch=monkeypatch)
+    found = json.loads((tmp_path / "features.json").read_text())
+    assert found["seeds"] == [0, 1, 2]
+    assert found["means"]["train/nc1 of label_smoothing"][0] == pytest.approx(0.21)
+    difference = found["differences"]["train/nc1: max_sup minus label_smoothing"]
+    assert difference["interval"] == [pytest.approx(0.1)] * 3
+    assert (tmp_path / "features.png").stat().st_size > 10_000
+    assert "| neural collapse (NC1; 0 is collapsed) | 0.510 | 0.210 | 0.310 | 0.410 |" in capsys.readouterr().out
+
+
+def test_the_picture_of_what_smoothing_changed_is_of_the_test_part_and_label_smoothing(tmp_path):
+    picture = runpy.run_path(str(EXAMPLES / "benchmarks" / "does_it_help.py"))
+    for name in picture["COMPARISONS"]:
+        points = picture["differences"](EXAMPLES / "benchmarks" / name, "accuracy")
+        assert len({factor for factor, *_ in points}) == len(points) > 0
+        assert all(low <= difference <= high for _, difference, low, high in points)
+    columns = "setting,smoothing,part,metric,difference,difference_low,difference_high\n"
+    rows = [
+        f"{setting},0.1,{part},ece,{value},0,1\n"
+        for setting, part, value in (
+            ("max_sup", "test", 1),
+            ("label_smoothing", "test", 2),
+            ("label_smoothing", "validation", 3),
+        )
+    ]
+    (tmp_path / "summary.csv").write_text(columns + "".join(rows))
+    assert picture["differences"](tmp_path, "ece") == [(0.1, 2, 0, 1)]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_figures_end_with_a_sentence_if_one_of_their_jobs_is_killed(monkeypatch):
