@@ -12,15 +12,16 @@ import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
 COMPARISONS = {
-    "digits-mlp": ("digits, perceptron (10 seeds)", "#0072b2", "o", -1),
-    "digits-cnn": ("digits, convolutions (10 seeds)", "#d55e00", "s", 0),
-    "cifar10-small-data": ("CIFAR-10 (JPEG), ResNet-20, 4,500 images (3 seeds)", "#009e73", "D", 1),
+    "cifar10-small-data": ("ResNet-20, 4,500 images of CIFAR-10, over-confident (3 seeds)", "#009e73", "D", 1),
+    "digits-mlp": ("digits, perceptron, calibrated (10 seeds)", "#0072b2", "o", -1),
+    "digits-cnn": ("digits, convolutions, calibrated (10 seeds)", "#d55e00", "s", 0),
 }
 PANELS = {
     "accuracy": ("accuracy", "points", 100),
     "ece": ("calibration error", "ECE", 1),
     "ece_scaled": ("the same after temperature scaling", "ECE", 1),
     "nll": ("negative log likelihood", "nats", 1),
+    "aurc": ("risk over coverage", "AURC", 1),
 }
 
 
@@ -36,7 +37,7 @@ def differences(folder, metric):
 def main():
     """Draw one panel per metric."""
     plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
-    figure, panels = plt.subplots(1, 4, figsize=(13, 3.5), layout="constrained")
+    figure, panels = plt.subplots(1, len(PANELS), figsize=(15, 3.5), layout="constrained")
     for axes, (metric, (title, unit, scale)) in zip(panels, PANELS.items(), strict=True):
         axes.axhline(0, color="#999999", linewidth=1)
         better = "higher" if metric == "accuracy" else "lower"
@@ -47,7 +48,8 @@ def main():
             points = differences(HERE / name, metric)
             x = [factor * 1.04**shift for factor, *_ in points]
             y, low, high = ([scale * point[index] for point in points] for index in (1, 2, 3))
-            axes.plot(x, y, color=color, marker=marker, markersize=5, linewidth=1.5, label=label)
+            size = 5 if len(points) > 1 else 8
+            axes.plot(x, y, color=color, marker=marker, markersize=size, linewidth=1.5, label=label)
             axes.vlines(x, low, high, color=color, linewidth=1.5)
         axes.set_xscale("log")
         axes.set_xticks([0.02, 0.05, 0.1, 0.2, 0.4], ["0.02", "0.05", "0.1", "0.2", "0.4"])
