@@ -21,19 +21,18 @@ VECTOR = 16
 
 
 def fits(logits: Tensor, target: RowTargets) -> bool:
-    """Whether :func:`small_loss` takes this: small logits on the CPU, and rows that differ only in their labels."""
+    """Whether :func:`small_loss` takes this: small logits on the CPU, and a target without zeros, or hard labels."""
     if logits.numel() > LIMIT or logits.device.type != "cpu" or target.ignored is not None:
         return False
-    soft, prior = target.soft, target.prior
-    if prior is not None:
-        if prior.numel() > LIMIT or target.classes.shape[1] > FEW or (prior.ndim == 1 and isinstance(soft, Tensor)):
-            return False
-        return soft is not None and _is_positive(soft) and _is_positive(prior)
-    if isinstance(soft, Tensor) or isinstance(target.mass, Tensor):
+    soft, prior, hard = target.soft, target.prior, target.hard
+    if prior is not None and (prior.numel() > LIMIT or target.classes.shape[1] > FEW):
+        return False
+    if prior is not None or isinstance(soft, Tensor):
+        return soft is not None and _is_positive(soft) and (prior is None or _is_positive(prior))
+    if isinstance(target.mass, Tensor):
         return False
     if soft:
         return _is_positive(soft)
-    hard = target.hard
     return hard != 0 if not isinstance(hard, Tensor) else hard.numel() <= FEW and 0 not in hard.flatten().tolist()
 
 
@@ -49,14 +48,14 @@ def small_loss(logits: Tensor, target: RowTargets, scale: float, by_row: bool) -
     if classes.shape[1] == 1 and not isinstance(hard, Tensor) and not target.soft:
         reduction = "none" if by_row else "sum"  # with NO_LABEL, a class of -100 is an error here too
         return F.cross_entropy(x, classes.squeeze(1), ignore_index=NO_LABEL, reduction=reduction) * -hard
-    rows = _by_prior(x, target, -scale)
+    rows = _by_row(x, target, -scale)
     dim = 1
     if x.ndim == 2 and x.shape[1] < VECTOR:  # neighbours in memory are then the same class of different rows
         dim, x, classes = 0, x.t(), classes.t()
         hard = hard.t() if isinstance(hard, Tensor) else hard
         rows = None if rows is None else rows.t()
     log_probabilities = torch.log_softmax(x, dim)
-    if rows is None and target.soft:  # uniform
+    if rows is None and target.soft:
         rows = torch.full(x.shape, -scale * float(target.soft) / x.shape[dim], dtype=x.dtype)
     if rows is None:
         products = log_probabilities.gather(dim, classes) * hard
@@ -66,14 +65,16 @@ def small_loss(logits: Tensor, target: RowTargets, scale: float, by_row: bool) -
     return products.sum(dim) if by_row else products.sum()
 
 
-def _by_prior(x: Tensor, target: RowTargets, scale: float) -> Tensor | None:
-    """``scale`` times the mass that a prior gives to every class of every row, in new memory; ``None`` without a prior."""
+def _by_row(x: Tensor, target: RowTargets, scale: float) -> Tensor | None:
+    """``scale`` times the mass that is moved to every class of every row, in new memory; ``None`` if all of it is the same."""
     prior, soft = target.prior, target.soft
-    if prior is None or soft is None:
+    if soft is None:
         return None
     soft = soft * scale
+    if prior is None:
+        return (soft / x.shape[1]).expand(x.shape).clone() if isinstance(soft, Tensor) else None
     if prior.ndim == 1:
-        return (prior * soft).view(1, -1, *[1] * (x.ndim - 2)).expand(x.shape).clone()
+        return (prior.view(1, -1, *[1] * (x.ndim - 2)) * soft).expand(x.shape).clone()
     each = prior[target.classes] * (soft.unsqueeze(-1) if isinstance(soft, Tensor) else soft)  # (N, J, S, K)
     rows = each.squeeze(1) if each.shape[1] == 1 else each.sum(1)
     return rows if x.ndim == 2 else rows.movedim(-1, 1)
