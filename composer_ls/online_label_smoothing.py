@@ -19,10 +19,12 @@ from composer_ls.errors import InputError
 from composer_ls.smoothing import online_prior, right_predictions
 from composer_ls.target_smoothing import log
 
-__all__ = ["OnlineLabelSmoothing", "free_memory"]
+__all__ = ["BYTES", "OnlineLabelSmoothing", "free_memory"]
 
 LARGE = 4096
 """The number of classes from which the log says what the prior costs."""
+BYTES = 12
+"""What the prior, in float32, and its sums, in float64, take for each pair of classes."""
 
 
 class OnlineLabelSmoothing(LabelSmoothing):
@@ -162,7 +164,7 @@ class OnlineLabelSmoothing(LabelSmoothing):
 
         """
         classes = logits.shape[1]
-        needed, free = 12 * classes**2, free_memory(logits.device)
+        needed, free = BYTES * classes**2, free_memory(logits.device)
         words = f"the prior of OnlineLabelSmoothing has a row for each of {classes:,} classes and takes {needed / 1e9:.1f} GB"
         if free is not None and needed > free:
             raise InputError(

@@ -43,6 +43,7 @@ __all__ = [
     "compute_dtype",
     "forced",
     "has_triton",
+    "sum_components",
 ]
 
 KERNELS = ("eager", "triton", "composite")
@@ -95,6 +96,15 @@ class RowTargets(NamedTuple):
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of sums and weights: float64 for float64 logits, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def sum_components(field: Tensor | float, components: int, dim: int = 1) -> Tensor | float:
+    """The sum over J of a field that is a number, the same for all components, or one for each; keeps the dimension."""
+    if components == 1:
+        return field
+    if not isinstance(field, Tensor) or field.shape[dim] == 1:
+        return field * components
+    return field.sum(dim, keepdim=True)
 
 
 def forced() -> str | None:

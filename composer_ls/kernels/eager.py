@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from composer_ls.kernels import FEW, RowTargets, compute_dtype
+from composer_ls.kernels import FEW, RowTargets, compute_dtype, sum_components
 
 __all__ = ["loss_rows"]
 
@@ -108,7 +108,9 @@ def _as_they_are(x: Tensor, label: Tensor, target: RowTargets, work: Tensor) -> 
     if target.classes.shape[1] > 1:
         losses.sub_(_sum(_times(target.hard, x.gather(1, target.classes).sub_(label))))
     if taken is not None and target.soft is not None:
-        moved = target.soft if target.prior is None else target.mass - _all_labels(target)  # Σ_j soft_j · Σ_k q(c_j)_k
+        moved = target.soft  # Σ_j soft_j · Σ_k q(c_j)_k
+        if target.prior is not None:
+            moved = target.mass - sum_components(target.hard, target.classes.shape[1])
         losses.sub_(_sum(taken).sub_(label * moved))
     return losses, left, math.isfinite(total.sum())
 
@@ -171,14 +173,6 @@ def _rows_of_prior(x: Tensor, target: RowTargets) -> Tensor:
     if prior.ndim == 1:
         return prior.view(1, 1, -1, *[1] * (x.ndim - 2))
     return prior[target.classes].movedim(-1, 2) if prior.ndim == 2 else prior
-
-
-def _all_labels(target: RowTargets) -> Tensor | float:
-    """``Σ_j hard_j``."""
-    hard, components = target.hard, target.classes.shape[1]
-    if isinstance(hard, Tensor) and hard.shape[1] == components:
-        return _sum(hard)
-    return hard * components
 
 
 def _prior_logits(x: Tensor, target: RowTargets, work: Tensor | None = None) -> Tensor:

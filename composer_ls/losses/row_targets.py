@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from composer_ls.kernels import FEW, RowTargets
+from composer_ls.kernels import FEW, RowTargets, sum_components
 from composer_ls.targets import SoftTargets
 from composer_ls.targets.fields import class_dim, host_number
 
@@ -152,9 +152,4 @@ def _known(value: Tensor | float, read: bool) -> Tensor | float:
 
 def _sum_components(field: Tensor | float, classes: Tensor) -> Tensor | float:
     dim = class_dim(classes)
-    components = classes.shape[dim]
-    if components == 1:
-        return field
-    if not isinstance(field, Tensor) or field.shape[dim] == 1:
-        return field * components
-    return field.sum(dim, keepdim=True)
+    return sum_components(field, classes.shape[dim], dim)

@@ -140,14 +140,14 @@ def _ours(shape: tuple[int, ...], device: str) -> Iterator[Contestant]:
 def _variants(shape: tuple[int, ...], device: str) -> Iterator[tuple[str, Callable[[Problem], Tensor]]]:
     """The methods beyond one factor. Online label smoothing is left out where its prior and sums do not fit."""
     from composer_ls import cross_entropy, smooth_labels
-    from composer_ls.online_label_smoothing import free_memory
+    from composer_ls.online_label_smoothing import BYTES, free_memory
     from composer_ls.smoothing import max_suppression, online_prior, right_predictions, smooth_by_class
 
     factors = torch.full((shape[1],), SMOOTHING, device=device)
     yield "by_class", lambda p: cross_entropy(p.logits, smooth_by_class(p.logits, p.labels, factors))
     yield "max_sup", lambda p: cross_entropy(p.logits, max_suppression(p.logits, p.labels, SMOOTHING))
     free = free_memory(torch.device(device))
-    if free is not None and 4 * 12 * shape[1] ** 2 > 3 * free:
+    if free is not None and 4 * BYTES * shape[1] ** 2 > 3 * free:
         return
 
     @cache  # made when it is measured

@@ -113,11 +113,9 @@ def _stream(out: Path | None) -> Iterator[TextIO]:
     out = out.expanduser()  # which a shell does not in --out=~/x.csv
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as stack:
-            place = out
-            if out.is_file() or not out.exists():  # not a folder, which is an error, nor a pipe
-                place = stack.enter_context(replacing(out.resolve()))  # all of it or nothing, also if this is killed
-            with place.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:  # any file's name
-                yield file
+        regular = out.is_file() or not out.exists()  # not a folder, which is an error, nor a pipe
+        writing = replacing(out.resolve()) if regular else contextlib.nullcontext(out)  # all or nothing, even if killed
+        with writing as place, place.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            yield file
     except OSError as error:
         raise InputError(f"--out {out} cannot be written ({error.strerror or error}): choose another file") from error

@@ -6,7 +6,6 @@ import hashlib
 import os
 import sys
 import warnings
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -21,7 +20,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from composer_ls.errors import DataNotFoundError
 from composer_ls.lab.images.image_files import read_image
-from composer_ls.lab.run_folder.files import replacing
+from composer_ls.lab.run_folder.files import crc32, replacing
 
 __all__ = ["cache_folder", "decoded"]
 
@@ -63,7 +62,7 @@ def decoded(root: Path, files: Sequence[str], size: int) -> Tensor:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with replacing(place) as temporary:
-            save_file({"images": images}, temporary, {"key": key, "checksum": _checksum(images)})
+            save_file({"images": images}, temporary, {"key": key, "checksum": f"{crc32(images):08x}"})
     except (OSError, SafetensorError) as error:
         warnings.warn(
             f"the decoded images of {root} cannot be cached in {place.parent} ({error}), so every run will decode them; "
@@ -93,13 +92,9 @@ def _read(place: Path, key: str) -> Tensor | None:
             if metadata.get("key") != key:
                 return None
             images = file.get_tensor("images")
-        return images if metadata.get("checksum") == _checksum(images) else None
+        return images if metadata.get("checksum") == f"{crc32(images):08x}" else None
     except (OSError, SafetensorError):  # missing, truncated or not a safetensors file
         return None
-
-
-def _checksum(images: Tensor) -> str:
-    return f"{zlib.crc32(images.numpy().data):08x}"  # 1 GB a second and more
 
 
 def _decode_all(files: Sequence[str], size: int) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor
 from composer_ls.errors import InputError, RunFolderError
 
 __all__ = [
+    "crc32",
     "disk_error",
     "finite",
     "read_tensors",
@@ -85,10 +86,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
     value = 0
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name]
         value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
-        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)  # 1 GB a second and more
+        value = crc32(tensor, value)
     return f"{value:08x}"
+
+
+def crc32(tensor: Tensor, value: int = 0) -> int:
+    """The checksum of a tensor's bytes, continued from ``value``."""
+    return zlib.crc32(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data, value)  # 1 GB a second and more
 
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:
