@@ -67,6 +67,7 @@ def do(arguments, output):
     file = os.open(output, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(file, stream)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # importing Composer has set both
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     main(arguments)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,8 +74,9 @@ def train(
     result = None if overwrite else folder.result()
     was_finished = result is not None
     if result is None or os.environ.get("WORLD_SIZE", "1") != "1":  # the other processes may not have the folder
-        from composer_ls.lab.training.stopping import StoppedInTraining
-        from composer_ls.lab.training.train import train as run  # imports Composer, which takes seconds
+        with _signal_handlers_kept():
+            from composer_ls.lab.training.stopping import StoppedInTraining
+            from composer_ls.lab.training.train import train as run  # imports Composer, which takes seconds
 
         bar = sys.stderr.isatty()
         try:
@@ -101,6 +105,20 @@ def train(
         raise SystemExit(1)
     for purpose, command in next_commands(recipe, overrides or [], resolved.smoothing, folder):
         console.print(Text(f"\n{purpose}:\n  {command}"), soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """Undo what importing Composer does to SIGINT and SIGTERM, unless a launcher started several processes.
+
+    Composer's handler raises SystemExit, which Python drops if the signal comes in a destructor, and it also replaces the
+    handler of a signal that is ignored.
+    """
+    alone = os.environ.get("WORLD_SIZE", "1") == "1" and threading.current_thread() is threading.main_thread()
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)} if alone else {}
+    yield
+    for one, handler in before.items():
+        signal.signal(one, handler)
 
 
 def next_commands(

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -105,3 +107,20 @@ def test_a_run_that_is_killed_after_the_last_checkpoint_of_an_epoch_has_one_line
             train(recipe, RunFolder(tmp_path, recipe), progress=False)
     train(recipe, RunFolder(tmp_path, recipe), progress=False)
     assert (tmp_path / "metrics.jsonl").read_text() == undisturbed[1]
+
+
+def test_the_command_keeps_signal_handlers_though_importing_composer_sets_both(tmp_path):
+    code = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+from composer_ls.lab.commands.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as ended:
+    assert not ended.code, ended.code
+assert "composer" in sys.modules
+assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN, signal.getsignal(signal.SIGINT)
+assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, signal.getsignal(signal.SIGTERM)
+"""
+    arguments = ["train", "digits-mlp", "duration=1ba", "checkpoints.interval=1ep", "--out", str(tmp_path / "run")]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True)
