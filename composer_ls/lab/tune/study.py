@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import optuna
@@ -30,6 +31,9 @@ __all__ = ["JOURNAL", "Search", "Watch"]
 
 JOURNAL = "journal.log"
 """The name of Optuna's journal in the folder of a search."""
+
+UNNAMED = 60
+"""After so many seconds without values, which come right after it was begun, a trial is of a process that was killed."""
 
 _STUDY = "composer-ls tune"
 _OURS, _CHANGES = "composer_ls", "overrides"  # the names of Optuna's user attributes
@@ -146,7 +150,12 @@ class Search:
             running = [one for one in self.trials if one.state in (TrialState.RUNNING, TrialState.WAITING)]
             if not running:
                 return
-            left = [one for one in running if one.number not in self._active and _CHANGES in one.user_attrs]
+            others = [one for one in running if one.number not in self._active]
+            unnamed = next((one for one in others if _CHANGES not in one.user_attrs and _seconds(one) > UNNAMED), None)
+            if unnamed is not None:
+                yield self._new(optuna.Trial(self._study, unnamed._trial_id))
+                continue
+            left = [one for one in others if _CHANGES in one.user_attrs]
             found = next((one for one in left if claimant(self._folder(one.number)) is None), None)
             yield None if found is None else self._run(found.number, found.user_attrs[_CHANGES])
 
@@ -199,6 +208,11 @@ class Search:
 
     def _folder(self, number: int) -> Path:
         return self.plan.out / "trials" / f"trial-{number}"
+
+
+def _seconds(trial: FrozenTrial) -> float:
+    begun = trial.datetime_start
+    return 0.0 if begun is None else (datetime.now(begun.tzinfo) - begun).total_seconds()
 
 
 def _validation(run: Run) -> Scores:

@@ -89,6 +89,26 @@ def test_a_trial_that_a_killed_process_left_behind_is_done_again_with_its_own_va
     assert search.left == 0
 
 
+def test_a_trial_whose_process_was_killed_before_it_had_values_gets_some(tmp_path, monkeypatch):
+    killed = Search(plan(tmp_path))
+    finish(killed, next(killed.runs()))
+    killed._study.ask()
+    search = Search(plan(tmp_path))
+    runs = search.runs()
+    for _ in range(2):
+        finish(search, next(runs))
+    assert next(runs) is None  # another process may be about to choose them
+    monkeypatch.setattr("composer_ls.lab.tune.study.UNNAMED", 0)
+    run = next(runs)
+    assert run.folder.name == "trial-1"
+    finish(search, run)
+    assert (search.left, [*runs]) == (0, [])
+    whole = Search(plan(tmp_path / "whole"))
+    for _ in range(2):
+        finish(whole, next(whole.runs()))
+    assert search.changes(search.trials[1]) == whole.changes(whole.trials[1])
+
+
 def test_processes_that_share_a_journal_do_each_trial_once_and_wait_for_one_another(tmp_path):
     searches = [Search(plan(tmp_path)) for _ in range(2)]
     sources = [search.runs() for search in searches]
