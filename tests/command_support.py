@@ -24,7 +24,7 @@ class Command:
     """A command in a process of its own, with its output in a file.
 
     It is forked from a process that has imported everything, as a run of a comparison is, which saves most of the time. A
-    comparison must not be, and is started as from a shell.
+    comparison or a search must not be, and is started as from a shell.
     """
 
     def __init__(self, *arguments):
@@ -32,7 +32,7 @@ class Command:
         descriptor, output = tempfile.mkstemp()
         os.close(descriptor)
         self.output = Path(output)
-        if self.arguments[0] == "compare":
+        if self.arguments[0] in ("compare", "tune"):
             with self.output.open("w") as file:
                 command = [sys.executable, "-m", "composer_ls", *self.arguments]
                 self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)

@@ -1,7 +1,7 @@
 """Commands that are killed at random moments: the same command ends with the results of an undisturbed one.
 
 With ``--long``, ``train`` is killed 50 times by each signal, and ``compare`` 13 times by each signal to its own process and to a
-worker. ``--first 100`` draws other moments.
+worker, and ``tune`` 13 times by each. ``--first 100`` draws other moments.
 """
 
 import collections
@@ -152,3 +152,9 @@ def test_compare_or_its_workers_killed_at_random_moments_and_repeated(numbers, t
     arguments = ["compare", "digits-mlp", *QUICK, "--seeds", "1", "--jobs", "2"]
     kinds = [*itertools.product((KILL, TERM), (False, True))] if long else [(KILL, True), (TERM, False)]
     tried(*in_words(disturbed(numbers[:13], tmp_path, arguments, kinds, 2)))
+
+
+def test_tune_killed_at_random_moments_and_repeated(numbers, tmp_path, long, tried):
+    arguments = ["tune", "digits-mlp", *QUICK, "data.validation=0.2", "--trials", "3", "--jobs", "1"]
+    kinds = [(KILL, False), (TERM, False)] if long else [(KILL, False)]
+    tried(*in_words(disturbed(numbers[:13], tmp_path, arguments, kinds, 3)))
