@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from camvid_support import write_camvid
 from comparison_support import make_comparison, make_run
 from PIL import Image
 
@@ -220,3 +221,13 @@ def test_the_step_of_a_language_model_is_compared_with_its_hard_loss(capsys, mon
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:5]]
     assert [row[0] for row in rows] == ["| hard", "| smoothed", "| never"]
     assert all(float(row[1]) > 0 and float(row[3]) > 0 for row in rows)
+
+
+def test_the_step_of_segmentation_is_timed_in_four_parts(tmp_path, capsys, monkeypatch):
+    small = (f"data.root={write_camvid(tmp_path)}", "data.batch_size=1", "model.width=4")
+    run(EXAMPLES / "benchmarks" / "segmentation_step.py", *small, monkeypatch=monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines[2:6]]
+    assert [row[0] for row in rows] == ["batch", "forward", "loss", "backward and optimizer"]
+    assert sum(float(row[2].rstrip("%")) for row in rows) == pytest.approx(100, abs=0.3)
+    assert "1 images of (3, 24, 32), width 4" in lines[-1]
