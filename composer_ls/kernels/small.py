@@ -37,8 +37,10 @@ def fits(logits: Tensor, target: RowTargets) -> bool:
 
 
 def _is_positive(amount: Tensor | float) -> bool:
-    """Whether no entry of the dense target will be 0, so that 0 · inf cannot occur."""
-    return (amount.min().item() if isinstance(amount, Tensor) else amount) > 0
+    """Whether no entry of the dense target will be 0, so that 0 · inf cannot occur. False if there are no rows."""
+    if isinstance(amount, Tensor):
+        return amount.numel() > 0 and amount.min().item() > 0
+    return amount > 0
 
 
 def small_loss(logits: Tensor, target: RowTargets, scale: float, by_row: bool) -> Tensor:

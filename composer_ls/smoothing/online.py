@@ -63,7 +63,8 @@ def right_predictions(
     predicted = largest_class(logits.detach()).reshape(x.shape[0], *x.shape[2:])
     right = x.gather(1, predicted.unsqueeze(1)).squeeze(1).isfinite()  # one NaN would stay in the sums
     targets = target if isinstance(target, Sequence) else [target]
-    right &= reduce(operator.or_, (_are_right(predicted, labels, logits, ignore_index) for labels in targets))
+    each = (_are_right(predicted, labels, logits, ignore_index) for labels in targets)
+    right &= reduce(operator.or_, each, torch.zeros_like(right))
     for rows, found, counts in _chunks(x, predicted, right):
         if rows.device.type == "cpu" and rows.numel() > FEW:
             some = counts.nonzero().squeeze(1)

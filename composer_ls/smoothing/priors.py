@@ -12,7 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 __all__ = ["as_prior", "unigram_prior"]
 
 _CHECKED: WeakIdKeyDictionary = WeakIdKeyDictionary()
-"""Priors whose values are known to be distributions, and the version of each that was checked."""
+"""Priors ``(K, K)`` whose rows are known to be distributions, and the version and address of each that was checked."""
 
 
 def as_prior(prior: Tensor | Sequence[Any] | None, num_classes: int | None = None) -> Tensor | None:
@@ -52,15 +52,16 @@ def as_prior(prior: Tensor | Sequence[Any] | None, num_classes: int | None = Non
 def check_prior_values(rows: Tensor) -> None:
     """Raise a ValueError unless every row is a distribution. Reads the values, which makes a GPU synchronise.
 
-    A prior is the same at every step, and reading ``(K, K)`` values would cost more than the loss, so a tensor that was
-    checked is not read again until it is changed.
+    A prior is the same at every step, and reading ``(K, K)`` values would cost more than the loss, so of a tensor that was
+    checked only the first row is read again until PyTorch knows that it was changed. It does not know of changes through
+    NumPy, ``.data`` or :func:`torch.distributed.all_reduce`.
     """
-    version = None if rows.is_inference() else rows._version
-    if version is not None and _CHECKED.get(rows) == version:
-        return
-    _check_values(rows.detach())
-    if version is not None:
-        _CHECKED[rows] = version
+    rows = rows.detach() if rows.ndim == 1 else rows
+    state = None if rows.ndim == 1 or rows.is_inference() else (rows._version, rows.data_ptr())
+    known = state is not None and _CHECKED.get(rows) == state
+    _check_values(rows.detach()[:1] if known else rows.detach())
+    if state is not None:
+        _CHECKED[rows] = state
 
 
 def _check_values(rows: Tensor) -> None:

@@ -150,3 +150,15 @@ def test_large_logits_lose_no_digits(count):
     expected = F.cross_entropy(shifted.double(), labels, label_smoothing=0.1)
     assert_close(loss, expected.float(), rtol=1e-6, atol=0)
     assert count
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("shape", [(0, 5), (0, 5, 3), (3, 5, 0), (0, 200)])
+def test_a_batch_without_examples_has_no_loss(shape, kind, reduction):
+    logits, labels = problem(shape)
+    loss = cross_entropy(logits, made(kind, logits, labels), reduction=reduction)
+    assert loss.sum() == 0
+    assert loss.shape == (labels.shape if reduction == "none" else ())
+    loss.sum().backward()
+    assert logits.grad.shape == logits.shape

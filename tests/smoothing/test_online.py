@@ -76,6 +76,10 @@ def test_logits_that_are_not_finite_are_never_right(value, classes):
     assert_close(right_predictions(logits, torch.tensor([0, 1, 0])), right)
 
 
+def test_nothing_is_right_without_targets():
+    assert right_predictions(torch.ones(2, 3), []).tolist() == [[0.0] * 3] * 3
+
+
 def test_the_prior_is_the_mean_and_uniform_without_any_right_prediction():
     sums = torch.tensor([[1.5, 0.5], [0.0, 0.0]], dtype=torch.float64)
     assert_close(online_prior(sums), torch.tensor([[0.75, 0.25], [0.5, 0.5]]))

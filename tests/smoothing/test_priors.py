@@ -81,21 +81,41 @@ def test_unigram_prior_refuses_what_it_cannot_count(labels, message):
         unigram_prior(torch.tensor(labels, dtype=torch.long), num_classes=3)
 
 
-@pytest.mark.parametrize("rows", [torch.full((4,), 0.25), torch.full((4, 4), 0.25)])
-def test_a_prior_is_read_once_and_again_when_it_was_changed(rows, monkeypatch):
+def test_a_prior_for_each_class_is_read_once_but_for_a_row_and_again_when_it_was_changed(monkeypatch):
+    rows = torch.full((4, 4), 0.25)
     prior, reads = rows.clone(), []
     read = priors._check_values
-    monkeypatch.setattr(priors, "_check_values", lambda prior: reads.append(1) or read(prior))
+    monkeypatch.setattr(priors, "_check_values", lambda prior: reads.append(len(prior)) or read(prior))
     logits, labels = torch.zeros(2, 4), torch.tensor([1, 2])
     for _ in range(3):
         smooth_labels(logits, labels, prior=prior)
-    assert len(reads) == 1
-    prior[0] = -1
+    prior[3] = -1
     for _ in range(2):
         with pytest.raises(ValueError, match="prior has an entry -1"):
             smooth_labels(logits, labels, prior=prior)
     smooth_labels(logits, labels, prior=rows.clone())
-    assert len(reads) == 4
+    assert reads == [4, 1, 1, 4, 4, 4]
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 4)])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda prior: prior.mul_(5),
+        lambda prior: prior.data.mul_(5),
+        lambda prior: setattr(prior, "data", 5 * prior),
+        lambda prior: prior.numpy().__imul__(5),
+        lambda prior: prior.detach()[0].mul_(5),
+    ],
+)
+def test_a_prior_that_was_changed_is_checked_again(shape, change):
+    prior = torch.full(shape, 0.25)
+    logits, labels = torch.zeros(2, 4), torch.tensor([1, 2])
+    for _ in range(2):
+        smooth_labels(logits, labels, prior=prior)
+    change(prior)
+    with pytest.raises(ValueError, match=r"prior sums to|row \d of prior sums to"):
+        smooth_labels(logits, labels, prior=prior)
 
 
 def test_a_prior_made_in_inference_mode_is_checked():

@@ -103,6 +103,16 @@ def predict(
         raise SystemExit(1)
 
 
+def _can_be_replaced(out: Path) -> bool:
+    """Whether a file can be written all or nothing: a new one, or one that has its name in a folder in which files can be made."""
+    real = out.resolve()
+    if not os.access(real.parent, os.W_OK):
+        return False
+    return not out.exists() or (
+        out.is_file() and real.is_file() and real.samefile(out)
+    )  # no folder, pipe or /dev/stdout
+
+
 @contextlib.contextmanager
 def _stream(out: Path | None) -> Iterator[TextIO]:
     if out is None:
@@ -113,8 +123,7 @@ def _stream(out: Path | None) -> Iterator[TextIO]:
     out = out.expanduser()  # which a shell does not in --out=~/x.csv
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        regular = out.is_file() or not out.exists()  # not a folder, which is an error, nor a pipe
-        writing = replacing(out.resolve()) if regular else contextlib.nullcontext(out)  # all or nothing, even if killed
+        writing = replacing(out.resolve()) if _can_be_replaced(out) else contextlib.nullcontext(out)
         with writing as place, place.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             yield file
     except OSError as error:

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -34,8 +35,8 @@ __all__ = [
     "write_text",
 ]
 
-CHECKSUM = "composer_ls.checksum"
-"""The checksum's name in the metadata of a safetensors file."""
+CHECKSUM = "composer_ls.crc32"
+"""The name, in the metadata of a safetensors file, of the checksum of its tensors and of the other metadata."""
 
 
 def finite(content: Any) -> Any:
@@ -64,7 +65,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Write a safetensors file atomically, with a checksum in its metadata."""
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        save_file(whole, temporary, {**(metadata or {}), CHECKSUM: json.dumps(_checksum(whole))})
+        save_file(whole, temporary, {**(metadata or {}), CHECKSUM: _checksum(whole, metadata or {})})
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -77,14 +78,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        written = (file.metadata() or {}).get(CHECKSUM)
-    if written is not None and written != json.dumps(_checksum(tensors)):
-        raise SafetensorError(f"the checksum of {path.name} is wrong: it was damaged after it was written")
+        metadata = dict(file.metadata() or {})
+    written = metadata.pop(CHECKSUM, None)
+    if written is not None and written != _checksum(tensors, metadata):
+        raise SafetensorError(f"the checksum of {path.name} is wrong: it was damaged or edited after it was written")
     return tensors
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    value = 0
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    value = zlib.crc32(json.dumps(sorted(metadata.items())).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
@@ -118,17 +120,23 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file next to ``path``, which replaces it at the end, or is deleted if an error is raised.
 
-    It gets the permissions of a new file, whatever the writer set: safetensors makes files readable by the owner only.
+    It gets the permissions of the old file, or of a new one, whatever the writer set: safetensors makes files readable by the
+    owner only. A mount point, as a file given to a container, cannot be replaced, and is written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.touch()
-        mode = temporary.stat().st_mode
+        mode = stat.S_IMODE((path if path.exists() else temporary).stat().st_mode)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            shutil.copyfile(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -96,7 +96,7 @@ def test_a_run_with_a_damaged_byte_in_its_predictions_is_left_out(tmp_path):
     content[-3] ^= 1  # of a logit or a label
     file.write_bytes(content)
     assert reasons(tmp_path) == {
-        "run": "its files cannot be used: the checksum of predictions.safetensors is wrong: it was damaged after it was written"
+        "run": "its files cannot be used: the checksum of predictions.safetensors is wrong: it was damaged or edited after it was written"
     }
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -243,6 +244,25 @@ def test_predictions_that_are_interrupted_leave_the_file_as_it_was(photos, tmp_p
     _finished(["predict", str(run), str(tree / "bright"), "--out", str(link)])
     assert link.is_symlink()
     assert out.read_text().count("\n") > 1
+
+
+def test_predictions_go_to_a_file_without_a_name(photos, tmp_path):
+    tree, run = photos
+    with tempfile.TemporaryFile(dir=tmp_path) as file:
+        _finished(["predict", str(run), str(tree / "bright" / "0.png"), "--out", f"/proc/self/fd/{file.fileno()}"])
+        assert file.read().count(b"\n") == 2
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_predictions_go_to_a_file_in_a_folder_where_none_can_be_made(photos, tmp_path, monkeypatch):
+    tree, run = photos
+    out = tmp_path / "x.csv"
+    out.write_text("old")
+    inode, access = out.stat().st_ino, os.access  # which says this to users but root:
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path and access(path, mode))
+    _finished(["predict", str(run), str(tree / "bright" / "0.png"), "--out", str(out)])
+    assert out.stat().st_ino == inode
+    assert out.read_text().count("\n") == 2
 
 
 def test_predictions_go_to_a_pipe(photos, tmp_path):

@@ -1,5 +1,6 @@
 """The run folder's bookkeeping: which recipe it holds, and checkpoints after a kill."""
 
+import errno
 import io
 import json
 import os
@@ -10,12 +11,12 @@ import zipfile
 import pytest
 import torch
 import yaml
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from composer_ls.errors import RunFolderError
 from composer_ls.lab.recipe.reading import load_recipe
-from composer_ls.lab.run_folder.files import read_tensors, write_folder, write_tensors
+from composer_ls.lab.run_folder.files import read_tensors, write_folder, write_tensors, write_text
 from composer_ls.lab.run_folder.folder import RunFolder, read_recipe
 
 
@@ -204,10 +205,30 @@ def test_a_damaged_byte_of_tensors_is_never_read(tmp_path):
                 found = read_tensors(file)
             except SafetensorError:
                 refused += 1
-            else:  # only what it says about itself is damaged
+            else:  # only the name of the checksum is damaged
+                with safe_open(file, framework="pt") as opened:
+                    assert opened.metadata()["classes"] == '["cat", "dog"]'
                 assert found.keys() == tensors.keys()
                 assert all(torch.equal(tensors[name], read) for name, read in found.items())
     assert refused > 2 * len(whole)
+
+
+def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path):
+    for mode in (0o600, 0o664):
+        (tmp_path / "a").write_text("old")
+        (tmp_path / "a").chmod(mode)
+        write_text(tmp_path / "a", "new")
+        assert ((tmp_path / "a").read_text(), (tmp_path / "a").stat().st_mode & 0o777) == ("new", mode)
+
+
+def test_a_mount_point_is_written_since_it_cannot_be_replaced(tmp_path, monkeypatch):
+    def busy(source, target):
+        raise OSError(errno.EBUSY, "Device or resource busy", target)
+
+    (tmp_path / "a").write_text("old and longer")
+    monkeypatch.setattr(os, "replace", busy)
+    write_text(tmp_path / "a", "new")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a", "new")]
 
 
 def test_tensors_without_a_checksum_are_read(tmp_path):
