@@ -52,6 +52,7 @@ class MaxSup(TargetSmoothing):
 
     """
 
+    reads_logits = True
     ARGUMENT: ClassVar[str] = "strength"
     METRIC: ClassVar[str] = "max_sup/strength"
 

@@ -61,6 +61,8 @@ class TargetSmoothing(Algorithm):
 
     kind: str = "multiclass"
     logits: str = "kept"
+    reads_logits: bool = False
+    """Whether what is done to the targets depends on the logits' values."""
     smooths: bool = True
     """Whether this has any effect. If not, nothing conflicts with it."""
     ARGUMENT: ClassVar[str] = "smoothing"
@@ -192,6 +194,9 @@ class TargetSmoothing(Algorithm):
         Event.AFTER_BACKWARD: lambda self, state, _: self.way.put_back(state),
         Event.EPOCH_END: lambda self, *event: self._end_epoch(*event),
         Event.FIT_END: lambda self, *event: self._finish(*event),
+        Event.EVAL_START: lambda self, state, _: self.way.put_back(state),  # in case a step was interrupted
+        Event.EVAL_STANDALONE_START: lambda self, state, _: self.way.put_back(state),
+        Event.PREDICT_START: lambda self, state, _: self.way.put_back(state),
     }
 
     def _announce(self, state: State, logger: Logger) -> None:

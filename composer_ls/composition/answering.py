@@ -6,18 +6,20 @@ The calls are intercepted as described in `composer_ls.composition.asking`, here
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from composer.core import State
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from composer_ls.composition.asking import BINARY, CLASSES, Call, Listening
 from composer_ls.composition.batches import Path, TargetKeyError, path_of
 from composer_ls.losses import cross_entropy
 
-__all__ = ["Answering", "answered", "is_answerable", "is_of", "key_paths"]
+__all__ = ["Answering", "answered", "is_answerable", "is_normalised", "is_of", "key_paths"]
 
 Smooth = Callable[..., Tensor]
 """The signature of ``LabelSmoothing.smoothed``: logits, targets and the label to ignore."""
@@ -29,18 +31,39 @@ class Answering:
     While the model's ``loss()`` runs (and its ``forward()`` if the loss is computed there), every cross entropy of the
     batch's labels is computed with smoothed targets. Everything else stays the model's own: which logits and labels it
     uses, what it ignores, how it sums and divides, and what it adds.
+
+    Args:
+        smoother: The algorithm.
+        model: The model.
+        calls: The heard calls that are to be answered.
+        in_forward: Whether some are in ``forward()``.
+        in_loss: Whether some are in ``loss()``.
+        heard: All calls that were heard.
+
     """
 
-    def __init__(self, smoother: Any, model: nn.Module, calls: list[Call], in_forward: bool, in_loss: bool) -> None:
+    def __init__(
+        self,
+        smoother: Any,
+        model: nn.Module,
+        calls: list[Call],
+        in_forward: bool,
+        in_loss: bool,
+        heard: Sequence[Call] = (),
+    ) -> None:
         self.smoother, self.model = smoother, model
         self.methods = [name for name, used in (("forward", in_forward), ("loss", in_loss)) if used]
         self.names = list(dict.fromkeys(call.name for call in calls))
         self.labels = sorted({".".join(map(str, path)) for call in calls for path in call.origins})
         self._replaced: list[_Method] = []
+        of_logits = {call.place for call in heard if call.function is F.nll_loss and not is_normalised(call)}
+        self._normalised = {call.place for call in calls if call.function is F.nll_loss} - of_logits - {""}
+        self._answers, self._told = 0, False
 
     def before_forward(self, state: State) -> None:
         """Start intercepting loss calls in the forward pass, if the loss is computed there."""
         self.put_back(state)
+        self._answers = 0
         if "forward" in self.methods:
             self._listen_to("forward")
 
@@ -55,7 +78,14 @@ class Answering:
             self._listen_to("loss")
 
     def after_loss(self, state: State) -> None:
-        """Keep intercepting: a mixer may compute a second loss before the backward pass."""
+        """Keep intercepting: a mixer may compute a second loss before the backward pass. Warn if nothing was smoothed."""
+        if not self._answers and not self._told and self.smoother.smooths:
+            self._told = True
+            warnings.warn(
+                f"{type(self.smoother).__name__} changed nothing in a step, because {type(self.model).__name__} computed no "
+                f"{' or '.join(self.names)} of {' or '.join(self.labels)} in it, as it did when it was asked. This is told once",
+                stacklevel=2,
+            )
 
     def put_back(self, state: State) -> None:
         """Restore the model's methods."""
@@ -79,9 +109,17 @@ class Answering:
         return Listening(batches[-1], lambda call: self._answer(call, paths))
 
     def _answer(self, call: Call, paths: list[Path] | None) -> Tensor:
-        if not is_answerable(call, self.smoother.kind, paths):
+        if not self._is_answerable(call, paths):
             return call.function(call.input, call.target, **call.options)
         return answered(call, self.smoother.smoothed, self.smoother.ignore_index)
+
+    def _is_answerable(self, call: Call, paths: list[Path] | None) -> bool:
+        if not is_answerable(call, self.smoother.kind, paths):
+            return False
+        if call.place not in self._normalised and not is_normalised(call):  # reading values makes a GPU synchronise
+            return False
+        self._answers += 1
+        return True
 
 
 def answered(
@@ -92,6 +130,9 @@ def answered(
     if call.function in BINARY:
         return call.function(call.input, smooth(call.input, target), **options)
     ignored = call.ignore_index
+    if not target.is_floating_point():
+        target = target.long()  # in uint8, 156 would equal an ignore_index of -100
+        options.pop("ignore_index", None)  # smoothing does it, before MaxSup adds its labels, which count
     if not target.is_floating_point() and also_ignored not in (None, ignored):
         target = torch.where(target == also_ignored, ignored, target)
     # Log-probabilities are logits whose logsumexp is 0, so nll_loss is the cross entropy of its input.
@@ -105,6 +146,14 @@ def is_answerable(call: Call, kind: str, paths: list[Path] | None) -> bool:
     if kind == "binary":
         return call.function in BINARY
     return call.function in CLASSES or (call.function in BINARY and call.target.shape == call.input.shape)
+
+
+def is_normalised(call: Call) -> bool:
+    """Whether the input is log-probabilities, if the call is of ``nll_loss``. Reads its values."""
+    if call.function is not F.nll_loss:
+        return True
+    sums = call.input.detach().float().logsumexp(1 if call.input.ndim > 1 else 0)
+    return bool((sums.abs() < 0.05).all())
 
 
 def is_of(call: Call, paths: list[Path] | None) -> bool:

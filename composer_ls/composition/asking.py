@@ -35,11 +35,49 @@ CLASSES = (F.cross_entropy, F.nll_loss)
 BINARY = (F.binary_cross_entropy_with_logits, F.binary_cross_entropy)
 """Losses with a separate label for every logit."""
 MOVES = {
-    *("__getitem__", "bfloat16", "cat", "clone", "concat", "contiguous", "cpu", "cuda", "detach", "double", "expand"),
-    *("flatten", "float", "half", "index_select", "masked_select", "movedim", "permute", "repeat", "reshape", "roll"),
-    *("squeeze", "stack", "t", "take", "to", "transpose", "type", "type_as", "unflatten", "unsqueeze", "view", "pad"),
+    *(
+        "__getitem__",
+        "bfloat16",
+        "cat",
+        "chunk",
+        "clamp",
+        "clone",
+        "concat",
+        "contiguous",
+        "cpu",
+        "cuda",
+        "detach",
+        "double",
+    ),
+    *(
+        "expand",
+        "flatten",
+        "float",
+        "flip",
+        "half",
+        "index_select",
+        "masked_fill",
+        "masked_select",
+        "movedim",
+        "nan_to_num",
+    ),
+    *(
+        "narrow",
+        "permute",
+        "repeat",
+        "repeat_interleave",
+        "reshape",
+        "roll",
+        "select",
+        "split",
+        "squeeze",
+        "stack",
+        "swapaxes",
+    ),
+    *("swapdims", "t", "take", "take_along_dim", "tile", "to", "transpose", "type", "type_as", "unbind", "unflatten"),
+    *("unsqueeze", "view", "where", "pad"),
 }
-"""Functions that only move or convert labels. Their result still counts as labels, even if it is floating-point."""
+"""Functions that only move, mark or convert labels. Their result still counts as labels, even if it is floating-point."""
 
 
 @dataclass(frozen=True)
@@ -156,17 +194,17 @@ def modules_called(on_call: Callable[[nn.Module], Any]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def on_trial(model: nn.Module) -> Iterator[None]:
+def on_trial(model: nn.Module) -> Iterator[_Held]:
     """Undoes the side effects of the code inside it: restores random states, buffers, metrics and other attributes.
 
-    Inside, gradients and compilation are off.
+    Inside, gradients and compilation are off. Gives what is restored.
     """
     held = _Held(model)
     state, numpy_state = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     try:
         with torch.compiler.set_stance("force_eager"), torch.random.fork_rng(devices), torch.no_grad():
-            yield
+            yield held
     finally:
         random.setstate(state)
         np.random.set_state(numpy_state)
@@ -204,6 +242,17 @@ class _Held:
             }
         return fields
 
+    def left(self) -> list[tuple[nn.Module, str, Any]]:
+        """The attributes that were set since, each with its module and value."""
+        missing = object()
+        return [
+            (module, name, value)
+            for module, fields in self.modules
+            if type(module).__module__.partition(".")[0] != "torch"
+            for name, value in vars(module).items()
+            if name not in _OF_ALL_MODULES and fields.get(name, (missing,))[0] is not value
+        ]
+
     def put_back(self) -> None:
         for module, fields in self.modules:
             own = vars(module)
@@ -240,9 +289,23 @@ def _modules(model: nn.Module) -> Iterator[nn.Module]:
             queue += thing.values() if isinstance(thing, dict) else thing
 
 
+_GENERATORS: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], None]]] = {
+    torch.Generator: (lambda one: one.get_state(), lambda one, state: one.set_state(state)),
+    np.random.Generator: (
+        lambda one: one.bit_generator.state,
+        lambda one, state: setattr(one.bit_generator, "state", state),
+    ),
+    random.Random: (lambda one: one.getstate(), lambda one, state: one.setstate(state)),
+}
+"""How the state of a generator of random numbers is read and written."""
+
+
 def _kept(value: Any, depth: int = 0) -> Any:
     if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
         return value.detach().clone()
+    for kind, (read, _) in _GENERATORS.items():
+        if isinstance(value, kind):
+            return read(value)
     if isinstance(value, (list, dict, set)) and depth < 3 and len(value) < 1000:
         items = value.items() if isinstance(value, dict) else enumerate(value)
         return [(key, item, _kept(item, depth + 1)) for key, item in items]
@@ -250,6 +313,9 @@ def _kept(value: Any, depth: int = 0) -> Any:
 
 
 def _put_back(value: Any, kept: Any) -> None:
+    for kind, (_, write) in _GENERATORS.items():
+        if isinstance(value, kind):
+            return write(value, kept)
     if isinstance(value, Tensor) and kept is not None:
         if not torch.equal(value, kept):  # compared by value: native batch norm updates buffers without a version bump
             value.detach().copy_(kept)

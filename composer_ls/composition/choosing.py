@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from composer_ls.composition import own_loss
-from composer_ls.composition.answering import Answering, answered, is_answerable, is_of, key_paths
+from composer_ls.composition.answering import Answering, answered, is_answerable, is_normalised, is_of, key_paths
 from composer_ls.composition.asking import (
     BINARY,
     CLASSES,
@@ -72,7 +71,12 @@ WAY_OUT = (
     "the rest of the loss work on its result"
 )
 
-log = logging.getLogger(__name__)
+UNUSED = (
+    "is the same number when the targets are smoothed, so that smoothing would do nothing: it takes other labels than those in "
+    "the batch, or turns distributions back into labels. Let it pass the targets in the batch to "
+    "torch.nn.functional.cross_entropy once; use on_conflict='warn' to continue, if the loss depends on them later"
+)
+HALF = (torch.float16, torch.bfloat16)
 
 
 def choose(smoother: Any, state: State) -> Way:
@@ -108,21 +112,22 @@ class _Asked:
         self.paths = key_paths(self.batch, smoother.target_key)
         self.conflicts: list[Conflict] = []
         self.bad_label: ValueError | None = None
+        self.failure: Exception | None = None
 
     def way(self) -> Way:
         forward = Listening(self.batch, lambda _: own_loss.numbered(forward.calls))
         try:
-            with on_trial(self.model), forward:
+            with on_trial(self.model) as held, forward:
                 self.outputs = self.model(self.batch)
+                self.left = held.left()
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            log.info("the model could not be asked for its loss: %s", error)
-            return TargetsInBatch(self.smoother)
+            return TargetsInBatch(self.smoother, error)
         hard, loss_calls = self._hard_loss()
         uses_forward = hard is not None and self._uses_scalars(hard)
         uses_forward = uses_forward or own_loss.makes_its_loss(self.model)
-        calls = [*(forward.calls if uses_forward else []), *loss_calls]
+        self.heard = calls = [*(forward.calls if uses_forward else []), *loss_calls]
         self._object_to_smoothing({"forward": forward.calls if uses_forward else [], "loss": loss_calls})
         if uses_forward and not loss_calls and isinstance(self.model, HuggingFaceModel):
             return self._forward_made(forward.calls)
@@ -130,6 +135,7 @@ class _Asked:
             self._refuse(ValueError(OWN_LOSS))
         self._object_to_kind(calls)
         answerable = self._answerable(calls)
+        self._object_to_other_labels(calls, answerable)
         if uses_forward and answerable:
             refuse_mixers(self.state.algorithms)
             return self._answering(answerable, in_forward=True, in_loss=bool(self._answerable(loss_calls)))
@@ -188,7 +194,7 @@ class _Asked:
 
     def _made_in_loss(self, hard: Tensor | None, calls: list[Call], answerable: list[Call]) -> Way:
         if hard is None:  # loss() failed or returned no tensor: the training step will show the error
-            return TargetsInBatch(self.smoother)
+            return TargetsInBatch(self.smoother, self.failure)
         if self.smoother.logits == "never" and [call.function for call in answerable] == [F.cross_entropy]:
             return self._without_logits(hard, answerable[0])
         try:
@@ -203,20 +209,65 @@ class _Asked:
                 raise TargetError(REGRESSION) from error
             raise  # the message says which argument lets LabelSmoothing find the targets or the logits
         try:
-            with on_trial(self.model):
-                soft = total(self.model.loss(self.outputs, batch))
+            soft = total(self._loss(batch))
             problem = "" if _same(hard, soft) else f"it is {soft:.4g} for distributions but {hard:.4g} for their labels"
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             problem = f"given distributions, it raised {type(error).__name__}: {error}"
-        if not problem:
+        if (
+            not problem
+            and self.smoother.reads_logits
+            and any(self._is_of_other_logits(one, logits) for one in answerable)
+        ):
+            return self._answering(answerable, in_loss=True)
+        if not problem and self._uses(target, logits):
             return TargetsInBatch(self.smoother)
         if answerable:
             return self._answering(answerable, in_loss=True)
-        raise TargetError(
-            f"the loss of {type(self.model).__name__} does not take smoothed targets: {problem}. {WAY_OUT}"
-        )
+        name = type(self.model).__name__
+        if not problem:
+            self._refuse(TargetError(f"the loss of {name} {UNUSED}"))
+            return TargetsInBatch(self.smoother)
+        raise TargetError(f"the loss of {name} does not take smoothed targets: {problem}. {WAY_OUT}")
+
+    def _uses(self, target: Tensor, logits: Tensor) -> bool:
+        """Whether the loss of ``target`` changes when it is smoothed. If not, it takes others, or turns rows back into labels.
+
+        Every tensor of the logits' shape in the output is filled with noise for this, because the loss of logits that are all
+        equal, as those of a layer that begins with zeros, does not depend on the target.
+        """
+        kind = self.smoother.kind
+        if not target.any() or (kind == "multiclass" and logits.shape[1] == 1):
+            return True
+        smoothed = smooth_labels(
+            logits, target, 0.15, kind=kind, validate=False
+        )  # its largest entries stay the largest
+        found = [leaf for _, leaf in leaves(self.outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        found = [leaf for leaf in found if leaf.shape == logits.shape]
+        before = [leaf.clone() for leaf in found]
+        losses = []
+        try:
+            for leaf in found:  # the same noise, and between 0 and 1, since probabilities may be wanted
+                leaf.uniform_(0.1, 0.9, generator=torch.Generator(leaf.device).manual_seed(0))
+            for rows in (target, smoothed):
+                loss = self._loss(with_target(self.batch, self.smoother.target_key, rows))
+                losses.append(total(loss))
+                is_rounded = any(isinstance(leaf, Tensor) and leaf.dtype in HALF for _, leaf in leaves(loss))
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return True
+        finally:
+            for leaf, content in zip(found, before, strict=True):
+                leaf.copy_(content)
+        return is_rounded or losses[0] is None or losses[1] is None or not torch.equal(losses[0], losses[1])
+
+    def _is_of_other_logits(self, call: Call, logits: Tensor) -> bool:
+        """Whether a call does not take these logits, or ignores a class that the smoother does not ignore."""
+        ignored = call.ignore_index
+        ignores_class = ignored != self.smoother.ignore_index and 0 <= ignored < logits.shape[1]
+        return ignores_class or (call.input.data_ptr(), call.input.shape) != (logits.data_ptr(), logits.shape)
 
     def _answering(self, calls: list[Call], in_forward: bool = False, in_loss: bool = False) -> Answering:
         key = self.smoother.target_key
@@ -230,7 +281,7 @@ class _Asked:
                     f"LabelSmoothing cannot smooth it: move it out of the checkpoint, or give it label_smoothing= "
                     f"there and take LabelSmoothing out of algorithms"
                 )
-        return Answering(self.smoother, self.model, calls, in_forward, in_loss)
+        return Answering(self.smoother, self.model, calls, in_forward, in_loss, self.heard)
 
     def _hard_loss(self) -> tuple[Tensor | None, list[Call]]:
         """The loss of the unsmoothed labels, and the loss calls made while computing it."""
@@ -238,21 +289,29 @@ class _Asked:
         called: list[nn.Module] = []
         hard = None
         try:
-            with on_trial(self.model), modules_called(called.append), listening:
-                hard = total(self.model.loss(self.outputs, self.batch))
+            with modules_called(called.append), listening:
+                hard = total(self._loss(self.batch))
         except Exception as error:
             if self.bad_label is not None:
                 raise self.bad_label from None
             if is_out_of_memory(error):
                 raise
-            log.info("the model's loss could not be asked: %s", error)
+            self.failure = error
         for module in called:
             self.conflicts += smoothing_of("model.loss and a module that it calls", module)
         return hard, listening.calls
 
+    def _loss(self, batch: Any) -> Any:
+        """What ``loss()`` returns for the model's output, with what ``forward()`` left on the model."""
+        with on_trial(self.model):
+            for module, name, value in self.left:
+                vars(module)[name] = value
+            return self.model.loss(self.outputs, batch)
+
     def _exact(self, call: Call) -> Tensor:
         """The loss of a call, after checking its labels: on a GPU a wrong label would end the process."""
-        if not is_answerable(call, "multiclass", None) or call.function in BINARY or call.target.is_floating_point():
+        is_other = call.function in BINARY or call.target.is_floating_point() or not is_normalised(call)
+        if is_other or not is_answerable(call, "multiclass", None):
             return call.function(call.input, call.target, **call.options)
         try:
             return answered(call, self._unsmoothed, self.smoother.ignore_index)
@@ -276,16 +335,16 @@ class _Asked:
         ]
         if not scalars:
             return False
-        with on_trial(self.model):
+        with torch.no_grad():
             for scalar in scalars:
                 scalar.add_(1)
-            moved = total(self.model.loss(self.outputs, self.batch))
+            moved = total(self._loss(self.batch))
             for scalar in scalars:
                 scalar.sub_(1)
         return not _same(hard, moved)
 
     def _answerable(self, calls: list[Call]) -> list[Call]:
-        return [call for call in calls if is_answerable(call, self.smoother.kind, self.paths) and _is_normalised(call)]
+        return [call for call in calls if is_answerable(call, self.smoother.kind, self.paths) and is_normalised(call)]
 
     def _object_to_smoothing(self, calls: dict[str, list[Call]]) -> None:
         for method, heard in calls.items():
@@ -309,6 +368,26 @@ class _Asked:
         if kind == "multiclass" and rows and not functions & set(CLASSES):
             self._refuse(TargetError(CLASSES_FOR_BINARY))
 
+    def _object_to_other_labels(self, calls: list[Call], answerable: list[Call]) -> None:
+        """Object to a second cross entropy of the same logits whose labels are elsewhere in the batch, as in MixUp by a dataloader."""
+        if self.smoother.target_key != DEFAULT_KEY or self.paths is None:
+            return
+        smoothed = {(call.input.data_ptr(), call.input.shape) for call in answerable}
+        for call in calls:
+            elsewhere = call.function in CLASSES and call.is_of_labels and not is_of(call, self.paths)
+            if elsewhere and (call.input.data_ptr(), call.input.shape) in smoothed:
+                mine, others = (
+                    " and ".join(".".join(map(str, path)) for path in paths) for paths in (self.paths, call.origins)
+                )
+                self._refuse(
+                    TargetError(
+                        f"{type(self.model).__name__} takes the cross entropy of the same logits with the labels at {mine} of the "
+                        f"batch and with those at {others}, and LabelSmoothing would smooth only the first: mix with Composer's "
+                        f"MixUp or CutMix, let the batch hold one target of mixed rows, or use on_conflict='warn' if the others "
+                        f"are to stay as they are"
+                    )
+                )
+
     def _is_of_rows(self, call: Call) -> bool:
         """Whether a call's target comes from rows in the batch, rather than from labels that the loss expanded."""
         origins = [leaf for path, leaf in leaves(self.batch) if path in call.origins and isinstance(leaf, Tensor)]
@@ -322,11 +401,3 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None:
         return a is b
     return torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True)
-
-
-def _is_normalised(call: Call) -> bool:
-    """Whether the input is log-probabilities, if the call is of ``nll_loss``."""
-    if call.function is not F.nll_loss:
-        return True
-    sums = call.input.float().logsumexp(1 if call.input.ndim > 1 else 0)
-    return bool((sums.abs() < 0.05).all())

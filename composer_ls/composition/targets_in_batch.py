@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,10 +34,16 @@ class _SecondLabels:
 
 
 class TargetsInBatch:
-    """Replaces the labels by smoothed targets, in the batch and in every mixer, and restores them afterwards."""
+    """Replaces the labels by smoothed targets, in the batch and in every mixer, and restores them afterwards.
 
-    def __init__(self, smoother: Any) -> None:
-        self.smoother = smoother
+    Args:
+        smoother: The algorithm.
+        unasked: The error for which the model could not be asked what its loss is.
+
+    """
+
+    def __init__(self, smoother: Any, unasked: Exception | None = None) -> None:
+        self.smoother, self.unasked = smoother, unasked
         self._target: tuple[Any, Tensor] | None = None
         self._second_labels: list[_SecondLabels] = []
 
@@ -69,6 +76,14 @@ class TargetsInBatch:
 
     def after_loss(self, state: State) -> None:
         """Restore the labels, except the second labels of mixers that interpolate losses and still need them."""
+        if self.unasked is not None and self.smoother.smooths:
+            warnings.warn(
+                f"{type(self.smoother).__name__} could not ask the model what its loss is "
+                f"({type(self.unasked).__name__}: {self.unasked}), so it replaces the labels in the batch and cannot know "
+                f"whether the loss takes these",
+                stacklevel=2,
+            )
+        self.unasked = None
         if self._target is not None:
             state.batch = with_target(state.batch, self.smoother.target_key, self._target[0])
             self._target = None

@@ -12,7 +12,7 @@ from composer.models import HuggingFaceModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from composer_ls.composition.answering import Answering, answered, is_answerable
+from composer_ls.composition.answering import Answering, answered
 from composer_ls.composition.asking import Call, Listening, on_trial, total
 from composer_ls.composition.batches import Path
 from composer_ls.composition.own_loss import Head, ReplacedLoss, Term
@@ -127,6 +127,7 @@ class AnsweringWithoutLogits(Answering):
 
     def after_loss(self, state: State) -> None:
         """Free the layer's input."""
+        super().after_loss(state)
         self._layer.given = []
 
     def put_back(self, state: State) -> None:
@@ -152,8 +153,8 @@ class AnsweringWithoutLogits(Answering):
         return loss
 
     def _answer(self, call: Call, paths: list[Path] | None) -> Tensor:
-        if not is_answerable(call, self.smoother.kind, paths):
-            return super()._answer(call, paths)
+        if not self._is_answerable(call, paths):
+            return call.function(call.input, call.target, **call.options)
         return self._answered(call, self.smoother.smoothed)
 
     def _answered(self, call: Call, smooth: Callable[..., Tensor]) -> Tensor:
