@@ -32,7 +32,8 @@ class OnlineLabelSmoothing(LabelSmoothing):
 
     The prior of each class is the mean prediction of the training examples of that class that the network had right in
     the last epoch. In the first epoch, and for a class without any, it is uniform. With several processes the
-    predictions of all of them count. Evaluation is never counted, nor is the second pass of algorithms such as SAM.
+    predictions of all of them count. Evaluation is never counted, nor is the second pass of algorithms such as SAM. A
+    new Trainer starts without a prior, also with an object that another Trainer has used.
 
     It composes with other algorithms, restores the targets and reports conflicts as :class:`~composer_ls.LabelSmoothing`
     does. A mixed example is right if the prediction is one of its labels, and counts for that one.
@@ -92,6 +93,11 @@ class OnlineLabelSmoothing(LabelSmoothing):
         if not isinstance(self.way, TargetsInBatch):
             self._count(logits, [smoothed if smoothed.shape != target.shape else target])
         return smoothed
+
+    def _settle(self, state: State, logger: Logger) -> None:
+        # A new Trainer starts another run. It loads its checkpoint, if it has one, after this.
+        self.prior = self._sums = None
+        super()._settle(state, logger)
 
     def _after_loss(self, state: State, logger: Logger) -> None:
         if isinstance(self.way, TargetsInBatch):  # by now the labels are mixed

@@ -242,18 +242,36 @@ def test_a_run_that_is_resumed_in_the_middle_ends_with_the_same_weights(variant,
     assert torch.equal(resumed, whole)
 
 
-def test_two_fits_go_on_with_the_prior():
-    model = classifier()
-    loader = DataLoader(TensorDataset(*examples()), 8)
+def test_two_fits_of_one_trainer_end_with_the_weights_of_one():
+    def trained(*durations):
+        model = classifier()
+        loader = DataLoader(TensorDataset(*examples()), 8)
+        trainer = Trainer(
+            model=model, train_dataloader=loader, max_duration=durations[0], algorithms=[OnlineLabelSmoothing(0.5)],
+            progress_bar=False, device="cpu", optimizers=torch.optim.SGD(model.parameters(), 0.1), seed=7,
+        )  # fmt: skip
+        trainer.fit()
+        for duration in durations[1:]:
+            trainer.fit(duration=duration)
+        return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+    assert torch.equal(trained("1ep", "2ep"), trained("3ep"))
+
+
+def test_a_second_trainer_starts_with_a_uniform_prior():
     algorithm = OnlineLabelSmoothing(0.5)
-    trainer = Trainer(
-        model=model, train_dataloader=loader, max_duration="1ep", algorithms=[algorithm], progress_bar=False, device="cpu",
-        optimizers=torch.optim.SGD(model.parameters(), 0.1),
-    )  # fmt: skip
-    trainer.fit()
-    prior = algorithm.prior.clone()
-    trainer.fit(duration="1ba")
-    assert torch.equal(algorithm.prior, prior)
+    fit([algorithm], steps=4)  # an epoch's prior, and sums of the next
+    watch = Predictions()
+    again = fit([algorithm], steps=5, callbacks=[watch])
+    assert watch.used[:3] == [None] * 3
+    assert torch.equal(again, fit([OnlineLabelSmoothing(0.5)], steps=5))
+
+
+def test_a_used_object_resumes_from_the_checkpoint_alone(tmp_path):
+    algorithm = OnlineLabelSmoothing(0.5)
+    whole = run(tmp_path, [algorithm], steps=7)
+    for stopped in (2, 4):
+        assert torch.equal(fit([algorithm], steps=7, load_path=str(tmp_path / f"{stopped}.pt")), whole)
 
 
 @pytest.mark.slow
