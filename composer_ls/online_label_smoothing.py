@@ -52,7 +52,8 @@ class OnlineLabelSmoothing(LabelSmoothing):
     Note:
         The prior and the sums of the current epoch are in Composer's checkpoints, so a run that resumes in the middle of an
         epoch ends with the same weights. With several processes, saving a checkpoint adds up their sums, so all of them
-        must take part, as they do in Composer.
+        must take part, as they do in Composer. Several of them, for several targets, resume if they have the target_key
+        and output_key that they had, in any order; those with equal keys, or with getters, if they have the same order.
 
         The factor in use is logged at every step as ``online_label_smoothing/smoothing``.
 
@@ -77,6 +78,7 @@ class OnlineLabelSmoothing(LabelSmoothing):
     ) -> None:
         super().__init__(smoothing, target_key, None, ignore_index, "all", on_conflict, output_key)
         self._sums: Tensor | None = None
+        self._siblings: list[OnlineLabelSmoothing] = []  # those of this class in the Trainer, this one included
         self._counted = self._passed = 0  # examples of this batch: in any pass, and in this one
 
     def __repr__(self) -> str:
@@ -98,6 +100,10 @@ class OnlineLabelSmoothing(LabelSmoothing):
         # A new Trainer starts another run. It loads its checkpoint, if it has one, after this.
         self.prior = self._sums = None
         super()._settle(state, logger)
+        name = type(self).__qualname__  # the name under which Composer stores their states
+        siblings = [one for one in state.algorithms if type(one).__qualname__ == name]
+        for one in siblings:
+            one._siblings = siblings  # one order for all of them, although each may still move
 
     def _after_loss(self, state: State, logger: Logger) -> None:
         if isinstance(self.way, TargetsInBatch):  # by now the labels are mixed
@@ -153,14 +159,56 @@ class OnlineLabelSmoothing(LabelSmoothing):
         return sums
 
     def state_dict(self) -> dict[str, Any]:
-        """The prior, and the sums of the current epoch over all processes."""
-        return super().state_dict() | {"prior": self.prior, "sums": self._of_all_processes()}
+        """The prior, and the sums of the current epoch over all processes.
+
+        With several of this class, for several targets, those of all: Composer loads the state of the last into each.
+        """
+        if len(self._siblings) < 2:
+            return super().state_dict() | self._learnt()
+        return super().state_dict() | {"each": [{"where": one._where, **one._learnt()} for one in self._siblings]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore them. The first process gets the sums of all."""
-        self.prior, sums = state.get("prior"), state.get("sums")
+        """Restore them. The first process gets the sums of all.
+
+        Raises:
+            InputError: There are several of this class, here or in the checkpoint, and it is not clear which is this.
+
+        """
+        saved = self._own_part(state)
+        self.prior, sums = saved.get("prior"), saved.get("sums")
         first = dist.get_global_rank() == 0
         self._sums = sums if sums is None or first else torch.zeros_like(sums)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which get no siblings until they are in a Trainer."""
+        return vars(self) | {"_siblings": []}
+
+    def _learnt(self) -> dict[str, Any]:
+        return {"prior": self.prior, "sums": self._of_all_processes()}
+
+    @property
+    def _where(self) -> str:
+        """Which targets and logits these are, in words that are the same in every process."""
+        keys = {"target_key": self.target_key, "output_key": self.output_key}
+        return ", ".join(f"{name}={_in_words(key)}" for name, key in keys.items())
+
+    def _own_part(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The part of a state that is of this one: it has the same keys, and the same place among those that have them."""
+        siblings = self._siblings or [self]
+        each = state.get("each", [])
+        if not each and len(siblings) == 1:
+            return state
+        same = [saved for saved in each if saved["where"] == self._where]
+        rivals = [one for one in siblings if one._where == self._where]
+        if len(same) != len(rivals):
+            there = "; ".join(saved["where"] for saved in each) or "only one, or was written before it told them apart"
+            here = "; ".join(one._where for one in siblings)
+            raise InputError(
+                f"the checkpoint does not have the priors of these OnlineLabelSmoothing algorithms: it has {there}, but the "
+                f"Trainer has {here}: give them the target_key and output_key of the run that wrote it, or load only the "
+                f"weights with load_weights_only=True"
+            )
+        return same[next(place for place, one in enumerate(rivals) if one is self)]
 
     def _room_for(self, logits: Tensor) -> Tensor:
         """Zeros for the sums.
@@ -185,6 +233,13 @@ class OnlineLabelSmoothing(LabelSmoothing):
         """What is done to the targets, for :func:`composer_ls.composition.describe`."""
         words = super().in_words_over(classes, of).split(", ")[0]
         return f"{words}, to what the network predicts for each class"
+
+
+def _in_words(key: Any) -> str:
+    """A key without the addresses of functions, which differ from process to process."""
+    if isinstance(key, (list, tuple)):
+        return f"({', '.join(map(_in_words, key))})"
+    return f"<{getattr(key, '__name__', type(key).__name__)}>" if callable(key) else repr(key)
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -272,6 +273,66 @@ def test_a_used_object_resumes_from_the_checkpoint_alone(tmp_path):
     whole = run(tmp_path, [algorithm], steps=7)
     for stopped in (2, 4):
         assert torch.equal(fit([algorithm], steps=7, load_path=str(tmp_path / f"{stopped}.pt")), whole)
+
+
+class TwoHeads(ComposerModel):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(7)
+        self.first, self.second = (nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, K)) for _ in range(2))
+
+    def forward(self, batch):
+        return self.first(batch[0]), self.second(batch[0])
+
+    def loss(self, outputs, batch):
+        return F.cross_entropy(outputs[0], batch[1]) + 0.4 * F.cross_entropy(outputs[1], batch[2])
+
+
+def of_heads(*heads):
+    return [OnlineLabelSmoothing(0.5, target_key=1 + head, output_key=head) for head in heads]
+
+
+def of_getters(*heads):
+    getters = [lambda batch: batch[1], lambda batch: batch[2]]
+    return [OnlineLabelSmoothing(0.5, target_key=getters[head], output_key=head) for head in heads]
+
+
+def fit_two_heads(algorithms, train=fit, folder=None, **options):
+    (images, first), (_, second) = examples(), examples(seed=1)
+    folder = [] if folder is None else [folder]
+    loader = DataLoader(TensorDataset(images, first, second), 8)
+    return train(*folder, algorithms, model=TwoHeads(), loader=loader, **options)
+
+
+@pytest.mark.parametrize("make", [of_heads, of_getters])
+@pytest.mark.parametrize("stopped", [3, 4])
+def test_two_heads_resume_with_the_prior_of_each(make, stopped, tmp_path):
+    whole = fit_two_heads(make(0, 1), run, tmp_path, steps=7)
+    path = str(tmp_path / f"{stopped}.pt")
+    assert torch.equal(fit_two_heads(make(0, 1), steps=7, load_path=path), whole)
+    if make is of_heads:
+        assert torch.equal(fit_two_heads(make(1, 0), steps=7, load_path=path), whole)
+
+
+def test_priors_of_other_heads_are_refused(tmp_path):
+    fit_two_heads(of_heads(0, 1), run, tmp_path / "two", steps=4)
+    fit_two_heads(of_heads(0), run, tmp_path / "one", steps=4)
+    other = [*of_heads(0), OnlineLabelSmoothing(0.5, target_key=2, output_key=0)]
+    with pytest.raises(
+        InputError, match=r"has target_key=1, output_key=0; .* the Trainer has .*target_key=2, output_key=0"
+    ):
+        fit_two_heads(other, steps=7, load_path=str(tmp_path / "two" / "4.pt"))
+    with pytest.raises(
+        InputError, match="it has only one, .* the Trainer has .*give them the target_key and output_key"
+    ):
+        fit_two_heads(of_heads(0, 1), steps=7, load_path=str(tmp_path / "one" / "4.pt"))
+
+
+def test_a_copy_holds_none_of_the_other_algorithms():
+    one, other = of_heads(0, 1)
+    fit_two_heads([one, other], steps=4)
+    assert copy.deepcopy(one)._siblings == pickle.loads(pickle.dumps(one))._siblings == []
+    assert torch.equal(copy.deepcopy(one).state_dict()["prior"], one.prior)
 
 
 @pytest.mark.slow
