@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,8 +31,8 @@ OF_LOGITS = ("logits", "out")
 class Distillation(Algorithm):
     r"""Train on :math:`(1-\beta)\,H(y,p) + \beta\,H(p^{\text{teacher}}(T),\,p^{\text{student}}(T))`.
 
-    The teacher runs in evaluation mode without gradients, on exactly the input of the student, after MixUp, CutMix and
-    all augmentation. The first part is the usual loss, of plain or of smoothed and mixed labels. Positions with an
+    The teacher runs in evaluation mode without gradients, also if it is a part of the student, on exactly the input of
+    the student, after MixUp, CutMix and all augmentation. The first part is the usual loss, of plain or of smoothed and mixed labels. Positions with an
     ignored label, such as padding and void pixels, do not count in the teacher's part either. The position in the list
     of algorithms does not matter.
 
@@ -176,7 +177,8 @@ class Distillation(Algorithm):
                     f"Distillation the input_key of the teacher's input, or a teacher that takes whole batches, such as "
                     f"HuggingFaceModel(teacher)"
                 ) from error
-        with torch.no_grad(), get_precision_context(state.precision, state.precision_config):
+        precision = get_precision_context(state.precision, state.precision_config)
+        with _evaluated(self.teacher), torch.no_grad(), precision:
             return self._logits(self.teacher(copied(inputs)), "teacher")
 
     def _mixed(self, state: State) -> Any:
@@ -305,6 +307,23 @@ class Distillation(Algorithm):
         if shift:
             labels = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], self.ignore_index)], 1)
         return counted_positions(labels, moved, self.ignore_index)
+
+
+@contextlib.contextmanager
+def _evaluated(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode, as long as it lasts.
+
+    The Trainer puts a teacher that is a part of the student in training mode with it, and so must it be for the student, which
+    may share layers with it.
+    """
+    training = [module for module in network.modules() if module.training]
+    if training:
+        network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _possible_logits(outputs: Any) -> list[Tensor]:

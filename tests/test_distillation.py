@@ -102,6 +102,34 @@ def test_the_teacher_is_evaluated_without_gradient_and_stays_what_it_was():
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
 
 
+class WithTeacher(ComposerClassifier):
+    """A student that keeps its teacher as an attribute."""
+
+    def __init__(self, module, teacher):
+        super().__init__(module, num_classes=K)
+        self.teacher = teacher.requires_grad_(False)
+
+
+def test_a_teacher_that_is_a_part_of_the_student_is_evaluated_too():
+    teacher, loader = teacher_network(), DataLoader(TensorDataset(*examples()), 8)
+    inside = WithTeacher(classifier().module, teacher)
+    options = {"steps": 6, "eval_dataloader": loader, "eval_interval": "1ba"}
+    fit([Distillation(teacher, 2, 0.6)], model=inside, **options)
+    outside = classifier()
+    fit([Distillation(teacher_network(), 2, 0.6)], model=outside, **options)
+    assert torch.equal(inside.module[1].weight, outside.module[1].weight)
+    assert all(torch.equal(value, teacher_network().state_dict()[name]) for name, value in teacher.state_dict().items())
+
+
+def test_layers_that_a_teacher_shares_stay_in_training_mode_for_the_student():
+    modes = []
+    shared = nn.Sequential(nn.Flatten(), nn.Dropout(0.5))
+    shared.register_forward_hook(lambda module, *rest: modes.append([part.training for part in module.modules()]))
+    student, teacher = (nn.Sequential(shared, nn.Linear(192, K)) for _ in range(2))
+    fit([Distillation(teacher)], model=ComposerClassifier(student, num_classes=K), steps=2)
+    assert modes == [[False] * 3, [True] * 3] * 2
+
+
 def test_its_own_weights_as_teacher_give_a_student_no_gradient():
     model = classifier()
     before = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
