@@ -32,9 +32,9 @@ class Distillation(Algorithm):
     r"""Train on :math:`(1-\beta)\,H(y,p) + \beta\,H(p^{\text{teacher}}(T),\,p^{\text{student}}(T))`.
 
     The teacher runs in evaluation mode without gradients, also if it is a part of the student, on exactly the input of
-    the student, after MixUp, CutMix and all augmentation. The first part is the usual loss, of plain or of smoothed and mixed labels. Positions with an
-    ignored label, such as padding and void pixels, do not count in the teacher's part either. The position in the list
-    of algorithms does not matter.
+    the student, after MixUp, CutMix and all augmentation. The first part is the usual loss, of plain or of smoothed and
+    mixed labels. Positions with an ignored label, such as padding and void pixels, do not count in the teacher's part
+    either. The position in the list of algorithms does not matter.
 
     The logits are found automatically in the outputs of both networks: the output itself if it is a tensor, an entry
     named ``logits``, or the only tensor of a tuple that can be logits. The class dimension is found from the labels'
