@@ -40,6 +40,7 @@ from composer_ls.composition.without_logits import (
 )
 from composer_ls.errors import TargetError
 from composer_ls.smoothing import smooth_labels
+from composer_ls.targets import SoftTargets
 
 __all__ = ["BINARY_FOR_CLASSES", "OWN_LOSS", "Way", "choose"]
 
@@ -238,30 +239,31 @@ class _Asked:
         equal, as those of a layer that begins with zeros, does not depend on the target.
         """
         kind = self.smoother.kind
-        if not target.any() or (kind == "multiclass" and logits.shape[1] == 1):
+        counts = target.weights.any() if isinstance(target, SoftTargets) else target.any()  # some row has a label
+        if not counts or (kind == "multiclass" and logits.shape[1] == 1):
             return True
-        smoothed = smooth_labels(
-            logits, target, 0.15, kind=kind, validate=False
-        )  # its largest entries stay the largest
-        found = [leaf for _, leaf in leaves(self.outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-        found = [leaf for leaf in found if leaf.shape == logits.shape]
-        before = [leaf.clone() for leaf in found]
+        smoothed = smooth_labels(logits, target, 0.15, kind=kind, validate=False)  # the largest entries stay so
+        filled: list[tuple[Tensor, Tensor]] = []
         losses = []
         try:
-            for leaf in found:  # the same noise, and between 0 and 1, since probabilities may be wanted
-                leaf.uniform_(0.1, 0.9, generator=torch.Generator(leaf.device).manual_seed(0))
+            for _, leaf in leaves(self.outputs):
+                if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.shape == logits.shape:
+                    before = leaf.clone()  # the same noise in all, between 0 and 1, since probabilities may be wanted:
+                    leaf.uniform_(0.1, 0.9, generator=torch.Generator(leaf.device).manual_seed(0))
+                    filled.append((leaf, before))
             for rows in (target, smoothed):
-                loss = self._loss(with_target(self.batch, self.smoother.target_key, rows))
-                losses.append(total(loss))
-                is_rounded = any(isinstance(leaf, Tensor) and leaf.dtype in HALF for _, leaf in leaves(loss))
+                losses.append(self._loss(with_target(self.batch, self.smoother.target_key, rows)))
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             return True
         finally:
-            for leaf, content in zip(found, before, strict=True):
-                leaf.copy_(content)
-        return is_rounded or losses[0] is None or losses[1] is None or not torch.equal(losses[0], losses[1])
+            for leaf, before in filled:
+                leaf.copy_(before)
+        if any(isinstance(leaf, Tensor) and leaf.dtype in HALF for _, leaf in leaves(losses)):
+            return True  # it may have been rounded to the same number
+        first, second = map(total, losses)
+        return first is None or second is None or not torch.equal(first, second)
 
     def _is_of_other_logits(self, call: Call, logits: Tensor) -> bool:
         """Whether a call does not take these logits, or ignores a class that the smoother does not ignore."""

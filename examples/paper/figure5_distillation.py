@@ -130,12 +130,17 @@ def draw(lines):
         "students of a hard teacher": (BLUE, "s", "-", "students of the hard teacher, at γ of T = 1 and above"),
         "students of smoothed teachers": (GREEN, "D", "-", "students of smoothed teachers, at γ of T = 1"),
     }
+    if lines["teacher"] == lines["baseline"]:  # with --runs these are the same networks
+        del styles["teacher"]
+        styles["baseline"] = (BLACK, "o", "--", "teachers: trained on labels smoothed by α (baseline)")
     for name, (color, marker, line, label) in styles.items():
         points = sorted(lines[name], key=lambda point: point["gamma"])
         gammas, means = ([point[key] for point in points] for key in ("gamma", "mean"))
         axes.plot(gammas, means, color=color, marker=marker, linestyle=line, label=label)
         low, high = ([pick(point["values"]) for point in points] for pick in (min, max))
         axes.fill_between(gammas, low, high, color=color, alpha=0.13, linewidth=0)
+        if len(points) == 1:
+            axes.vlines(gammas, low, high, color=color, alpha=0.3, linewidth=6)
     axes.set(xlabel="γ: smoothing of the targets, or what a teacher's targets amount to", ylabel="test accuracy (%)")
     axes.set_title("Distillation: who teaches well? (mean and range over seeds)")
     figure.legend(loc="outside lower center", ncols=2)

@@ -123,6 +123,22 @@ def test_a_usual_loss_is_not_taken_for_one_that_ignores_rows(zeros):
     assert_close(found, weights(by_hand(zeros=zeros), []))
 
 
+def test_a_batch_without_any_label_is_not_taken_for_a_loss_that_ignores_rows():
+    model = Model(lambda o, b: F.cross_entropy(o, b[1], reduction="sum"))
+    target = labels()
+    target[:8] = -100
+    found = weights(model, [LabelSmoothing(0.1)], target)
+    assert_close(found, weights(Model(lambda o, b: smoothed(o, b[1]) * 8 if b[1][0] >= 0 else o.sum() * 0), [], target))
+
+
+def test_logits_that_share_memory_are_asked_as_they_are():
+    model = Model(
+        lambda o, b: F.cross_entropy(o[0] + 0, b[1]), lambda m, b: (m.layer(b[0]), m.layer(b[0])[:, :1].expand(-1, K))
+    )
+    found = weights(model, [LabelSmoothing(0.1, output_key=0)])
+    assert_close(found, weights(by_hand(), []))
+
+
 @pytest.mark.parametrize(
     "algorithm", [LabelSmoothing(0.1, output_key=0), MaxSup(0.1, output_key=0), OnlineLabelSmoothing(output_key=0)]
 )
