@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from composer.core import State
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from composer_ls.composition.asking import BINARY, CLASSES, Call, Listening
 from composer_ls.composition.batches import Path, TargetKeyError, path_of
 from composer_ls.losses import cross_entropy
 
-__all__ = ["Answering", "answered", "is_answerable", "is_normalised", "is_of", "key_paths"]
+__all__ = ["Answering", "answered", "is_answerable", "is_of", "key_paths"]
 
 Smooth = Callable[..., Tensor]
 """The signature of ``LabelSmoothing.smoothed``: logits, targets and the label to ignore."""
@@ -56,8 +55,8 @@ class Answering:
         self.names = list(dict.fromkeys(call.name for call in calls))
         self.labels = sorted({".".join(map(str, path)) for call in calls for path in call.origins})
         self._replaced: list[_Method] = []
-        of_logits = {call.place for call in heard if call.function is F.nll_loss and not is_normalised(call)}
-        self._normalised = {call.place for call in calls if call.function is F.nll_loss} - of_logits - {""}
+        of_logits = {call.place for call in heard if not call.is_normalised}
+        self._normalised = {call.place for call in calls} - of_logits - {""}
         self._answers, self._told = 0, False
 
     def before_forward(self, state: State) -> None:
@@ -116,7 +115,7 @@ class Answering:
     def _is_answerable(self, call: Call, paths: list[Path] | None) -> bool:
         if not is_answerable(call, self.smoother.kind, paths):
             return False
-        if call.place not in self._normalised and not is_normalised(call):  # reading values makes a GPU synchronise
+        if call.place not in self._normalised and not call.is_normalised:  # reading values makes a GPU synchronise
             return False
         self._answers += 1
         return True
@@ -133,8 +132,8 @@ def answered(
     if not target.is_floating_point():
         target = target.long()  # in uint8, 156 would equal an ignore_index of -100
         options.pop("ignore_index", None)  # smoothing does it, before MaxSup adds its labels, which count
-    if not target.is_floating_point() and also_ignored not in (None, ignored):
-        target = torch.where(target == also_ignored, ignored, target)
+        if also_ignored not in (None, ignored):
+            target = torch.where(target == also_ignored, ignored, target)
     # Log-probabilities are logits whose logsumexp is 0, so nll_loss is the cross entropy of its input.
     return loss(call.input, smooth(call.input, target, ignore_index=ignored), **options)
 
@@ -146,14 +145,6 @@ def is_answerable(call: Call, kind: str, paths: list[Path] | None) -> bool:
     if kind == "binary":
         return call.function in BINARY
     return call.function in CLASSES or (call.function in BINARY and call.target.shape == call.input.shape)
-
-
-def is_normalised(call: Call) -> bool:
-    """Whether the input is log-probabilities, if the call is of ``nll_loss``. Reads its values."""
-    if call.function is not F.nll_loss:
-        return True
-    sums = call.input.detach().float().logsumexp(1 if call.input.ndim > 1 else 0)
-    return bool((sums.abs() < 0.05).all())
 
 
 def is_of(call: Call, paths: list[Path] | None) -> bool:

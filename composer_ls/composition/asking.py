@@ -13,6 +13,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from inspect import signature
 from typing import Any
 
@@ -35,47 +36,22 @@ CLASSES = (F.cross_entropy, F.nll_loss)
 BINARY = (F.binary_cross_entropy_with_logits, F.binary_cross_entropy)
 """Losses with a separate label for every logit."""
 MOVES = {
+    *("__getitem__", "bfloat16", "cat", "chunk", "clamp", "clone", "concat", "contiguous", "cpu", "cuda", "detach"),
     *(
-        "__getitem__",
-        "bfloat16",
-        "cat",
-        "chunk",
-        "clamp",
-        "clone",
-        "concat",
-        "contiguous",
-        "cpu",
-        "cuda",
-        "detach",
         "double",
-    ),
-    *(
         "expand",
         "flatten",
-        "float",
         "flip",
+        "float",
         "half",
         "index_select",
         "masked_fill",
         "masked_select",
         "movedim",
-        "nan_to_num",
     ),
-    *(
-        "narrow",
-        "permute",
-        "repeat",
-        "repeat_interleave",
-        "reshape",
-        "roll",
-        "select",
-        "split",
-        "squeeze",
-        "stack",
-        "swapaxes",
-    ),
-    *("swapdims", "t", "take", "take_along_dim", "tile", "to", "transpose", "type", "type_as", "unbind", "unflatten"),
-    *("unsqueeze", "view", "where", "pad"),
+    *("nan_to_num", "narrow", "pad", "permute", "repeat", "repeat_interleave", "reshape", "roll", "select", "split"),
+    *("squeeze", "stack", "swapaxes", "swapdims", "t", "take", "take_along_dim", "tile", "to", "transpose", "type"),
+    *("type_as", "unbind", "unflatten", "unsqueeze", "view", "where"),
 }
 """Functions that only move, mark or convert labels. Their result still counts as labels, even if it is floating-point."""
 
@@ -124,6 +100,14 @@ class Call:
         """Whether the target comes from the batch and consists of labels, or of one row over classes per label."""
         has_rows = self.target.shape == self.input.shape
         return bool(self.origins) and (has_rows or not self.target.is_floating_point())
+
+    @cached_property
+    def is_normalised(self) -> bool:
+        """Whether the input is log-probabilities, if the call is of ``nll_loss``. Reads its values."""
+        if self.function is not F.nll_loss:
+            return True
+        sums = self.input.detach().float().logsumexp(1 if self.input.ndim > 1 else 0)
+        return bool((sums.abs() < 0.05).all())
 
 
 @dataclass
@@ -236,7 +220,7 @@ class _Held:
     @staticmethod
     def _fields(module: nn.Module) -> dict[str, tuple[Any, Any]]:
         fields = {f"_buffers.{name}": (value, _kept(value)) for name, value in module._buffers.items()}
-        if type(module).__module__.partition(".")[0] != "torch":  # torch's own modules change nothing but buffers
+        if _is_of_user(module):
             fields |= {
                 name: (value, _kept(value)) for name, value in vars(module).items() if name not in _OF_ALL_MODULES
             }
@@ -248,7 +232,7 @@ class _Held:
         return [
             (module, name, value)
             for module, fields in self.modules
-            if type(module).__module__.partition(".")[0] != "torch"
+            if _is_of_user(module)
             for name, value in vars(module).items()
             if name not in _OF_ALL_MODULES and fields.get(name, (missing,))[0] is not value
         ]
@@ -256,7 +240,7 @@ class _Held:
     def put_back(self) -> None:
         for module, fields in self.modules:
             own = vars(module)
-            if any(not name.startswith("_buffers.") for name in fields):
+            if _is_of_user(module):
                 for name in [name for name in own if name not in _OF_ALL_MODULES and name not in fields]:
                     del own[name]
             for name, (value, kept) in fields.items():
@@ -268,6 +252,11 @@ class _Held:
 
 
 _OF_ALL_MODULES = frozenset(vars(nn.Module()))
+
+
+def _is_of_user(module: nn.Module) -> bool:
+    """Whether it may change more than its buffers, as none of torch's own modules does."""
+    return type(module).__module__.partition(".")[0] != "torch"
 
 
 def _modules(model: nn.Module) -> Iterator[nn.Module]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from composer_ls.composition import own_loss
-from composer_ls.composition.answering import Answering, answered, is_answerable, is_normalised, is_of, key_paths
+from composer_ls.composition.answering import Answering, answered, is_answerable, is_of, key_paths
 from composer_ls.composition.asking import (
     BINARY,
     CLASSES,
@@ -113,7 +113,7 @@ class _Asked:
         self.paths = key_paths(self.batch, smoother.target_key)
         self.conflicts: list[Conflict] = []
         self.bad_label: ValueError | None = None
-        self.failure: Exception | None = None
+        self.failure: str | None = None
 
     def way(self) -> Way:
         forward = Listening(self.batch, lambda _: own_loss.numbered(forward.calls))
@@ -124,7 +124,7 @@ class _Asked:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            return TargetsInBatch(self.smoother, error)
+            return TargetsInBatch(self.smoother, _in_words(error))
         hard, loss_calls = self._hard_loss()
         uses_forward = hard is not None and self._uses_scalars(hard)
         uses_forward = uses_forward or own_loss.makes_its_loss(self.model)
@@ -216,14 +216,10 @@ class _Asked:
             if is_out_of_memory(error):
                 raise
             problem = f"given distributions, it raised {type(error).__name__}: {error}"
-        if (
-            not problem
-            and self.smoother.reads_logits
-            and any(self._is_of_other_logits(one, logits) for one in answerable)
-        ):
-            return self._answering(answerable, in_loss=True)
-        if not problem and self._uses(target, logits):
-            return TargetsInBatch(self.smoother)
+        if not problem:
+            elsewhere = self.smoother.reads_logits and any(self._is_of_other_logits(one, logits) for one in answerable)
+            if not elsewhere and self._uses(target, logits):
+                return TargetsInBatch(self.smoother)
         if answerable:
             return self._answering(answerable, in_loss=True)
         name = type(self.model).__name__
@@ -269,7 +265,7 @@ class _Asked:
         """Whether a call does not take these logits, or ignores a class that the smoother does not ignore."""
         ignored = call.ignore_index
         ignores_class = ignored != self.smoother.ignore_index and 0 <= ignored < logits.shape[1]
-        return ignores_class or (call.input.data_ptr(), call.input.shape) != (logits.data_ptr(), logits.shape)
+        return ignores_class or _memory(call.input) != _memory(logits)
 
     def _answering(self, calls: list[Call], in_forward: bool = False, in_loss: bool = False) -> Answering:
         key = self.smoother.target_key
@@ -298,7 +294,7 @@ class _Asked:
                 raise self.bad_label from None
             if is_out_of_memory(error):
                 raise
-            self.failure = error
+            self.failure = _in_words(error)
         for module in called:
             self.conflicts += smoothing_of("model.loss and a module that it calls", module)
         return hard, listening.calls
@@ -312,7 +308,7 @@ class _Asked:
 
     def _exact(self, call: Call) -> Tensor:
         """The loss of a call, after checking its labels: on a GPU a wrong label would end the process."""
-        is_other = call.function in BINARY or call.target.is_floating_point() or not is_normalised(call)
+        is_other = call.function in BINARY or call.target.is_floating_point() or not call.is_normalised
         if is_other or not is_answerable(call, "multiclass", None):
             return call.function(call.input, call.target, **call.options)
         try:
@@ -346,7 +342,7 @@ class _Asked:
         return not _same(hard, moved)
 
     def _answerable(self, calls: list[Call]) -> list[Call]:
-        return [call for call in calls if is_answerable(call, self.smoother.kind, self.paths) and is_normalised(call)]
+        return [call for call in calls if is_answerable(call, self.smoother.kind, self.paths) and call.is_normalised]
 
     def _object_to_smoothing(self, calls: dict[str, list[Call]]) -> None:
         for method, heard in calls.items():
@@ -374,10 +370,10 @@ class _Asked:
         """Object to a second cross entropy of the same logits whose labels are elsewhere in the batch, as in MixUp by a dataloader."""
         if self.smoother.target_key != DEFAULT_KEY or self.paths is None:
             return
-        smoothed = {(call.input.data_ptr(), call.input.shape) for call in answerable}
+        smoothed = {_memory(call.input) for call in answerable}
         for call in calls:
             elsewhere = call.function in CLASSES and call.is_of_labels and not is_of(call, self.paths)
-            if elsewhere and (call.input.data_ptr(), call.input.shape) in smoothed:
+            if elsewhere and _memory(call.input) in smoothed:
                 mine, others = (
                     " and ".join(".".join(map(str, path)) for path in paths) for paths in (self.paths, call.origins)
                 )
@@ -397,6 +393,15 @@ class _Asked:
 
     def _refuse(self, error: ValueError) -> None:
         self.smoother.object_to(error)
+
+
+def _memory(tensor: Tensor) -> tuple[int, torch.Size]:
+    """What two tensors that are the same, or views of all of the same, have in common."""
+    return tensor.data_ptr(), tensor.shape
+
+
+def _in_words(error: Exception) -> str:  # kept in place of the error, which would keep the memory of its frames
+    return f"{type(error).__name__}: {error}"
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

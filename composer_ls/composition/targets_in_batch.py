@@ -38,11 +38,11 @@ class TargetsInBatch:
 
     Args:
         smoother: The algorithm.
-        unasked: The error for which the model could not be asked what its loss is.
+        unasked: The error, in words, for which the model could not be asked what its loss is.
 
     """
 
-    def __init__(self, smoother: Any, unasked: Exception | None = None) -> None:
+    def __init__(self, smoother: Any, unasked: str | None = None) -> None:
         self.smoother, self.unasked = smoother, unasked
         self._target: tuple[Any, Tensor] | None = None
         self._second_labels: list[_SecondLabels] = []
@@ -79,7 +79,7 @@ class TargetsInBatch:
         if self.unasked is not None and self.smoother.smooths:
             warnings.warn(
                 f"{type(self.smoother).__name__} could not ask the model what its loss is "
-                f"({type(self.unasked).__name__}: {self.unasked}), so it replaces the labels in the batch and cannot know "
+                f"({self.unasked}), so it replaces the labels in the batch and cannot know "
                 f"whether the loss takes these",
                 stacklevel=2,
             )

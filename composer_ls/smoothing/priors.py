@@ -56,7 +56,6 @@ def check_prior_values(rows: Tensor) -> None:
     checked only the first row is read again until PyTorch knows that it was changed. It does not know of changes through
     NumPy, ``.data`` or :func:`torch.distributed.all_reduce`.
     """
-    rows = rows.detach() if rows.ndim == 1 else rows
     state = None if rows.ndim == 1 or rows.is_inference() else (rows._version, rows.data_ptr())
     known = state is not None and _CHECKED.get(rows) == state
     _check_values(rows.detach()[:1] if known else rows.detach())

@@ -123,4 +123,4 @@ assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN, signal.getsignal(signa
 assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, signal.getsignal(signal.SIGTERM)
 """
     arguments = ["train", "digits-mlp", "duration=1ba", "checkpoints.interval=1ep", "--out", str(tmp_path / "run")]
-    subprocess.run([sys.executable, "-c", code, *arguments], check=True)
+    assert subprocess.run([sys.executable, "-c", code, *arguments], check=False).returncode == 0
