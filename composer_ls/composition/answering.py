@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from composer.core import State
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from composer_ls.composition.asking import BINARY, CLASSES, Call, Listening
 from composer_ls.composition.batches import Path, TargetKeyError, path_of
@@ -56,7 +57,7 @@ class Answering:
         self.labels = sorted({".".join(map(str, path)) for call in calls for path in call.origins})
         self._replaced: list[_Method] = []
         of_logits = {call.place for call in heard if not call.is_normalised}
-        self._normalised = {call.place for call in calls} - of_logits - {""}
+        self._normalised = {call.place for call in calls if call.function is F.nll_loss} - of_logits - {""}
         self._answers, self._told = 0, False
 
     def before_forward(self, state: State) -> None:

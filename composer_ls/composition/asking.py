@@ -37,21 +37,10 @@ BINARY = (F.binary_cross_entropy_with_logits, F.binary_cross_entropy)
 """Losses with a separate label for every logit."""
 MOVES = {
     *("__getitem__", "bfloat16", "cat", "chunk", "clamp", "clone", "concat", "contiguous", "cpu", "cuda", "detach"),
-    *(
-        "double",
-        "expand",
-        "flatten",
-        "flip",
-        "float",
-        "half",
-        "index_select",
-        "masked_fill",
-        "masked_select",
-        "movedim",
-    ),
-    *("nan_to_num", "narrow", "pad", "permute", "repeat", "repeat_interleave", "reshape", "roll", "select", "split"),
-    *("squeeze", "stack", "swapaxes", "swapdims", "t", "take", "take_along_dim", "tile", "to", "transpose", "type"),
-    *("type_as", "unbind", "unflatten", "unsqueeze", "view", "where"),
+    *("double", "expand", "flatten", "flip", "float", "half", "index_select", "masked_fill", "masked_select"),
+    *("movedim", "nan_to_num", "narrow", "pad", "permute", "repeat", "repeat_interleave", "reshape", "roll", "select"),
+    *("split", "squeeze", "stack", "swapaxes", "swapdims", "t", "take", "take_along_dim", "tile", "to", "transpose"),
+    *("type", "type_as", "unbind", "unflatten", "unsqueeze", "view", "where"),
 }
 """Functions that only move, mark or convert labels. Their result still counts as labels, even if it is floating-point."""
 
