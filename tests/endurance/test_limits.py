@@ -54,15 +54,18 @@ class Watch(Callback):
 
 def test_a_long_training_keeps_its_memory_within_2_per_cent_and_its_step_time_within_5(long, tried):
     steps = 20_000 if long else 2_000
-    watch = Watch()
-    fit([LabelSmoothing(0.1), MixUp(0.2)], steps=steps, callbacks=[watch])
-    assert len(watch.steps) == steps
     window = steps // 4
-    grown = watch.memory[-1] / watch.memory[1000 // 100 - 1]
-    slower = watch.ratio(slice(-window, None)) / watch.ratio(slice(100, 100 + window))
-    tried(f"{steps:,} steps", f"memory {grown - 1:+.1%} since step 1,000, time per step {slower - 1:+.1%}")
-    assert grown < 1.02
-    assert slower < 1.05
+    slower = []
+    while sum(ratio < 1.05 for ratio in slower) < 2:  # two of three decide: other programs begin in the middle of one
+        watch = Watch()
+        fit([LabelSmoothing(0.1), MixUp(0.2)], steps=steps, callbacks=[watch])
+        assert len(watch.steps) == steps
+        grown = watch.memory[-1] / watch.memory[1000 // 100 - 1]
+        assert grown < 1.02
+        slower.append(watch.ratio(slice(-window, None)) / watch.ratio(slice(100, 100 + window)))
+        assert sum(ratio >= 1.05 for ratio in slower) < 2, slower
+    change = statistics.median(slower) - 1
+    tried(f"{steps:,} steps", f"memory {grown - 1:+.1%} since step 1,000, time per step {change:+.1%}")
 
 
 def on_one_core(code, *arguments):
