@@ -14,6 +14,7 @@ from torch import Tensor
 
 from composer_ls.algorithm import LabelSmoothing
 from composer_ls.composition.batches import DEFAULT_KEY, as_tensor
+from composer_ls.composition.mixers import mixers_among
 from composer_ls.composition.targets_in_batch import TargetsInBatch
 from composer_ls.errors import InputError
 from composer_ls.smoothing import online_prior, right_predictions
@@ -80,6 +81,7 @@ class OnlineLabelSmoothing(LabelSmoothing):
         self._sums: Tensor | None = None
         self._siblings: list[OnlineLabelSmoothing] = []  # those of this class in the Trainer, this one included
         self._counted = self._passed = 0  # examples of this batch: in any pass, and in this one
+        self._let_go()
 
     def __repr__(self) -> str:
         """The constructor call, which Composer stores in checkpoints."""
@@ -93,7 +95,7 @@ class OnlineLabelSmoothing(LabelSmoothing):
         target = as_tensor(target, logits.device)
         smoothed = super().smoothed(logits, target, ignore_index)
         if not isinstance(self.way, TargetsInBatch):
-            self._count(logits, [smoothed if smoothed.shape != target.shape else target])
+            self._see(logits, smoothed if smoothed.shape != target.shape else target)
         return smoothed
 
     def _settle(self, state: State, logger: Logger) -> None:
@@ -105,12 +107,23 @@ class OnlineLabelSmoothing(LabelSmoothing):
         for one in siblings:
             one._siblings = siblings  # one order for all of them, although each may still move
 
+    def _before_loss(self, state: State, logger: Logger) -> None:
+        self._holds = any(mixer.interpolates(algorithm) for algorithm, mixer in mixers_among(state.algorithms))
+        super()._before_loss(state, logger)
+
     def _after_loss(self, state: State, logger: Logger) -> None:
         if isinstance(self.way, TargetsInBatch):  # by now the labels are mixed
             seen = self.way.seen(state)
             if seen is not None:
                 self._count(*seen)
+        self._ended = True
         super()._after_loss(state, logger)
+
+    def _after_backward(self, state: State, logger: Logger) -> None:
+        super()._after_backward(state, logger)
+        for seen in self._held:
+            self._count(*seen)
+        self._let_go()
 
     def _before_step(self, state: State, logger: Logger) -> None:
         super()._before_step(state, logger)
@@ -118,10 +131,29 @@ class OnlineLabelSmoothing(LabelSmoothing):
 
     def _before_pass(self, state: State, logger: Logger) -> None:
         self._passed = 0
+        self._let_go()  # in case an earlier pass was interrupted
 
     _STEPS: ClassVar[dict[Event, Callable[[Any, State, Logger], None]]] = LabelSmoothing._STEPS | {
         Event.BEFORE_TRAIN_BATCH: lambda self, *event: self._before_pass(*event)
     }
+
+    def _see(self, logits: Tensor, target: Tensor) -> None:
+        """Count the predictions of a loss that is computed, when mixers have computed it for the second labels too.
+
+        They call ``loss()`` again, whose losses come in the order of the first time.
+        """
+        if not self._holds:
+            self._count(logits, [target])
+        elif not self._ended:
+            self._held.append((logits.detach(), [target]))
+        elif self._held:
+            self._held[self._repeated % len(self._held)][1].append(target)
+            self._repeated += 1
+
+    def _let_go(self) -> None:
+        self._held: list[tuple[Tensor, list[Tensor]]] = []  # what the losses of loss() saw
+        self._holds = self._ended = False  # whether mixers repeat them, and whether the first time is over
+        self._repeated = 0  # losses
 
     def _count(self, logits: Tensor, targets: Sequence[Tensor]) -> None:
         """Count predictions, but not again those of a second pass, as of SAM or after automatic microbatching ran out of memory."""

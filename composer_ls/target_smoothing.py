@@ -172,6 +172,9 @@ class TargetSmoothing(Algorithm):
         self.way.after_loss(state)
         self._validated = True
 
+    def _after_backward(self, state: State, logger: Logger) -> None:
+        self.way.put_back(state)
+
     def _finish(self, state: State, logger: Logger) -> None:
         self.way.put_back(state)
         if self._replaced_loss is not None:
@@ -191,7 +194,7 @@ class TargetSmoothing(Algorithm):
         Event.AFTER_FORWARD: lambda self, state, _: self.way.after_forward(state),
         Event.BEFORE_LOSS: lambda self, *event: self._before_loss(*event),
         Event.AFTER_LOSS: lambda self, *event: self._after_loss(*event),
-        Event.AFTER_BACKWARD: lambda self, state, _: self.way.put_back(state),
+        Event.AFTER_BACKWARD: lambda self, *event: self._after_backward(*event),
         Event.EPOCH_END: lambda self, *event: self._end_epoch(*event),
         Event.FIT_END: lambda self, *event: self._finish(*event),
         Event.EVAL_START: lambda self, state, _: self.way.put_back(state),  # in case a step was interrupted

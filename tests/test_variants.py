@@ -231,6 +231,20 @@ def test_a_mixed_example_counts_once_in_the_prior_in_every_place():
         torch.testing.assert_close(sums, expected)
 
 
+def test_a_mixed_example_with_two_equal_labels_counts_once_where_the_loss_is_computed():
+    def two_losses(logits, labels):  # each is computed again for the second labels
+        return sum(F.nll_loss((scale * logits).log_softmax(1), labels) for scale in (1, 2))
+
+    def right(loss):
+        images, _ = examples()
+        loader = DataLoader(TensorDataset(images, torch.arange(len(images)) % 2), 8)
+        online, mixer = OnlineLabelSmoothing(0.5), MixUp(0.5, interpolate_loss=True)
+        fit([online, mixer], model=classifier(loss), loader=loader, steps=1, device_train_microbatch_size=3)
+        return online._sums.sum().item()
+
+    assert right(two_losses) == pytest.approx(2 * right(F.cross_entropy))
+
+
 def run(folder, algorithms, **options):
     return fit(algorithms, save_folder=str(folder), save_interval="1ba", save_filename="{batch}.pt", **options)
 
