@@ -65,6 +65,9 @@ class SmoothingDiagnostics(Callback):
         A diagnostic that cannot be computed, such as the spread of examples of a single class, is skipped, and a
         warning says why, once. Batches are copied first, so that transforms and networks may work in place.
 
+        Beside Composer's EMA these numbers are of the weights that are trained; those of an evaluation's metrics are
+        of their average.
+
     Example:
         >>> from composer_ls import SmoothingDiagnostics
         >>> callbacks = [SmoothingDiagnostics(examples=500)]  # for Trainer(callbacks=..., eval_dataloader=...)
