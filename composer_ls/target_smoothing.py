@@ -86,7 +86,7 @@ class TargetSmoothing(Algorithm):
         self.output_key = output_key
         self.way: Way = TargetsInBatch(self)
         self.factor: Factor | None = None
-        self._asked = self._validated = False
+        self._asked = self._settled = self._validated = False  # asked what the loss is, and with labels that count
         self._replaced_loss: tuple[Any, Any] | None = None
 
     @abstractmethod
@@ -143,7 +143,8 @@ class TargetSmoothing(Algorithm):
         if loss_function_of(model) is soft_cross_entropy:
             self._replaced_loss = (model, model._loss_fn)
             model._loss_fn = cross_entropy  # the same loss, without the dense target
-        self.way, self._asked, self._validated = TargetsInBatch(self), False, False
+        self.way = TargetsInBatch(self)
+        self._asked = self._settled = self._validated = False
         if self is next(algorithm for algorithm in state.algorithms if is_smoother(algorithm, "composer_ls")):
             self._announce(state, logger)  # once, for all of them
 
@@ -154,11 +155,11 @@ class TargetSmoothing(Algorithm):
 
     def _before_forward(self, state: State, logger: Logger) -> None:
         self.way.put_back(state)  # in case an earlier step was interrupted
-        if not self._asked:
-            self.way = choose(self, state)
-            self._asked = True
-            if self.way.describe():
+        if not self._settled:
+            self.way, self._settled = choose(self, state)
+            if self.way.describe() and not self._asked:
                 self._announce(state, logger)
+            self._asked = True
         self.way.before_forward(state)
 
     def _before_loss(self, state: State, logger: Logger) -> None:

@@ -83,7 +83,8 @@ class Answering:
             self._told = True
             warnings.warn(
                 f"{type(self.smoother).__name__} changed nothing in a step, because {type(self.model).__name__} computed no "
-                f"{' or '.join(self.names)} of {' or '.join(self.labels)} in it, as it did when it was asked. This is told once",
+                f"{' or '.join(self.names)} of {' or '.join(self.labels)} with a gradient in it, as it did when it was asked. "
+                f"This is told once",
                 stacklevel=2,
             )
 
@@ -111,15 +112,18 @@ class Answering:
     def _answer(self, call: Call, paths: list[Path] | None) -> Tensor:
         if not self._is_answerable(call, paths):
             return call.function(call.input, call.target, **call.options)
-        return answered(call, self.smoother.smoothed, self.smoother.ignore_index)
+        return self._counted(answered(call, self.smoother.smoothed, self.smoother.ignore_index))
 
     def _is_answerable(self, call: Call, paths: list[Path] | None) -> bool:
         if not is_answerable(call, self.smoother.kind, paths):
             return False
-        if call.place not in self._normalised and not call.is_normalised:  # reading values makes a GPU synchronise
-            return False
-        self._answers += 1
-        return True
+        return call.place in self._normalised or call.is_normalised  # reading values makes a GPU synchronise
+
+    def _counted(self, loss: Tensor) -> Tensor:
+        self._answers += (
+            loss.requires_grad
+        )  # without a gradient, as in an autograd function of the user's, nothing is smoothed
+        return loss
 
 
 def answered(
@@ -145,7 +149,8 @@ def is_answerable(call: Call, kind: str, paths: list[Path] | None) -> bool:
         return False
     if kind == "binary":
         return call.function in BINARY
-    return call.function in CLASSES or (call.function in BINARY and call.target.shape == call.input.shape)
+    of_rows = call.target.shape == call.input.shape and call.input.ndim > 1
+    return call.function in CLASSES or (call.function in BINARY and of_rows)
 
 
 def is_of(call: Call, paths: list[Path] | None) -> bool:

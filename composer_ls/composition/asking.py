@@ -11,6 +11,7 @@ import contextlib
 import os
 import random
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -39,10 +40,26 @@ MOVES = {
     *("__getitem__", "bfloat16", "cat", "chunk", "clamp", "clone", "concat", "contiguous", "cpu", "cuda", "detach"),
     *("double", "expand", "flatten", "flip", "float", "half", "index_select", "masked_fill", "masked_select"),
     *("movedim", "nan_to_num", "narrow", "pad", "permute", "repeat", "repeat_interleave", "reshape", "roll", "select"),
-    *("split", "squeeze", "stack", "swapaxes", "swapdims", "t", "take", "take_along_dim", "tile", "to", "transpose"),
+    *(
+        "scatter",
+        "scatter_",
+        "split",
+        "squeeze",
+        "stack",
+        "swapaxes",
+        "swapdims",
+        "t",
+        "take",
+        "take_along_dim",
+        "tile",
+        "to",
+        "transpose",
+    ),
     *("type", "type_as", "unbind", "unflatten", "unsqueeze", "view", "where"),
 }
 """Functions that only move, mark or convert labels. Their result still counts as labels, even if it is floating-point."""
+LIKE = {"to", "type_as", "view", "expand"}
+"""Functions whose second argument only says what the result looks like."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +112,11 @@ class Call:
         """Whether the input is log-probabilities, if the call is of ``nll_loss``. Reads its values."""
         if self.function is not F.nll_loss:
             return True
-        sums = self.input.detach().float().logsumexp(1 if self.input.ndim > 1 else 0)
-        return bool((sums.abs() < 0.05).all())
+        x = self.input.detach()
+        rounding = (
+            0.05 if x.dtype in (torch.float16, torch.bfloat16) else 1e-4
+        )  # a focal factor moves 1,000 classes by 0.01
+        return bool((x.float().logsumexp(1 if x.ndim > 1 else 0).abs() < rounding).all())
 
 
 @dataclass
@@ -148,12 +168,29 @@ class Listening(TorchFunctionMode):
             self.calls.append(call)
             return self._answer(call)
         result = func(*args, **kwargs)
-        if origins := self._origins.of((*args, *kwargs.values())):
+        name = getattr(func, "__name__", "")
+        sources = _sources(name, args, kwargs)
+        if self._origins.of(sources):
             for made in result if isinstance(result, (list, tuple)) else [result]:
-                moved = getattr(func, "__name__", "") in MOVES
-                if isinstance(made, Tensor) and (moved or not made.is_floating_point()):
-                    self._origins.note(made, origins)
+                if isinstance(made, Tensor) and not made.is_floating_point():
+                    self._origins.note(made, self._origins.of(sources))
+                elif isinstance(made, Tensor) and name in MOVES:  # what a mask selects of other numbers is not labels
+                    self._origins.note(made, self._origins.of(one for one in sources if not _is_mask(one)))
+            if name in ("__setitem__", "copy_"):
+                self._origins.note(args[0], self._origins.of(sources))
         return result
+
+
+def _sources(name: str, args: Any, kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """The arguments of a function from which its result comes, rather than its shape or dtype alone."""
+    if name.endswith("_like") or name.startswith("new_"):
+        return ()
+    return tuple(args[:1]) if name in LIKE else (*args, *kwargs.values())
+
+
+def _is_mask(thing: Any) -> bool:
+    parts = thing if isinstance(thing, tuple) else (thing,)
+    return any(isinstance(part, Tensor) and part.dtype == torch.bool for part in parts)
 
 
 @contextlib.contextmanager
@@ -168,21 +205,22 @@ def modules_called(on_call: Callable[[nn.Module], Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def on_trial(model: nn.Module) -> Iterator[_Held]:
-    """Undoes the side effects of the code inside it: restores random states, buffers, metrics and other attributes.
+    """Undoes the side effects of the code inside it: restores random states, weights, buffers, metrics and other attributes.
 
     Inside, gradients and compilation are off. Gives what is restored.
     """
-    held = _Held(model)
+    held, writes = _Held(model), _Writes(model)
     state, numpy_state = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     try:
-        with torch.compiler.set_stance("force_eager"), torch.random.fork_rng(devices), torch.no_grad():
+        with torch.compiler.set_stance("force_eager"), torch.random.fork_rng(devices), torch.no_grad(), writes:
             yield held
     finally:
         random.setstate(state)
         np.random.set_state(numpy_state)
         with torch.no_grad():
             held.put_back()
+            writes.put_back()
 
 
 def total(loss: Any) -> Tensor | None:
@@ -240,6 +278,37 @@ class _Held:
                     own[name] = value
 
 
+class _Writes(TorchFunctionMode):
+    """Keeps the weights that are changed in place, such as an average of others, as they were before."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.weights = {_address(weight) for weight in model.parameters()} - {0}
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Copy a weight before the first function that changes it."""
+        name = getattr(func, "__name__", "")
+        if args and (name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))):
+            for one in args[0] if isinstance(args[0], (list, tuple)) else [args[0]]:
+                address = _address(one)
+                if address in self.weights and address not in self.kept:
+                    self.kept[address] = (one.detach(), one.detach().clone())
+        return func(*args, **(kwargs or {}))
+
+    def put_back(self) -> None:
+        for weight, before in self.kept.values():
+            weight.copy_(before)
+
+
+def _address(tensor: Any) -> int:
+    """Where the values of a tensor begin; 0 if it has none of its own."""
+    try:
+        return int(tensor.data_ptr())
+    except Exception:  # sharded and fake tensors
+        return 0
+
+
 _OF_ALL_MODULES = frozenset(vars(nn.Module()))
 
 
@@ -284,10 +353,22 @@ def _kept(value: Any, depth: int = 0) -> Any:
     for kind, (read, _) in _GENERATORS.items():
         if isinstance(value, kind):
             return read(value)
-    if isinstance(value, (list, dict, set)) and depth < 3 and len(value) < 1000:
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if _is_counter(value):
+        value = vars(value)
+    if isinstance(value, (list, dict, set, deque)) and depth < 3 and len(value) < 1000:
         items = value.items() if isinstance(value, dict) else enumerate(value)
         return [(key, item, _kept(item, depth + 1)) for key, item in items]
     return None
+
+
+def _is_counter(value: Any) -> bool:
+    """Whether it is a small object of plain numbers, such as one that averages losses."""
+    fields = getattr(value, "__dict__", None)
+    if not isinstance(fields, dict) or isinstance(value, (type, nn.Module, Tensor)) or not fields:
+        return False
+    return all(type(field) in (bool, int, float, str, list, deque, type(None)) for field in fields.values())
 
 
 def _put_back(value: Any, kept: Any) -> None:
@@ -297,7 +378,10 @@ def _put_back(value: Any, kept: Any) -> None:
     if isinstance(value, Tensor) and kept is not None:
         if not torch.equal(value, kept):  # compared by value: native batch norm updates buffers without a version bump
             value.detach().copy_(kept)
+    elif isinstance(value, np.ndarray):
+        value[...] = kept
     elif kept is not None:
+        value = value if isinstance(value, (list, dict, set, deque)) else vars(value)
         for _, item, item_kept in kept:
             _put_back(item, item_kept)
         if isinstance(value, dict):
@@ -307,6 +391,9 @@ def _put_back(value: Any, kept: Any) -> None:
         elif isinstance(value, set):
             value.clear()
             value.update(item for _, item, _ in kept)
+        elif isinstance(value, deque):
+            value.clear()
+            value.extend(item for _, item, _ in kept)
         else:
             value[:] = [item for _, item, _ in kept]
 
@@ -321,8 +408,10 @@ def _place() -> tuple[str, bool]:
     The search stops at the frame in this package that called the model.
     """
     frame, place, is_checkpointed = sys._getframe(2), "", False
-    while frame is not None and not frame.f_code.co_filename.startswith(_LIBRARIES[-1] + "composition"):
+    while frame is not None:
         file = frame.f_code.co_filename
+        if file.startswith(_LIBRARIES[-1] + "composition") and frame.f_code.co_name != "__torch_function__":
+            break
         if not place and not file.startswith(_LIBRARIES):
             place = f"{file}:{frame.f_lineno}"
         is_checkpointed |= file == _CHECKPOINT

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from composer.core import State, get_precision_context
+from composer.core import Precision, State, get_precision_context
 from composer.models import HuggingFaceModel
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,7 +28,7 @@ from composer_ls.composition.asking import (
 )
 from composer_ls.composition.batches import DEFAULT_KEY, NO_LABEL, as_tensor, cloned, get, leaves, path_of, with_target
 from composer_ls.composition.conflicts import Conflict, DoubleSmoothingError, smoothing_of
-from composer_ls.composition.mixers import refuse_mixers
+from composer_ls.composition.mixers import mixers_among, refuse_mixers
 from composer_ls.composition.plan import unwrapped
 from composer_ls.composition.targets_in_batch import TargetsInBatch, logits_of
 from composer_ls.composition.without_logits import (
@@ -77,10 +77,15 @@ UNUSED = (
     "the batch, or turns distributions back into labels. Let it pass the targets in the batch to "
     "torch.nn.functional.cross_entropy once; use on_conflict='warn' to continue, if the loss depends on them later"
 )
+JUMPS = (
+    "jumps when the targets are smoothed by very little, because it compares their entries with 0 or 1, counts or rounds them, "
+    "as in target == 1, target > 0 or target.long(). Take such weights and masks from labels that are not smoothed, "
+    "(target > 0.5) for example; use on_conflict='warn' to continue"
+)
 HALF = (torch.float16, torch.bfloat16)
 
 
-def choose(smoother: Any, state: State) -> Way:
+def choose(smoother: Any, state: State) -> tuple[Way, bool]:
     """Ask the model what its loss is, and decide how smoothed targets reach it.
 
     The model is called on the microbatch as Composer calls it, without gradient or side effects. If its loss is the
@@ -88,20 +93,24 @@ def choose(smoother: Any, state: State) -> Way:
     cross entropy that it computes from the labels is replaced by the smoothed one. A Hugging Face model that computes
     its loss in ``forward()`` is called without labels, and the smoothed loss is added to its output.
 
+    Returns:
+        The way, and whether it is settled; if not, because every label is ignored, the next microbatch decides.
+
     Raises:
         TargetError: The loss does not fit this kind of smoothing, or uses the labels in a way that cannot be smoothed.
         DoubleSmoothingError: The loss was called with ``label_smoothing`` above 0.
 
     """
     with get_precision_context(state.precision, state.precision_config):
-        way = _Asked(smoother, unwrapped(state), state).way()
+        asked = _Asked(smoother, unwrapped(state), state)
+        way = asked.way()
     if smoother.logits == "never" and not isinstance(way, (WithoutLogits, AnsweringWithoutLogits)):
         raise TargetError(
             f"logits='never' is for models whose loss is one torch.nn.functional.cross_entropy of their labels, but the loss "
             f"of {type(unwrapped(state)).__name__} is computed otherwise: take logits='never' away, or compute the loss with "
             f"composer_ls.linear_cross_entropy in the model"
         )
-    return way
+    return way, asked.is_settled()
 
 
 class _Asked:
@@ -114,6 +123,14 @@ class _Asked:
         self.conflicts: list[Conflict] = []
         self.bad_label: ValueError | None = None
         self.failure: str | None = None
+        self.heard: list[Call] = []
+        self.counts = True  # whether some target is of a class
+
+    def is_settled(self) -> bool:
+        """Whether some label was of a class. If all are ignored, another loss may give the same number."""
+        of_labels = [call for call in self.heard if call.is_of_labels and not call.target.is_floating_point()]
+        ignored = [bool((call.target.long() == call.ignore_index).all()) for call in of_labels]
+        return self.counts and not (ignored and all(ignored))
 
     def way(self) -> Way:
         forward = Listening(self.batch, lambda _: own_loss.numbered(forward.calls))
@@ -126,7 +143,7 @@ class _Asked:
                 raise
             return TargetsInBatch(self.smoother, _in_words(error))
         hard, loss_calls = self._hard_loss()
-        uses_forward = hard is not None and self._uses_scalars(hard)
+        uses_forward = hard is not None and self._uses_scalars(hard, forward.calls)
         uses_forward = uses_forward or own_loss.makes_its_loss(self.model)
         self.heard = calls = [*(forward.calls if uses_forward else []), *loss_calls]
         self._object_to_smoothing({"forward": forward.calls if uses_forward else [], "loss": loss_calls})
@@ -187,7 +204,7 @@ class _Asked:
             if is_out_of_memory(error):
                 raise
             raise refusal(name, f"its loss() cannot do without them ({type(error).__name__}: {error})") from error
-        if not _same(hard, found):
+        if not self._same(hard, found):
             raise refusal(
                 name, f"its loss is {hard:.4g}, but {found:.4g} without them, so that it uses them otherwise too"
             )
@@ -209,62 +226,79 @@ class _Asked:
             if calls and {call.function for call in calls} == {F.mse_loss}:
                 raise TargetError(REGRESSION) from error
             raise  # the message says which argument lets LabelSmoothing find the targets or the logits
+        others = {call.ignore_index for call in answerable} - {-100, self.smoother.ignore_index}
+        if others and not mixers_among(self.state.algorithms):  # such labels may come in later batches only
+            return self._answering(answerable, in_loss=True)
         try:
             soft = total(self._loss(batch))
-            problem = "" if _same(hard, soft) else f"it is {soft:.4g} for distributions but {hard:.4g} for their labels"
+            problem = "" if self._same(hard, soft) else _differs(soft, hard)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             problem = f"given distributions, it raised {type(error).__name__}: {error}"
         if not problem:
             elsewhere = self.smoother.reads_logits and any(self._is_of_other_logits(one, logits) for one in answerable)
-            if not elsewhere and self._uses(target, logits):
+            problem = "" if elsewhere else self._misuse(target, logits)
+            if not elsewhere and not problem:
                 return TargetsInBatch(self.smoother)
         if answerable:
             return self._answering(answerable, in_loss=True)
         name = type(self.model).__name__
-        if not problem:
-            self._refuse(TargetError(f"the loss of {name} {UNUSED}"))
+        if problem in (UNUSED, JUMPS):
+            self._refuse(TargetError(f"the loss of {name} {problem}"))
             return TargetsInBatch(self.smoother)
         raise TargetError(f"the loss of {name} does not take smoothed targets: {problem}. {WAY_OUT}")
 
-    def _uses(self, target: Tensor, logits: Tensor) -> bool:
-        """Whether the loss of ``target`` changes when it is smoothed. If not, it takes others, or turns rows back into labels.
+    def _misuse(self, target: Tensor, logits: Tensor) -> str:
+        """What the loss does with targets that smoothing would make wrong, or an empty string.
 
-        Every tensor of the logits' shape in the output is filled with noise for this, because the loss of logits that are all
-        equal, as those of a layer that begins with zeros, does not depend on the target.
+        If it does not change when ``target`` is smoothed, it takes others, or turns rows back into labels. If it jumps when
+        ``target`` is smoothed by very little, it compares their entries with 0 or 1. Every tensor of the logits' shape in the
+        output is filled with noise for this, because the loss of logits that are all equal, as those of a layer that begins
+        with zeros, does not depend on the target.
         """
         kind = self.smoother.kind
         counts = target.weights.any() if isinstance(target, SoftTargets) else target.any()  # some row has a label
+        self.counts = bool(counts)
         if not counts or (kind == "multiclass" and logits.shape[1] == 1):
-            return True
-        smoothed = smooth_labels(logits, target, 0.15, kind=kind, validate=False)  # the largest entries stay so
+            return ""
         filled: list[tuple[Tensor, Tensor]] = []
         losses = []
         try:
             for _, leaf in leaves(self.outputs):
                 if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.shape == logits.shape:
-                    before = leaf.clone()  # the same noise in all, between 0 and 1, since probabilities may be wanted:
-                    leaf.uniform_(0.1, 0.9, generator=torch.Generator(leaf.device).manual_seed(0))
+                    before = (
+                        leaf.clone()
+                    )  # noise between 0 and 1, since probabilities may be wanted, and another in each
+                    leaf.uniform_(0.1, 0.9, generator=torch.Generator(leaf.device).manual_seed(len(filled)))
                     filled.append((leaf, before))
-            for rows in (target, smoothed):
+            with Listening(self.batch, self._exact):
+                of_labels = total(self._loss(self.batch))
+            for amount in (0, 1e-4, 0.15):  # the largest entries stay so
+                rows = smooth_labels(logits, target, amount, kind=kind, validate=False) if amount else target
                 losses.append(self._loss(with_target(self.batch, self.smoother.target_key, rows)))
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            return True
+            return ""
         finally:
-            for leaf, before in filled:
+            for leaf, before in reversed(filled):  # the output may hold a tensor twice
                 leaf.copy_(before)
         if any(isinstance(leaf, Tensor) and leaf.dtype in HALF for _, leaf in leaves(losses)):
-            return True  # it may have been rounded to the same number
-        first, second = map(total, losses)
-        return first is None or second is None or not torch.equal(first, second)
+            return ""  # it may have been rounded to the same number
+        hard, little, much = map(total, losses)
+        if hard is None or little is None or much is None:
+            return ""
+        if not self._same(of_labels, hard):
+            return _differs(hard, of_labels)
+        if torch.equal(hard, much):
+            return UNUSED
+        jump = (little - hard).abs()  # of a loss that is linear in its targets, 1/1500 of the other difference
+        return JUMPS if jump > 0.1 * (much - hard).abs() and jump > 1e-3 * hard.abs() else ""
 
     def _is_of_other_logits(self, call: Call, logits: Tensor) -> bool:
-        """Whether a call does not take these logits, or ignores a class that the smoother does not ignore."""
-        ignored = call.ignore_index
-        ignores_class = ignored != self.smoother.ignore_index and 0 <= ignored < logits.shape[1]
+        """Whether a call does not take these logits, or ignores a class, which may be the largest of other examples."""
+        ignores_class = 0 <= call.ignore_index < logits.shape[1]
         return ignores_class or _memory(call.input) != _memory(logits)
 
     def _answering(self, calls: list[Call], in_forward: bool = False, in_loss: bool = False) -> Answering:
@@ -324,22 +358,50 @@ class _Asked:
         ignored = NO_LABEL if ignore_index is None else ignore_index
         return smooth_labels(logits, target, 0.0, ignore_index=ignored, kind=kind, validate=True)
 
-    def _uses_scalars(self, hard: Tensor) -> bool:
-        """Whether the result of ``loss()`` depends on a 0-dim number in the output of ``forward()``."""
-        scalars = [
-            leaf
-            for _, leaf in leaves(self.outputs)
-            if isinstance(leaf, Tensor) and leaf.ndim == 0 and leaf.is_floating_point()
-        ]
-        if not scalars:
+    def _same(self, a: Tensor | None, b: Tensor | None) -> bool:
+        """Whether two losses are equal but for rounding."""
+        if a is None or b is None:
+            return a is b
+        in_half = self.state.precision != Precision.FP32 or any(
+            isinstance(leaf, Tensor) and leaf.dtype in HALF for _, leaf in leaves(self.outputs)
+        )
+        return torch.allclose(a, b, rtol=1e-3 if in_half else 2e-5, atol=1e-5, equal_nan=True)
+
+    def _uses_scalars(self, hard: Tensor, calls: list[Call]) -> bool:
+        """Whether the result of ``loss()`` depends on a 0-dim number in the output of ``forward()`` that is of labels."""
+        scalars = _scalars(self.outputs)
+        if not scalars or not (any(call.is_of_labels for call in calls) or self._reads_labels()):
             return False
+        before = [scalar.clone() for scalar in scalars]
         with torch.no_grad():
-            for scalar in scalars:
-                scalar.add_(1)
-            moved = total(self._loss(self.batch))
-            for scalar in scalars:
-                scalar.sub_(1)
-        return not _same(hard, moved)
+            try:
+                for scalar in scalars:
+                    scalar.add_(1)
+                moved = total(self._loss(self.batch))
+            finally:
+                for scalar, value in zip(scalars, before, strict=True):
+                    scalar.copy_(value)
+        return not self._same(hard, moved)
+
+    def _reads_labels(self) -> bool:
+        """Whether numbers in the output of ``forward()`` change with the labels. If that cannot be asked, they may."""
+        if self.paths is None:
+            return True
+        other = cloned(self.batch)
+        for leaf in (leaf for path, leaf in leaves(other) if any(path[: len(one)] == one for one in self.paths)):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                leaf.copy_(1 - leaf)
+            elif isinstance(leaf, Tensor) and leaf.dtype != torch.bool:
+                leaf.copy_(torch.where(leaf < 0, leaf, (leaf == 0).to(leaf.dtype)))  # 0 and 1 are always classes
+        try:
+            with on_trial(self.model):
+                outputs = self.model(other)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return True
+        pairs = zip(_scalars(self.outputs), _scalars(outputs), strict=False)
+        return any(not torch.equal(one, two) for one, two in pairs)
 
     def _answerable(self, calls: list[Call]) -> list[Call]:
         return [call for call in calls if is_answerable(call, self.smoother.kind, self.paths) and call.is_normalised]
@@ -395,6 +457,16 @@ class _Asked:
         self.smoother.object_to(error)
 
 
+def _scalars(outputs: Any) -> list[Tensor]:
+    """The 0-dim numbers in the output of a model."""
+    found = [leaf for _, leaf in leaves(outputs) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in found if leaf.ndim == 0 and leaf.is_floating_point()]
+
+
+def _differs(soft: Tensor | None, hard: Tensor | None) -> str:
+    return f"it is {soft:.4g} for distributions but {hard:.4g} for their labels"
+
+
 def _memory(tensor: Tensor) -> tuple[int, torch.Size]:
     """What two tensors that are the same, or views of all of the same, have in common."""
     return tensor.data_ptr(), tensor.shape
@@ -402,9 +474,3 @@ def _memory(tensor: Tensor) -> tuple[int, torch.Size]:
 
 def _in_words(error: Exception) -> str:  # kept in place of the error, which would keep the memory of its frames
     return f"{type(error).__name__}: {error}"
-
-
-def _same(a: Tensor | None, b: Tensor | None) -> bool:
-    if a is None or b is None:
-        return a is b
-    return torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True)

@@ -329,6 +329,8 @@ def _term(
     key = next((key for key, logits in outputs_left.items() if _is_same(call.input, logits)), None)
     if key is None:
         raise NotReplaceableError(_not_replaceable(name, "uses logits that are not in its output"))
+    if len(call.origins) > 1:
+        raise NotReplaceableError(_not_replaceable(name, "changes its labels by what else is in the batch"))
     ignored = call.options.get("ignore_index", -100)
     clamped = call.function is F.cross_entropy and ignored == call.input.shape[-1]
     if call.function is F.cross_entropy and not clamped and ignored != ignore_index:

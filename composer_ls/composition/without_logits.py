@@ -40,6 +40,7 @@ class _Layer:
     def __init__(self, layer: LastLayer) -> None:
         self.layer = layer
         self.given: list[_Inputs] = []
+        self._placeholder: int | None = None  # its address
         self._before: Any = None
         self._active = False
 
@@ -77,7 +78,12 @@ class _Layer:
         self.given.append(_Inputs(input, autocast, dtype))
         # NaN in the shape of the logits, in the memory of one number: a use that nobody thought of does not go unnoticed.
         placeholder = input.new_full((), torch.nan, dtype=dtype if autocast else input.dtype)
+        self._placeholder = placeholder.data_ptr()
         return placeholder.expand(*input.shape[:-1], len(self.layer.weight))
+
+    def made(self, logits: Tensor) -> bool:
+        """Whether these stand for the logits of the layer."""
+        return logits.data_ptr() == self._placeholder
 
 
 class WithoutLogits(ReplacedLoss):
@@ -155,7 +161,9 @@ class AnsweringWithoutLogits(Answering):
     def _answer(self, call: Call, paths: list[Path] | None) -> Tensor:
         if not self._is_answerable(call, paths):
             return call.function(call.input, call.target, **call.options)
-        return self._answered(call, self.smoother.smoothed)
+        if not self._layer.made(call.input):
+            return self._counted(answered(call, self.smoother.smoothed, self.smoother.ignore_index))
+        return self._counted(self._answered(call, self.smoother.smoothed))
 
     def _answered(self, call: Call, smooth: Callable[..., Tensor]) -> Tensor:
         def loss(_: Tensor, target: Tensor, weight: Tensor | None = None, **options: Any) -> Tensor:

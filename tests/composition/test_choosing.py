@@ -2,6 +2,7 @@
 
 import random
 import warnings
+from collections import deque
 
 import numpy as np
 import pytest
@@ -115,6 +116,252 @@ def test_a_loss_that_turns_rows_into_labels_or_takes_others_is_smoothed_where_it
     assert_close(found, expected)
 
 
+def teacher(b):
+    return (b[0] @ torch.linspace(-1, 1, 6 * K).view(6, K)).softmax(1)
+
+
+def both_of_classes(cross_entropy):
+    """The cross entropy of the labels, beside one of numbers that only have to do with labels."""
+    of_edges = lambda o, b: F.binary_cross_entropy_with_logits(o[:, 0], (b[1] == 0).float())  # noqa: E731
+    of_domains = lambda o, b: F.cross_entropy(o, torch.zeros_like(b[1]))  # noqa: E731
+    of_pairs = lambda o, b: F.cross_entropy(o @ o.T, torch.arange(len(o)).to(b[1]))  # noqa: E731
+    of_teacher = lambda o, b: F.cross_entropy(o[b[1] != 1], teacher(b)[b[1] != 1])  # noqa: E731
+    return {
+        name: (lambda o, b, other=other: cross_entropy(o, b[1]) + other(o, b))
+        for name, other in {"edges": of_edges, "domains": of_domains, "pairs": of_pairs, "teacher": of_teacher}.items()
+    }
+
+
+@pytest.mark.parametrize("name", both_of_classes(smoothed))
+def test_a_loss_of_what_only_has_to_do_with_labels_is_not_smoothed(name):
+    def masked(o, target):  # so that the model is not given rows
+        return F.cross_entropy(o[target != -100], target[target != -100])
+
+    loss, expected = both_of_classes(masked)[name], both_of_classes(smoothed)[name]
+    assert_close(
+        weights(Model(lambda o, b: loss(o, b)), [LabelSmoothing(0.1)]), weights(Model(lambda o, b: expected(o, b)), [])
+    )
+
+
+def test_one_hot_rows_that_the_loss_scatters_are_smoothed():
+    found = weights(
+        Model(lambda o, b: F.cross_entropy(o, torch.zeros_like(o).scatter_(1, b[1][:, None], 1.0))),
+        [LabelSmoothing(0.1)],
+    )
+    assert_close(found, weights(by_hand(), []))
+
+
+def test_labels_that_the_loss_writes_into_others_are_smoothed():
+    def moved(o, b):
+        target = torch.full_like(b[1], -100)
+        target[:-1] = b[1][1:]
+        return F.cross_entropy(o, target)
+
+    found = weights(Model(moved), [LabelSmoothing(0.1)])
+    assert_close(found, weights(Model(lambda o, b: smoothed(o[:-1], b[1][1:])), []))
+
+
+@pytest.mark.parametrize("of_labels", [False, True])
+def test_a_number_in_the_output_is_a_loss_only_if_it_changes_with_the_labels(of_labels):
+    def forward(model, b):
+        logits = model.layer(b[0])
+        picked = logits.softmax(1).gather(1, b[1][:, None]) if of_labels else logits.softmax(1)
+        return logits, picked.square().mean()
+
+    def trained(cross_entropy, *algorithms):
+        return weights(Model(lambda o, b: cross_entropy(o[0], b[1]) + 0.1 * o[1], forward), algorithms)
+
+    if of_labels:
+        with pytest.raises(ValueError, match="output contains a loss that was computed from labels"):
+            trained(F.cross_entropy, LabelSmoothing(0.1))
+    else:
+        assert_close(trained(F.cross_entropy, LabelSmoothing(0.1)), trained(smoothed))
+
+
+def test_a_label_to_ignore_that_comes_later_is_ignored():
+    target = labels()
+    target[9::3] = 255  # none in the first batch
+    found = weights(Model(lambda o, b: F.cross_entropy(o, b[1], ignore_index=255)), [LabelSmoothing(0.1)], target)
+    expected = Model(lambda o, b: smoothed(o[b[1] != 255], b[1][b[1] != 255]))
+    assert_close(found, weights(expected, [], target))
+
+
+def test_a_batch_whose_labels_are_all_ignored_decides_nothing():
+    target = labels()
+    target[:8] = -100
+    summed = Model(lambda o, b: F.cross_entropy(o, b[1], reduction="sum") / b[1].numel())  # of rows, K times as many
+    found = weights(summed, [LabelSmoothing(0.1)], target)
+    expected = Model(lambda o, b: smoothed(o, b[1]) if b[1][0] >= 0 else 0 * o.sum())
+    assert_close(found, weights(expected, [], target))
+
+
+@pytest.mark.parametrize("constant", [0.0, 3000.0])
+def test_a_large_constant_does_not_hide_that_rows_give_another_loss(constant):
+    def summed(o, b):
+        return F.cross_entropy(o, b[1], reduction="sum") / b[1].numel() + constant
+
+    assert_close(weights(Model(summed), [LabelSmoothing(0.1)]), weights(by_hand(), []))
+
+
+def test_a_head_that_begins_with_zeros_does_not_hide_that_rows_are_rolled_over_classes():
+    def mixed(cross_entropy):
+        return lambda o, b: 0.7 * cross_entropy(o, b[1]) + 0.3 * cross_entropy(o, b[1].roll(1))
+
+    found = weights(Model(mixed(F.cross_entropy), zeros=True), [LabelSmoothing(0.1)])
+    assert_close(found, weights(Model(mixed(smoothed), zeros=True), []))
+
+
+def several():
+    """Several labels for each example, as rows of zeros and ones."""
+    return torch.randint(0, 2, (N, K), generator=torch.Generator().manual_seed(3)).float()
+
+
+def binary_focal(target_of=lambda t: t):
+    def loss(o, b):
+        hard, soft = b[1].float(), target_of(b[1].float())
+        right = torch.where(hard == 1, o.sigmoid(), 1 - o.sigmoid())
+        return (F.binary_cross_entropy_with_logits(o, soft, reduction="none") * (1 - right) ** 2).mean()
+
+    return loss
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_a_focal_loss_of_several_labels_weighs_by_the_labels_and_smooths_the_loss(dtype):
+    target = several().to(dtype)
+    found = weights(Model(binary_focal()), [LabelSmoothing(0.1, kind="binary")], target)
+    assert_close(found, weights(Model(binary_focal(lambda t: 0.9 * t + 0.05)), [], target))
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda p, y: -(p * (y > 0)).sum(1).mean(),
+        lambda p, y: -p[y.bool()].mean(),
+        lambda p, y: -(p * y).sum() / y.count_nonzero(),
+    ],
+)
+def test_a_loss_that_compares_rows_with_numbers_is_refused(take):
+    model = Model(lambda o, b: take(o.log_softmax(1), b[1].float()))
+    with pytest.raises(
+        TargetError, match="jumps when the targets are smoothed|same number when the targets are smoothed"
+    ):
+        weights(model, [LabelSmoothing(0.1)], rows().float())
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda o, y: -(o.log_softmax(1) * y).sum(1).mean(),
+        lambda o, y: (o.softmax(1) - y).square().sum(1).mean(),
+        lambda o, y: F.kl_div(o.log_softmax(1), y, reduction="batchmean"),
+        lambda o, y: 1 - 2 * (o.softmax(1) * y).sum() / (o.softmax(1) + y).sum(),
+    ],
+)
+def test_a_loss_of_rows_that_is_smooth_in_them_is_taken(take):
+    found = weights(Model(lambda o, b: take(o, b[1])), [LabelSmoothing(0.1)], rows().float())
+    assert_close(found, weights(Model(lambda o, b: take(o, 0.9 * b[1] + 0.1 / K)), [], rows().float()))
+
+
+@pytest.mark.parametrize("classes", [K, 1000])
+def test_a_focal_factor_within_nll_loss_is_refused_for_any_number_of_classes(classes):
+    def loss(o, b):
+        log_probabilities = o.log_softmax(1)
+        return F.nll_loss((1 - log_probabilities.exp()) ** 2 * log_probabilities, b[1])
+
+    with pytest.raises(TargetError, match="does not take smoothed targets"):
+        weights(Model(loss, classes=classes), [LabelSmoothing(0.1)], labels(classes))
+
+
+class Counter:
+    """An object that is no tensor and no module."""
+
+    def __init__(self):
+        self.steps, self.losses = 0, []
+
+
+@pytest.mark.parametrize(
+    ("made", "count"),
+    [
+        (Counter, lambda counter: (setattr(counter, "steps", counter.steps + 1), counter.steps)[1]),
+        (Counter, lambda counter: (counter.losses.append(1), len(counter.losses))[1]),
+        (lambda: deque(maxlen=9), lambda steps: (steps.append(1), len(steps))[1]),
+        (lambda: np.zeros(2), lambda steps: (np.add(steps, 1, out=steps), steps[0])[1]),
+    ],
+)
+def test_asking_leaves_what_a_model_counts_as_it_was(made, count):
+    def counting(o, b, model):
+        return count(model.counter) * F.cross_entropy(o, b[1])
+
+    def trained(*algorithms):
+        model = Model(counting)
+        model.counter = made()
+        return weights(model, algorithms)
+
+    assert_close(trained(LabelSmoothing(0.0)), trained())
+
+
+def average(model):
+    with torch.no_grad():
+        for mean, weight in zip(model.auxiliary.parameters(), model.layer.parameters(), strict=True):
+            mean.mul_(0.5).add_(weight, alpha=0.5)
+
+
+def average_at_once(model):
+    means, others = list(model.auxiliary.parameters()), [p.detach() for p in model.layer.parameters()]
+    torch._foreach_lerp_([mean.data for mean in means], others, 0.5)
+
+
+@pytest.mark.parametrize("update", [average, average_at_once])
+def test_asking_does_not_move_the_average_of_the_weights(update):
+    def loss(o, b, model):
+        update(model)
+        with torch.no_grad():
+            taught = model.auxiliary(b[0]).softmax(1)
+        return F.cross_entropy(o, b[1]) + F.mse_loss(o.softmax(1), taught)
+
+    assert_close(weights(Model(loss), [LabelSmoothing(0.0)]), weights(Model(loss), []))
+
+
+def test_asking_leaves_the_output_as_it_was():
+    class Scaled(Model):
+        def __init__(self):
+            super().__init__(lambda o, b: F.cross_entropy(o[0] * o[1], b[1]) + 0 * o[2].sum())
+            self.scale = nn.Parameter(torch.tensor(0.07))
+            self.register_buffer("seen", torch.full((8, K), 0.3))
+
+        def forward(self, batch):
+            return self.layer(batch[0]), self.scale, self.seen, self.seen
+
+    model = Scaled()
+    loader = DataLoader(TensorDataset(inputs(), labels()), 8)
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    trainer = Trainer(
+        model=model, train_dataloader=loader, max_duration="1ba", optimizers=optimizer, device="cpu",
+        algorithms=[LabelSmoothing(0.1, output_key=0)],
+    )  # fmt: skip
+    trainer.fit()
+    trainer.close()
+    assert model.scale.item() == torch.tensor(0.07).item()
+    assert torch.equal(model.seen, torch.full((8, K), 0.3))
+
+
+def test_a_loss_without_a_gradient_does_not_count_as_smoothed():
+    class ByHand(torch.autograd.Function):
+        @staticmethod
+        def forward(context, x, target):
+            context.save_for_backward(x, target)
+            return F.cross_entropy(x, target)
+
+        @staticmethod
+        def backward(context, gradient):
+            x, target = context.saved_tensors
+            return gradient * (x.softmax(1) - F.one_hot(target, K)) / len(x), None
+
+    model = Model(lambda o, b: ByHand.apply(o[b[1] >= 0], b[1][b[1] >= 0]))
+    with pytest.warns(UserWarning, match="with a gradient in it"):
+        weights(model, [LabelSmoothing(0.1)])
+
+
 @pytest.mark.parametrize("zeros", [False, True])
 def test_a_usual_loss_is_not_taken_for_one_that_ignores_rows(zeros):
     with warnings.catch_warnings():
@@ -222,8 +469,10 @@ def test_max_sup_penalises_adjusted_logits():
     assert_close(found, weights(Model(lambda o, b: penalised(o + by, b[1], 0.3)), []))
 
 
-def test_max_sup_leaves_out_what_the_loss_ignores():
-    found = weights(Model(lambda o, b: F.cross_entropy(o, b[1], ignore_index=0)), [MaxSup(0.1)])
+@pytest.mark.parametrize("ignore_index", [-100, 0])
+def test_max_sup_leaves_out_what_the_loss_ignores(ignore_index):
+    algorithm = MaxSup(0.1, ignore_index=ignore_index)
+    found = weights(Model(lambda o, b: F.cross_entropy(o, b[1], ignore_index=0)), [algorithm])
     assert_close(found, weights(Model(lambda o, b: penalised(o, b[1], keep=b[1] != 0)), []))
 
 

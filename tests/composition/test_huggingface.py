@@ -468,3 +468,55 @@ def test_the_plan_says_how_the_loss_is_replaced_before_and_after_the_first_batch
     assert plans[1] == plans[2]
     lines = [record.getMessage() for record in caplog.records if record.name == "composer.composer_ls"]
     assert lines == [f"label smoothing: {plan}" for plan in plans[:2]]
+
+
+def test_a_first_batch_without_labels_does_not_decide_whether_they_are_shifted():
+    task = "causal LM whose labels are not shifted"
+    data = examples(task, 12)
+    for example in data[:4]:
+        example["labels"] = torch.full_like(example["labels"], -100)
+    plans = []
+
+    class Watch(Callback):
+        def batch_end(self, state, logger):
+            plans.append(describe(state))
+
+    found = train(task, [LabelSmoothing(0.1)], data=data, steps=3, callbacks=[Watch()])
+    assert "shifted" not in plans[-1]
+
+    class Hand(HuggingFaceModel):
+        def loss(self, outputs, batch):
+            logits, labels = outputs["logits"].flatten(0, 1), batch["labels"].flatten()
+            return F.cross_entropy(logits, labels, label_smoothing=0.1) if (labels >= 0).any() else 0 * logits.sum()
+
+    torch.testing.assert_close(
+        found, train(task, [], Hand(wrapped(task).model), steps=3, data=data), rtol=1e-5, atol=1e-6
+    )
+
+
+class OfActivePositions(hf.BertForTokenClassification):
+    """Takes the labels of padding out of its loss."""
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None):
+        output = super().forward(input_ids, attention_mask=attention_mask)
+        if labels is not None:
+            active = torch.where(attention_mask.view(-1) == 1, labels.view(-1), torch.tensor(-100).type_as(labels))
+            loss = F.cross_entropy(output.logits.flatten(0, 1), active)
+            return hf.modeling_outputs.TokenClassifierOutput(loss=loss, logits=output.logits)
+        return output
+
+
+def test_labels_that_a_model_masks_stay_masked_though_the_first_batch_has_no_padding(monkeypatch):
+    data = examples("token classification", 12)
+    for example in data:
+        example["labels"] = example["labels"].clamp(min=0)
+    for example in data[4:]:
+        example["attention_mask"][T // 2 :] = 0
+
+    def trained(*algorithms):
+        torch.manual_seed(3)
+        return train("", algorithms, HuggingFaceModel(OfActivePositions(bert(num_labels=5))), steps=3, data=data)
+
+    found = trained(LabelSmoothing(0.1))
+    smoothing_by_themselves(monkeypatch)
+    torch.testing.assert_close(found, trained(), rtol=1e-5, atol=1e-6)

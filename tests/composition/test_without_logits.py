@@ -231,3 +231,25 @@ def test_losses_of_several_cross_entropies_in_loss_are_refused():
 def test_an_unknown_value_is_refused():
     with pytest.raises(ValueError, match="logits must be 'kept' or 'never', but is 'no'"):
         LabelSmoothing(0.1, logits="no")
+
+
+def test_a_cross_entropy_of_another_head_that_comes_later_is_its_own():
+    class Later(ComposerModel):
+        def __init__(self, smoothing):
+            super().__init__()
+            torch.manual_seed(3)
+            self.layer, self.auxiliary, self.smoothing, self.steps = nn.Linear(6, 5), nn.Linear(6, 5), smoothing, 0
+
+        def forward(self, batch):
+            return self.layer(batch[0])
+
+        def loss(self, outputs, batch):
+            self.steps += 1
+            loss = F.cross_entropy(outputs, batch[1], label_smoothing=self.smoothing)
+            if self.steps > 1:
+                loss = loss + F.cross_entropy(self.auxiliary(batch[0]), batch[1], label_smoothing=self.smoothing)
+            return loss
+
+    data = [(torch.randn(6, generator=torch.Generator().manual_seed(i)), torch.tensor(i % 5)) for i in range(24)]
+    found = fit([NEVER(0.1)], model=Later(0.0), loader=DataLoader(data, 8))
+    torch.testing.assert_close(found, fit([], model=Later(0.1), loader=DataLoader(data, 8)), rtol=1e-5, atol=1e-6)
