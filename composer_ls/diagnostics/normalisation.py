@@ -47,9 +47,9 @@ def normalise_logits(logits: Tensor, p: float = 4.0) -> Tensor:
     if not p >= 1:
         raise DiagnosticsError(f"p must be at least 1, but is {p}; 4 is the default")
     check_finite("logits", logits)
-    centred = logits.double() - logits.double().mean(1, keepdim=True)
-    norm = centred.norm(p, dim=1, keepdim=True)
-    return centred / norm.masked_fill(norm == 0, 1)
+    equal = logits.amax(1, keepdim=True) == logits.amin(1, keepdim=True)  # their mean may be rounded to another number
+    centred = (logits.double() - logits.double().mean(1, keepdim=True)).masked_fill(equal, 0)
+    return centred / centred.norm(p, dim=1, keepdim=True).masked_fill(equal, 1)
 
 
 def normalised_confidence(logits: Tensor, p: float = 4.0) -> Tensor:

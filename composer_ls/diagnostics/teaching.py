@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from composer_ls.diagnostics.checks import IGNORED, check_logits
 from composer_ls.errors import DiagnosticsError
 from composer_ls.targets import SoftTargets
+from composer_ls.targets.fields import wide_dtype
 
 __all__ = ["distillation_loss", "equivalent_smoothing"]
 
@@ -103,11 +104,13 @@ def distillation_loss(
     soft = teacher_cross_entropy(student_logits, teacher_logits, temperature, student_temperature, counted)
     if weight == 1:
         return soft
+    logits = student_logits.to(wide_dtype(student_logits.dtype))  # a sum over all positions overflows in float16
+    logits = logits.masked_fill(~counted.unsqueeze(1), 0)  # a gradient of 0 there even where the logits are NaN
     if target.is_floating_point():
-        hard = F.cross_entropy(student_logits, target)
-    else:  # the mean, or 0 if every label is ignored
-        hard = F.cross_entropy(student_logits, target.long(), ignore_index=ignore_index, reduction="sum")
-        hard = hard / counted.sum().clamp_min(1)
+        hard = F.cross_entropy(logits, target, reduction="sum")
+    else:
+        hard = F.cross_entropy(logits, target.long(), ignore_index=ignore_index, reduction="sum")
+    hard = hard / counted.sum().clamp_min(1)  # the mean, or 0 if every label is ignored
     return (1 - weight) * hard + weight * soft
 
 

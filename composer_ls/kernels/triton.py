@@ -21,6 +21,7 @@ CLASSES = 16384
 
 _NO_PRIOR, _UNIFORM, _SHARED, _PER_CLASS = (tl.constexpr(kind) for kind in range(4))
 _INF = tl.constexpr(float("inf"))
+_MASKED = tl.constexpr(1e30)  # a label's logit of this size is a mask, and a row's sum relative to it would overflow
 
 
 def loss_rows(logits: Tensor, target: RowTargets, grad: Tensor | None, scale: Tensor | float | None) -> Tensor:
@@ -113,7 +114,7 @@ def _row_kernel(
     label = tl.load(classes + n * J * S + s, mask=there, other=0)
     sound = there & (label >= 0) & (label < K)  # an invalid label reads no memory and gives NaN
     origin = tl.load(x + label[:, None] * x_class, mask=sound[:, None], other=0).to(real)
-    origin = tl.where(tl.abs(origin) < _INF, origin, 0.0)  # [ROWS, 1]
+    origin = tl.where(tl.abs(origin) < _MASKED, origin, 0.0)  # [ROWS, 1]
 
     peak = tl.full([ROWS, 1], -_INF, real)
     total = tl.zeros([ROWS, 1], real)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from composer_ls.kernels import compute_dtype
 from composer_ls.losses.in_one_piece import losses_of
 from composer_ls.losses.row_targets import inverse
 from composer_ls.smoothing import smooth_labels
+from composer_ls.smoothing.labels import smoothed_parts
 from composer_ls.targets import SoftTargets
 from composer_ls.targets.compiling import in_graph, know_in_graph
 from composer_ls.targets.dispatch import implements
@@ -39,7 +42,8 @@ def cross_entropy(
     their dense tensor have the same mean, here and in PyTorch. Ignored rows are rows of SoftTargets without weight and
     dense rows of zeros; PyTorch's own function counts the latter. With class weights, a row of SoftTargets counts as
     the weight of its labels, as in PyTorch for labels, and a dense row counts as 1, as in PyTorch for probabilities.
-    If everything is ignored, the loss is 0 with zero gradient, where PyTorch gives NaN for labels.
+    If everything is ignored, the loss is 0 with zero gradient. Labels without smoothing are PyTorch's own function,
+    which gives NaN then, and where the logits of an ignored label are NaN; ``smooth_labels(input, target, 0)`` does not.
 
     Second derivatives, forward mode and :mod:`torch.func` are supported, as are gradients for ``weight`` and for the
     weights, smoothing and prior of SoftTargets. All of these need temporary tensors as large as the logits.
@@ -93,9 +97,8 @@ def _cross_entropy(
     if not input.is_floating_point():
         raise TypeError(f"logits must be floating, but their dtype is {input.dtype}: use input.float()")
     if isinstance(target, SoftTargets):
-        if label_smoothing:
-            target = smooth_labels(input, target, label_smoothing)
-        return _soft_cross_entropy(input, target, weight, ignore_index, reduction)  # type: ignore[arg-type]
+        parts = smoothed_parts(input, target, label_smoothing) if label_smoothing else [(1.0, target)]
+        return sum_of_parts(parts or [], lambda part: _soft_cross_entropy(input, part, weight, ignore_index, reduction))
     if is_sharded(input):
         if target.shape == input.shape:
             raise ValueError(
@@ -113,6 +116,12 @@ def _cross_entropy(
     return F.cross_entropy(
         input, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
     )
+
+
+def sum_of_parts(parts: Sequence[tuple[float, Any]], loss_of: Callable[[Any], Tensor]) -> Tensor:
+    """The sum of the losses of targets, each times its factor."""
+    losses = [loss_of(part) if factor == 1 else factor * loss_of(part) for factor, part in parts]
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum(0)
 
 
 class CrossEntropyLoss(nn.Module):
@@ -204,7 +213,10 @@ def _dense_cross_entropy(
     if transformed(logits, rows) or counts.device.type != "cpu" or not bool(counts.all()):
         logits = logits.masked_fill(~counts.unsqueeze(dim), 0)  # a gradient of 0 even where the logits are NaN
     loss = F.cross_entropy(logits, rows, weight, reduction="sum" if reduction == "mean" else reduction)
-    return loss * inverse(counts.sum().to(loss.dtype)) if reduction == "mean" else loss
+    if reduction != "mean":
+        return loss
+    wide = compute_dtype(loss.dtype)  # float16 has no number above 65,504
+    return (loss.to(wide) * inverse(counts.sum().to(wide))).to(loss.dtype)
 
 
 def _soft_cross_entropy(

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from composer_ls.kernels import FEW, RowTargets, choose, eager
-from composer_ls.losses.cross_entropy import cross_entropy
+from composer_ls.losses.cross_entropy import cross_entropy, sum_of_parts
 from composer_ls.losses.linear_fused import DenseRows, Plan, linear_losses, linear_total
 from composer_ls.losses.row_targets import inverse, row_targets
 from composer_ls.smoothing import smooth_labels
+from composer_ls.smoothing.labels import smoothed_parts
 from composer_ls.targets import SoftTargets
 from composer_ls.targets.fields import transformed, wide_dtype
 
@@ -93,7 +94,15 @@ def linear_cross_entropy(
             f"take labels of shape {tuple(hidden.shape[:-1])}, or SoftTargets or dense rows of shape {tuple(shape)}"
         )
     if label_smoothing and isinstance(target, SoftTargets):
-        target, label_smoothing = smooth_labels(logits, target, label_smoothing, prior=prior), 0.0
+        parts = smoothed_parts(logits, target, label_smoothing, prior)
+        if parts is None:
+            _refuse_dense(target, class_weight, ignore_index)
+            parts = [(1.0, smooth_labels(logits, target, label_smoothing, prior=prior))]
+        again = partial(
+            linear_cross_entropy, hidden, weight, bias=bias, class_weight=class_weight, ignore_index=ignore_index,
+            reduction=reduction, memory_budget=memory_budget,
+        )  # fmt: skip
+        return sum_of_parts(parts, again)
     if _needs_logits(hidden, weight, bias, class_weight, target):
         if label_smoothing:
             target = smooth_labels(logits, target, label_smoothing, prior=prior)
@@ -203,6 +212,21 @@ def _check(
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', but is {reduction!r}")
     if memory_budget is not None and not memory_budget > 0:
         raise ValueError(f"memory_budget must be a positive number of bytes, but is {memory_budget!r}")
+
+
+def _refuse_dense(target: SoftTargets, class_weight: Tensor | None, ignore_index: int) -> None:
+    """Refuse to make a target dense whose labels are needed.
+
+    Raises:
+        ValueError: Class weights or ``ignore_index`` depend on the labels.
+
+    """
+    if class_weight is not None or 0 <= ignore_index < target.num_classes:
+        raise ValueError(
+            "prior has one row per class and target is smoothed already, so the result has no labels, which class_weight "
+            "and an ignore_index that is a class need: smooth the labels once, with smooth_labels(logits, labels, "
+            "smoothing, prior=prior), and give label_smoothing=0"
+        )
 
 
 def _needs_logits(

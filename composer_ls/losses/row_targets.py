@@ -42,7 +42,7 @@ def row_targets(
             return alike[0], None, alike[1]
     counted, smoothing = (_number_or_rows(field, classes, dtype, read) for field in (target.weights, target.smoothing))
     if in_range:
-        counted = (classes != ignore_index).to(dtype) * counted
+        counted = _without(ignore_index, classes, counted, dim, dtype)
     elif not isinstance(counted, Tensor) and counted == 0:
         counted = torch.zeros([1] * classes.ndim, dtype=dtype, device=classes.device)
     ignored = _ignored(counted, dim, read) if isinstance(counted, Tensor) else None
@@ -65,6 +65,22 @@ def row_targets(
         soft = _known(_sum_components(soft, classes), read)
     mass = _known(_sum_components(mass, classes), read)
     return RowTargets(classes, hard, soft, prior, mass, ignored), factor, divisor
+
+
+def _without(ignore_index: int, classes: Tensor, weights: Tensor | float, dim: int, dtype: torch.dtype) -> Tensor:
+    """The weights without those of one label.
+
+    A negative weight beside positive ones is no label: MaxSup takes it from the largest class, in proportion to the mass
+    of the row's labels. So it shrinks as much as they do, and stays if the ignored class is merely the largest.
+    """
+    counts = (classes != ignore_index).to(dtype)
+    kept = counts * weights
+    if not isinstance(weights, Tensor) or classes.shape[dim] == 1:
+        return kept
+    labels = weights.clamp_min(0).expand_as(classes)
+    total = labels.sum(dim, keepdim=True)
+    share = (counts * labels).sum(dim, keepdim=True) / torch.where(total == 0, 1, total)
+    return torch.where((weights < 0) & (total > 0), weights * share, kept)
 
 
 def inverse(divisor: Tensor | float) -> Tensor | float:

@@ -15,7 +15,7 @@ from composer_ls.targets.compiling import in_graph, know_in_graph
 from composer_ls.targets.fields import as_field, class_dim, host_number, is_sharded, transformed, wide_dtype
 from composer_ls.targets.soft_targets import make, replace
 
-__all__ = ["check_kind", "check_smoothing", "classes_and_weights", "smooth_labels"]
+__all__ = ["check_kind", "check_smoothing", "classes_and_weights", "smooth_labels", "smoothed_parts"]
 
 SPREADS = ("all", "others")
 KINDS = ("multiclass", "binary")
@@ -308,6 +308,28 @@ def _smooth_soft(target: SoftTargets, smoothing: float | Tensor, prior: Tensor |
     combined = 1 - (1 - held) * (1 - smoothing)
     combined = as_field(combined, target.classes, "smoothing")
     return replace(target, target.classes, target.weights, combined, prior=prior)
+
+
+def smoothed_parts(
+    logits: Tensor, target: SoftTargets, smoothing: float, prior: Tensor | Sequence[Any] | None = None
+) -> list[tuple[float, Tensor]] | None:
+    """Smoothed SoftTargets as a weighted sum of SoftTargets, which have the same labels and weights as ``target``.
+
+    A loss that is linear in the target is the same sum of their losses. There is one part if the result is SoftTargets,
+    and two if ``target`` was smoothed before with another prior. ``None`` if this prior has one row per class and
+    ``target`` was smoothed before: the result is dense then.
+    """
+    _require_same_shape(logits, target)
+    amount = check_smoothing(smoothing, None, "all", False)
+    look = logits.device.type == "cpu" and not transformed(None if is_sharded(logits) else logits)
+    rows = None if prior is None else _placed_prior(prior, target.num_classes, logits, look)
+    if host_number(target.smoothing) == 0 or _same_row(rows, target.prior):
+        return [(1.0, _smooth_soft(target, amount, rows))]
+    if rows is not None and rows.ndim == 2:
+        return None
+    whole = as_field(1.0, target.classes, "smoothing")
+    moved = replace(target, target.classes, target.weights, whole, prior=rows)
+    return [(1.0, moved)] if amount == 1 else [(1 - amount, target), (amount, moved)]  # type: ignore[list-item]
 
 
 def _same_row(a: Tensor | None, b: Tensor | None) -> bool:

@@ -69,7 +69,9 @@ def _add(input: Any, other: Any, *, alpha: float = 1) -> Any:
     if not isinstance(input, SoftTargets) or not isinstance(other, SoftTargets):
         target, number = (input, other) if isinstance(input, SoftTargets) else (other, input)
         is_zero = _is_number(number) and number == 0  # sum([...]) starts from 0
-        return _clone(target) if is_zero else NotImplemented
+        if not is_zero:
+            return NotImplemented
+        return _clone(target) if alpha == 1 or target is input else _multiply(target, alpha)
     with torch._C.DisableTorchFunctionSubclass():  # __torch_function__ would cost more than the addition
         alike = input.shape == other.shape and input.device == other.device
     if not alike or not _same_prior(input, other):
@@ -261,7 +263,11 @@ def _chunk(target: Any, chunks: int, dim: int = 0) -> Any:
 
 @implements(*_named("index_select"))
 def _index_select(target: Any, dim: int, index: Tensor) -> Any:
-    return _getitem(target, index) if dim == 0 else NotImplemented
+    takes = dim == 0 and isinstance(index, Tensor) and index.ndim == 1 and index.dtype in (torch.int32, torch.int64)
+    read = takes and index.device.type == "cpu" and not transformed(index)
+    if not takes or (read and bool((index < 0).any())):  # PyTorch refuses negative indices here
+        return NotImplemented
+    return _getitem(target, index)
 
 
 def _convert(method: str) -> Callable[..., Any]:

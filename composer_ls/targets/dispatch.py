@@ -52,6 +52,9 @@ def call(kind: type[Tensor], func: Any, args: Sequence[Any], kwargs: dict[str, A
         receiver = kwargs.get("out") if base is None else args[0]
         if isinstance(receiver, kind):
             return _write(kind, func, base, receiver, args, kwargs)
+        written = receiver if isinstance(receiver, (list, tuple)) else args[:1] if kwargs.get("inplace") else ()
+        if any(isinstance(one, kind) for one in written):  # as in torch._foreach_mul_([target], 0.5)
+            raise _cannot_hold(name)
     result = _compact(func, args, kwargs)
     if result is not NotImplemented:
         return result
@@ -161,8 +164,11 @@ def _write(
             for field in ("classes", "weights", "smoothing", "prior"):
                 setattr(receiver, field, getattr(result, field))
             return receiver
-    where = "out=" if base is None else name
-    raise TargetError(
+    raise _cannot_hold("out=" if base is None else name)
+
+
+def _cannot_hold(where: str) -> TargetError:
+    return TargetError(
         f"SoftTargets cannot hold the result of {where} in place with these arguments: they store labels, weights and a "
         f"smoothing factor, not one number per class. Work on target.dense(), or assign other SoftTargets to some rows"
     )
@@ -231,7 +237,7 @@ _COMPARISONS = {
     "isin",
 }
 _COMPARISONS |= {f"__{name}__" for name in ("eq", "ne", "lt", "le", "gt", "ge")}
-_TO_INTEGERS = {"long", "int", "short", "char", "byte", "bool", "to", "type"}
+_TO_INTEGERS = {"long", "int", "short", "char", "byte", "bool", "to", "type", "type_as"}
 _LABELS_AT = {
     "nll_loss": (1, "target"), "multi_margin_loss": (1, "target"), "multilabel_margin_loss": (1, "target"),
     "one_hot": (0, "tensor"), "embedding": (0, "input"), "bincount": (0, "input"), "take": (1, "index"),
@@ -274,7 +280,7 @@ def _is_integer(value: Any) -> bool:
 
 
 def _asks_for_integers(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    if name not in ("to", "type"):
+    if name not in ("to", "type", "type_as"):
         return True
     for value in (*args, *kwargs.values()):
         dtype = value.dtype if isinstance(value, Tensor) else value

@@ -48,7 +48,7 @@ def as_field(value: float | Tensor, classes: Tensor, name: str) -> Tensor:
         return torch.scalar_tensor(value, dtype=torch.float64)
     value = value.to(wide_dtype(value.dtype))  # products of bfloat16 weights would be rounded one time too many
     if value.ndim == 0:
-        return value
+        return value.clone()
     sizes = zip(reversed(value.shape), reversed(classes.shape), strict=False)
     fits = value.ndim <= classes.ndim and all(size in (1, full) for size, full in sizes)
     if not fits:

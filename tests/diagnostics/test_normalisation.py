@@ -38,6 +38,17 @@ def test_equal_logits_have_no_confidence():
     assert torch.equal(normalised_confidence(torch.ones(2, 4)), torch.zeros(2).double())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("value", [0.1, 0.3, 1 / 3, 123.456, -5.1])
+@pytest.mark.parametrize("classes", [3, 7, 10, 1000])
+def test_equal_logits_have_no_shape_even_if_their_mean_is_rounded(value, classes, dtype):
+    rows = torch.full((2, classes), value, dtype=dtype)
+    rows[1, 0] += 1
+    normalised = normalise_logits(rows)
+    assert not normalised[0].any()
+    assert normalised[1].norm(4).item() == pytest.approx(1)
+
+
 def test_two_classes_nan_and_a_norm_below_one_are_refused(logits):
     with pytest.raises(DiagnosticsError, match=r"\(5, 2\), but must be \(N, K\) with at least 3 classes"):
         normalise_logits(torch.zeros(5, 2))

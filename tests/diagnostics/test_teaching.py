@@ -1,5 +1,7 @@
 """The equivalent smoothing of a teacher, and the loss of its student."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -51,6 +53,34 @@ def test_the_labels_may_be_smoothed_and_mixed():
     mixed = 0.6 * target + 0.4 * target.flip(0)
     expected = 0.5 * cross_entropy(student, mixed) + 0.5 * distillation_loss(student, teacher, mixed, weight=1)
     torch.testing.assert_close(distillation_loss(student, teacher, mixed), expected)
+
+
+@pytest.mark.parametrize("weight", [0, 0.3, 1])
+def test_rows_without_mass_count_no_more_than_ignored_labels(weight):
+    student, teacher = logits_of((4, 3)), logits_of((4, 3), 1)
+    labels = torch.tensor([0, 1, -100, -100])
+    soft = smooth_labels(student, labels, 0.0)
+    losses, gradients = [], []
+    for target in (labels, soft, soft.dense()):
+        x = student.clone()
+        x[2] = torch.nan  # which an ignored position keeps to itself
+        x.requires_grad_()
+        losses.append(distillation_loss(x, teacher, target, weight=weight))
+        gradients.append(torch.autograd.grad(losses[-1], x)[0])
+    expected = distillation_loss(student[:2], teacher[:2], labels[:2], weight=weight)
+    for loss, gradient in zip(losses, gradients, strict=True):
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(gradient, gradients[1])
+        assert not gradient[2:].any()
+    assert distillation_loss(student, teacher, torch.zeros(4, 3), weight=weight) == 0
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_many_rows_do_not_overflow_half_precision(dense):
+    student, teacher = torch.zeros(70_000, 2).half(), torch.zeros(70_000, 2).half()
+    labels = torch.zeros(70_000).long()
+    target = F.one_hot(labels, 2).half() if dense else labels
+    assert distillation_loss(student, teacher, target, weight=0).item() == pytest.approx(math.log(2), rel=1e-3)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1, 4])

@@ -81,6 +81,21 @@ def test_a_label_far_below_the_others_costs_what_it_does_in_pytorch(kernel, devi
     assert_close(torch.autograd.grad(total, x)[0], torch.autograd.grad(expected_total, x)[0])
 
 
+@pytest.mark.parametrize("mask", [torch.finfo(torch.float32).min, -1e30, -1e31])
+@pytest.mark.parametrize("prior_ndim", [0, 1, 2])
+def test_a_label_that_a_finite_mask_hides_costs_what_it_does_in_pytorch(kernel, device, mask, prior_ndim):
+    x = torch.tensor([[1.0, 2.0, mask, 0.5], [0.0, 1.0, mask, 3.0]], device=device, requires_grad=True)
+    labels = torch.tensor([2, 1], device=x.device)
+    prior = random_prior(4, prior_ndim, torch.Generator().manual_seed(0))
+    target = smooth_labels(x, labels, 0.1, prior=None if prior is None else prior.float())
+    losses = cross_entropy(x, target, reduction="none")
+    reference = x.detach().double().requires_grad_()
+    expected = -(target.dense().double() * reference.log_softmax(1)).sum(1)
+    assert_close(losses.double(), expected, rtol=1e-5, atol=1e-5)
+    (ours,), (wanted,) = torch.autograd.grad(losses.sum(), x), torch.autograd.grad(expected.sum(), reference)
+    assert_close(ours.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("masked", [slice(0, 20), slice(100, 4000)])
 def test_masked_classes_cost_what_they_do_in_pytorch(kernel, device, masked):
     x = torch.randn(3, 4099, device=device)

@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn import functional as F
 
 from composer_ls import cross_entropy, smooth_labels
+from composer_ls.smoothing import max_suppression
 
 try:
     from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -143,6 +144,28 @@ def labels_on_the_mesh(mesh, placements):
     return error
 
 
+def max_sup_with_an_ignored_class(mesh, placements):
+    """Class 0 is ignored as a label, and penalised where it is the largest."""
+    x, labels, _, _ = problem()
+    target = max_suppression(x, labels, 0.2, ignore_index=0)
+    expected = cross_entropy(x, target, ignore_index=0)
+    loss = cross_entropy(distribute_tensor(x, mesh, placements), target, ignore_index=0)
+    return float((whole(loss) - expected).abs())
+
+
+def smoothing_after_another_prior(mesh, placements):
+    """The loss smooths a target that was smoothed before with a prior of its own."""
+    x, labels, prior, weight = problem(ignored=True, prior=1, weighted=True)
+    error = 0.0
+    for reduction in ("mean", "none"):
+        options = {"label_smoothing": 0.1, "reduction": reduction}
+        expected = cross_entropy(x, smooth_labels(x, labels, 0.2, prior=prior), weight, **options)
+        logits = distribute_tensor(x, mesh, placements)
+        loss = cross_entropy(logits, smooth_labels(logits, labels, 0.2, prior=prior), weight, **options)
+        error = max(error, float((whole(loss) - expected).abs().max()))
+    return error
+
+
 def trained_layer(mesh):
     """The weights of a column-parallel layer after training, against those of one process."""
     from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
@@ -205,6 +228,8 @@ def process(rank, size, store):
             arguments = CASES[case]
             results[f"{layout}: {case}"] = one_case(mesh, placements, **arguments)
         results[f"{layout}: labels on the mesh"] = labels_on_the_mesh(mesh, placements)
+        results[f"{layout}: an ignored class"] = max_sup_with_an_ignored_class(mesh, placements)
+        results[f"{layout}: another prior"] = smoothing_after_another_prior(mesh, placements)
     line = init_device_mesh("cpu", (size,))
     results["layer"] = trained_layer(line)
     results["refused"] = refusals(line) if size == 2 else {}

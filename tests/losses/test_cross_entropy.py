@@ -200,6 +200,57 @@ def test_smoothing_by_the_loss_comes_on_top_of_the_targets_own():
         assert_close(actual, expected)
 
 
+def inner_cross_entropy(x, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+    module = nn.CrossEntropyLoss(
+        weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
+    )
+    return module(x, target)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, F.cross_entropy, inner_cross_entropy])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("ignore_index", [-100, 2])
+@pytest.mark.parametrize("prior_ndim", [1, 2])
+@pytest.mark.parametrize("amount", [0.1, 1.0])
+def test_smoothing_by_the_loss_has_its_own_prior(loss, reduction, weighted, ignore_index, prior_ndim, amount):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(7, 4, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(4, (7, 3), generator=generator)
+    labels[0, 0] = -100
+    weight = torch.tensor([1.0, 5.0, 2.0, 0.5], dtype=torch.float64) if weighted else None
+    target = smooth_labels(x, labels, 0.3, prior=random_prior(4, prior_ndim, generator))
+    options = {"weight": weight, "ignore_index": ignore_index, "reduction": reduction}
+    found = loss(x, target, label_smoothing=amount, **options)
+    counted = (labels != ignore_index) & (labels != -100)
+    rows = target.dense() * counted.unsqueeze(1)
+    rows = (1 - amount) * rows + amount * rows.sum(1, keepdim=True) / 4
+    each = torch.ones(4, dtype=torch.float64) if weight is None else weight
+    expected = -(rows * each.view(1, 4, 1) * x.log_softmax(1)).sum(1)
+    if reduction != "none":
+        expected = expected.sum() / (each[labels.clamp(0)][counted].sum() if reduction == "mean" else 1)
+    assert_close(found, expected)
+    (ours,), (wanted,) = torch.autograd.grad(found.sum(), x), torch.autograd.grad(expected.sum(), x)
+    assert_close(ours, wanted)
+    if amount < 1:
+        assert_close(loss(x, target, label_smoothing=1e-7, **options), loss(x, target, **options), rtol=1e-5, atol=1e-6)
+
+
+def test_smoothing_by_the_loss_after_another_prior_can_be_compiled_and_differentiated_by_the_prior():
+    x, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 1])
+    prior = torch.tensor([0.7, 0.1, 0.1, 0.1], requires_grad=True)
+
+    def loss(x, prior):
+        return cross_entropy(x, smooth_labels(x, labels, 0.2, prior=prior), label_smoothing=0.1)
+
+    rows = smooth_labels(x, labels, 0.2, prior=prior).dense()
+    expected = F.cross_entropy(x, rows, label_smoothing=0.1)
+    assert_close(loss(x, prior), expected)
+    assert_close(torch.autograd.grad(loss(x, prior), prior), torch.autograd.grad(expected, prior))
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    assert_close(compiled(x, prior.detach()), expected.detach())
+
+
 @pytest.mark.parametrize("size_average", [None, True, False])
 @pytest.mark.parametrize("reduce", [None, True, False])
 @pytest.mark.filterwarnings("ignore:size_average:UserWarning")

@@ -136,6 +136,45 @@ def test_dense_rows_have_the_loss_and_gradients_that_they_have_with_logits(posit
     )
 
 
+@pytest.mark.parametrize("learning", [False, True])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("ignore_index", [-100, 2])
+def test_smoothing_with_another_prior_keeps_the_labels_of_the_target(reduction, ignore_index, learning):
+    leaves, prior, class_weight = layer(), torch.arange(K).double().softmax(0), torch.linspace(1, 5, K).double()
+    target = smooth_labels(like_logits(leaves[0]), labels_for(), 0.2)
+    if learning:
+        class_weight.requires_grad_()
+    options = {"class_weight": class_weight, "ignore_index": ignore_index, "reduction": reduction}
+    x = F.linear(*leaves)
+    counted = (labels_for() != ignore_index) & (labels_for() != -100)
+    rows = target.dense() * counted.unsqueeze(1)
+    rows = 0.9 * rows + 0.1 * rows.sum(1, keepdim=True) * prior
+    expected = -(rows * class_weight * x.log_softmax(1)).sum(1)
+    if reduction != "none":
+        expected = expected.sum() / (class_weight[labels_for().clamp(0)][counted].sum() if reduction == "mean" else 1)
+    found = ours(leaves, target, label_smoothing=0.1, prior=prior, **options)
+    assert_close(found, expected)
+    for mine, wanted in zip(
+        torch.autograd.grad(found.sum(), leaves), torch.autograd.grad(expected.sum(), leaves), strict=True
+    ):
+        assert_close(mine, wanted)
+    begun = ours(leaves, target, label_smoothing=1e-7, prior=prior, **options)
+    assert_close(begun, ours(leaves, target, **options), rtol=1e-5, atol=1e-6)
+
+
+def test_a_prior_per_class_on_smoothed_targets_is_dense_and_refused_where_labels_are_needed():
+    leaves, prior = layer(), random_prior(K, 2, torch.Generator().manual_seed(0))
+    target = smooth_labels(like_logits(leaves[0]), labels_for(), 0.2)
+    found = ours(leaves, target, label_smoothing=0.1, prior=prior)
+    dense = smooth_labels(F.linear(*leaves), target.dense(), 0.1, prior=prior)
+    assert_close(found, cross_entropy(F.linear(*leaves), dense))
+    for options in ({"class_weight": torch.ones(K).double()}, {"ignore_index": 2}):
+        with pytest.raises(
+            ValueError, match="prior has one row per class and target is smoothed already.*label_smoothing=0"
+        ):
+            ours(leaves, target, label_smoothing=0.1, prior=prior, **options)
+
+
 def test_smoothing_and_prior_of_the_loss_come_on_top_of_those_of_the_target():
     leaves, prior = layer(), torch.arange(K).double().softmax(0)
     like = like_logits(leaves[0])

@@ -101,3 +101,13 @@ def test_what_is_mixed_inside_torch_compile_has_the_mean_that_it_has_outside():
     for function, given_target in ((loss, target), (from_labels, labels), (loss, 0.5 * target)):
         torch._dynamo.reset()
         assert_close(torch.compile(function, backend="eager")(x, given_target), function(x, given_target))
+
+
+def test_more_dense_rows_than_the_largest_number_of_float16_have_a_mean():
+    logits = torch.tensor([[3.0, 0.0]]).half().repeat(70_000, 1).requires_grad_()
+    rows = torch.tensor([[1.0, 0.0]]).half().repeat(70_000, 1)
+    loss = cross_entropy(logits, rows)
+    loss.backward()
+    assert loss.dtype == torch.float16
+    assert loss.item() == pytest.approx(0.0486, rel=1e-2)
+    assert logits.grad.any()

@@ -10,7 +10,7 @@ from support import SPATIAL, Allocations, class_dim, generators
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from composer_ls import SoftTargets, cross_entropy, smooth_labels
+from composer_ls import SoftTargets, cross_entropy, linear_cross_entropy, smooth_labels
 from composer_ls.kernels import VARIABLE
 from composer_ls.smoothing import max_suppression
 from composer_ls.smoothing.max_suppression import BLOCK, largest_class
@@ -179,3 +179,60 @@ def test_torch_compile_gives_the_same_loss():
 def test_wrong_strengths_are_refused(strength, error, message):
     with pytest.raises(error, match=message):
         max_suppression(torch.zeros(1, 3), torch.tensor([0]), strength)
+
+
+def through_a_layer(x, target, weight=None, ignore_index=-100, reduction="mean"):
+    layer = torch.eye(x.shape[1], dtype=x.dtype)
+    return linear_cross_entropy(x, layer, target, class_weight=weight, ignore_index=ignore_index, reduction=reduction)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, F.cross_entropy, through_a_layer])
+@pytest.mark.parametrize("weight", [None, torch.tensor([2.0, 1.0, 5.0])])
+@pytest.mark.parametrize("ignored_before", [True, False])
+def test_an_ignored_class_that_is_merely_the_largest_is_penalised(loss, weight, ignored_before):
+    x = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0], [1.0, 0.0, 5.0]], requires_grad=True)
+    labels = torch.tensor([1, 1, 0])
+    target = max_suppression(x, labels, 0.2, ignore_index=0 if ignored_before else -100)
+    found = loss(x, target, weight, ignore_index=0)
+    expected = loss(x[:2], max_suppression(x[:2], labels[:2], 0.2), weight)
+    assert_close(found, expected)
+    if weight is None:
+        assert found.item() == pytest.approx(1.5554, abs=1e-4)
+        penalty = x[:2].amax(1) - x[:2].mean(1)
+        assert_close(found, F.cross_entropy(x[:2], labels[:2]) + 0.2 * penalty.mean())
+    (gradient,), (wanted,) = torch.autograd.grad(found, x), torch.autograd.grad(expected, x)
+    assert_close(gradient, wanted)
+    assert not gradient[2].any()
+    assert loss(x, target, weight, ignore_index=0, reduction="none")[2] == 0
+    assert loss(x[2:], target[2:], weight, ignore_index=0) == 0
+
+
+def test_the_gradient_where_the_largest_class_is_ignored_is_that_by_hand():
+    x = torch.tensor([[math.log(3), 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    target = max_suppression(x, torch.tensor([1]), 0.3, ignore_index=0)
+    cross_entropy(x, target, ignore_index=0).backward()
+    assert_close(x.grad, torch.tensor([[0.6 + 0.3 - 0.1, 0.2 - 1 - 0.1, 0.2 - 0.1]], dtype=torch.float64))
+
+
+def test_the_penalty_of_a_mix_with_an_ignored_label_is_that_of_the_label_that_is_left():
+    x = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0]])
+    first, second = (max_suppression(x, torch.tensor(labels), 0.2) for labels in ([1, 2], [0, 0]))
+    found = cross_entropy(x, 0.7 * first + 0.3 * second, ignore_index=0, reduction="none")
+    assert_close(found, cross_entropy(x, 0.7 * first, reduction="none"))
+
+
+@pytest.mark.parametrize("weights", [1.0, -1.0, 0.0])
+def test_a_number_as_weight_goes_with_an_ignored_class(weights):
+    x, classes = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0]]), torch.tensor([[0], [1]])
+    losses = cross_entropy(x, SoftTargets(classes, 3, weights), ignore_index=0, reduction="none")
+    assert_close(losses, weights * F.cross_entropy(x, classes[:, 0], ignore_index=0, reduction="none"))
+    both = SoftTargets(torch.tensor([[0, 1], [0, 0]]), 3, weights)
+    losses = cross_entropy(x, both, ignore_index=0, reduction="none")
+    assert_close(losses, weights * F.cross_entropy(x, torch.tensor([1, 0]), ignore_index=0, reduction="none"))
+
+
+def test_no_examples_and_an_ignored_class_cost_nothing():
+    x = torch.zeros(0, 3, requires_grad=True)
+    loss = cross_entropy(x, max_suppression(x, torch.zeros(0).long(), 0.2, ignore_index=0), ignore_index=0)
+    loss.backward()
+    assert loss == 0

@@ -473,6 +473,10 @@ def test_priors_that_differ_are_added_and_joined_densely():
         lambda t: t.__setitem__(9, t[0]),
         lambda t: t.copy_(torch.ones(3, 5)),
         lambda t: t["2"],
+        lambda t: t.index_select(0, torch.tensor([-1])),
+        lambda t: t.index_select(0, torch.tensor([[1]])),
+        lambda t: torch.index_select(t, 0, torch.tensor([0, -1])),
+        lambda t: t.index_select(0, torch.tensor([True])),
     ],
 )
 def test_what_the_dense_tensor_refuses_is_refused(operation):
@@ -599,6 +603,12 @@ REFUSED = {
     "unbound classes": lambda t: t.unbind(1)[0].mul_(0),
     "out of a view": lambda t: torch.mul(torch.ones(20), 2, out=t.view(-1)),
     "item of a view": lambda t: t.view(-1).__setitem__(0, 1.0),
+    "a list": lambda t: torch._foreach_mul_([torch.ones(2), t], 0.5),
+    "a list of outs": lambda t: torch.aminmax(torch.ones(4, 5), out=(t, torch.ones(4, 5))),
+    "relu": lambda t: F.relu(t, inplace=True),
+    "relu_": lambda t: F.relu_(t),
+    "dropout": lambda t: F.dropout(t, 1.0, True, True),
+    "a module": torch.nn.Hardtanh(0.0, 0.5, inplace=True),
 }
 
 
@@ -610,6 +620,19 @@ def test_a_write_that_would_be_lost_is_refused_and_changes_nothing(name):
     ):
         REFUSED[name](target)
     assert_close(target.dense(), example().dense())
+
+
+def test_writes_that_only_read_a_target_and_lists_that_are_only_read_are_allowed():
+    target, plain = example(), torch.ones(4, 5)
+    assert_close(torch.cat([target, target]).dense(), torch.cat([target.dense()] * 2))
+    assert_close(torch.cat([target, plain]), torch.cat([target.dense(), plain]))
+    assert_close(torch._foreach_mul([target], 0.5)[0], 0.5 * target.dense())
+    torch._foreach_add_([plain], [target])
+    assert_close(plain, 1 + target.dense())
+    assert_close(F.relu(target - 2 * target), torch.zeros(4, 5))
+    assert_close(F.dropout(target, 0.0, True, False), target.dense())
+    assert_close(target.type_as(plain.double()).dense(), target.dense().double())
+    assert F.relu(plain, inplace=True) is plain
 
 
 def test_what_is_no_alias_can_be_written_to():
@@ -641,6 +664,8 @@ READS_LABELS = {
     "to device and dtype": lambda t: t.to("cpu", torch.int32),
     "to another's dtype": lambda t: t.to(LABELS),
     "type": lambda t: t.type(torch.LongTensor),
+    "type_as": lambda t: t.type_as(LABELS),
+    "type_as by keyword": lambda t: t.type_as(other=LABELS),
     "mask over classes": lambda t: t[torch.ones(4, 5, dtype=torch.bool)],
     "nll_loss": lambda t: F.nll_loss(torch.zeros(4, 5), t),
     "nll_loss by keyword": lambda t: F.nll_loss(torch.zeros(4, 5), target=t),
@@ -696,6 +721,36 @@ def test_fields_of_low_precision_or_integers_lose_nothing_later():
         target = 0.3 * SoftTargets(classes, 3, weights) + 0.7 * SoftTargets(classes.flip(0), 3, 0.123)
         expected = 0.3 * dense_reference(classes, 3, weights) + 0.7 * dense_reference(classes.flip(0), 3, 0.123)
         assert_close(target.dense().double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_number_in_a_tensor_is_copied_and_still_learns():
+    x, labels = torch.zeros(4, 5), torch.arange(4)
+    smoothing, weight = torch.tensor(0.1), torch.tensor(0.5)
+    smoothed, weighted = smooth_labels(x, labels, smoothing), SoftTargets(labels[:, None], 5, weight)
+    expected = smoothed.dense(), weighted.dense()
+    smoothing.fill_(0.9)
+    weight.fill_(3.0)
+    assert_close((smoothed.dense(), weighted.dense()), expected)
+    for one in (torch.tensor(0.1, requires_grad=True), torch.tensor(0.1, dtype=torch.float64, requires_grad=True)):
+        cross_entropy(torch.arange(20.0).view(4, 5), smooth_labels(x, labels, one)).backward()
+        assert one.grad is not None
+        assert one.grad != 0
+
+
+@pytest.mark.parametrize("alpha", [1, 2, 0.5])
+def test_adding_to_zero_multiplies_by_alpha(alpha):
+    target = example()
+    assert_close(compact(torch.add(0, target, alpha=alpha)).dense(), torch.add(0, target.dense(), alpha=alpha))
+    assert_close(compact(torch.add(target, 0, alpha=alpha)).dense(), target.dense())
+    assert_close(compact(sum([target, target])).dense(), 2 * target.dense())
+
+
+def test_an_index_without_dimensions_selects_one_row_as_of_a_dense_tensor():
+    target = example()
+    assert_close(target.index_select(0, torch.tensor(1)), target.dense().index_select(0, torch.tensor(1)))
+    rows = torch.tensor([3, 0])
+    selected = torch.compile(lambda t, rows: t.index_select(0, rows).dense(), backend="eager", fullgraph=True)
+    assert_close(selected(target, rows), target.dense()[rows])
 
 
 def test_numbers_keep_float64_beside_fields_of_float32():

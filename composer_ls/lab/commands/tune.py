@@ -179,8 +179,10 @@ def _show(verdict: Verdict, console: Console) -> None:
         console.print(Text(f"Trial {best.number} against the recipe as it was", style="bold"))
         for line in verdict.comparison.verdicts(""):
             console.print(Text(line.sentence), soft_wrap=True)
-        for left in verdict.comparison.left_out:
-            console.print(Text(f"left out: {left.folder}: {left.reason}", style="yellow"), soft_wrap=True)
+    elif verdict.left_out:
+        console.print()
+    for left in verdict.left_out:
+        console.print(Text(f"left out: {left.folder}: {left.reason}", style="yellow"), soft_wrap=True)
     console.print()
     console.print(Text("What to do", style="bold"))
     for sentence in (verdict.headline, *verdict.remarks):

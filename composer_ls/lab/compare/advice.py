@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from composer_ls.lab.compare.comparison import FEWEST, Comparison, Difference, listed
@@ -35,6 +36,7 @@ class Advice:
         maybe_worse: Names of other metrics for which there is a hint that they get worse.
         on_test: The difference on the test part, if another part was judged.
         learnt: Whether any of the networks is better than one that always answers with the largest class.
+        same_seeds: Whether every factor, 0 included, has the same seeds.
 
     """
 
@@ -48,6 +50,7 @@ class Advice:
     maybe_worse: tuple[str, ...]
     on_test: Difference | None
     learnt: bool = True
+    same_seeds: bool = True
 
     @property
     def chosen(self) -> Difference | None:
@@ -76,7 +79,7 @@ class Advice:
     @property
     def remarks(self) -> tuple[str, ...]:
         """Additional remarks, as sentences without full stops."""
-        return tuple(filter(None, [self._hint(), self._price(), self._scaling(), self._where()]))
+        return tuple(filter(None, [self._hint(), self._price(), self._seeds(), self._scaling(), self._where()]))
 
     def _at(self, outcome: str) -> list[str]:
         return [f"{one.smoothing:g}" for one in self.differences if one.outcome == outcome]
@@ -92,6 +95,11 @@ class Advice:
         if not self.worse:
             return hint[:1].upper() + hint[1:]
         return f"It makes {listed(self.worse)} worse" + (f", and {hint}" if hint else "")
+
+    def _seeds(self) -> str:
+        if self.same_seeds:
+            return ""
+        return "Not every factor has every seed, so compare the differences rather than the means"
 
     def _scaling(self) -> str:
         if self.temperature is None:
@@ -192,6 +200,7 @@ def advise(comparison: Comparison, setting: str) -> Advice:
         price["may hurt"],
         on_test,
         learnt,
+        len({frozenset(seeds) for seeds in comparison.runs[setting].values()}) == 1,
     )
 
 
@@ -199,7 +208,8 @@ def smallest_not_worse(scores: Mapping[float, Mapping[int, float]], level: float
     """The smallest factor that is not shown to be worse than the best by Holm's correction of paired t tests.
 
     Args:
-        scores: The scores of each factor by seed; higher is better. Factors share their seeds.
+        scores: The scores of each factor by seed; higher is better. The best factor has the highest mean over the seeds
+            that all factors have.
         level: The probability of wrongly finding any factor worse, if the best were chosen beforehand.
 
     Example:
@@ -209,7 +219,8 @@ def smallest_not_worse(scores: Mapping[float, Mapping[int, float]], level: float
 
     """
     factors = sorted(scores)
-    best = max(factors, key=lambda factor: sum(scores[factor].values()) / len(scores[factor]))
+    shared = set.intersection(*map(set, scores.values()))  # lacking a hard seed makes no factor better
+    best = max(factors, key=lambda factor: fmean(scores[factor][seed] for seed in shared or scores[factor]))
     others = [factor for factor in factors if factor != best]
     p_values = [_p_value(scores[best], scores[factor]) for factor in others]
     worse = {factor for factor, p in zip(others, holm(p_values), strict=True) if p < level}

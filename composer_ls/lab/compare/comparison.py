@@ -12,7 +12,7 @@ from pathlib import Path
 from composer_ls.errors import InputError
 from composer_ls.lab.compare.measured_runs import LeftOut, Run
 from composer_ls.lab.compare.same_data import on_the_same_data
-from composer_ls.lab.compare.settings import names_of_settings, without_smoothing
+from composer_ls.lab.compare.settings import differing_places, names_of_settings, without_smoothing
 from composer_ls.lab.compare.statistics import Interval, holm, interval_of_mean, paired_p_value, seeds_needed
 from composer_ls.lab.tasks.metric import STEP_TIME, Metric
 from composer_ls.lab.tasks.registry import task_report
@@ -309,7 +309,7 @@ def compare_runs(
     ):
         seeds = sorted_runs.setdefault(setting, {}).setdefault(run.recipe.smoothing, {})
         if run.recipe.seed in seeds:
-            left_out.append(LeftOut(run.folder, f"it is the same run as {seeds[run.recipe.seed].folder}"))
+            left_out.append(LeftOut(run.folder, _same_as(run, seeds[run.recipe.seed])))
         else:
             seeds[run.recipe.seed] = replace(run, part=part)
     comparable: dict[str, dict[float, dict[int, Run]]] = {}
@@ -317,6 +317,16 @@ def compare_runs(
         comparable[setting], others = on_the_same_data(factors)
         left_out += [one for one in others if one.folder not in {known.folder for known in left_out}]
     return Comparison(folder, task, comparable, left_out, metric)
+
+
+def _same_as(run: Run, other: Run) -> str:
+    places = differing_places(run.recipe, other.recipe)
+    if not places:
+        return f"it is the same run as {other.folder}"
+    return (
+        f"it has the setting and the seed of {other.folder} and differs only in {listed(places)}, which compare does not take "
+        f"for a setting"
+    )
 
 
 def _interval(values: Sequence[float], lowest: float, highest: float) -> Interval:

@@ -16,7 +16,7 @@ from typing import Any
 
 from composer_ls.errors import InputError, RecipeError
 from composer_ls.lab.compare.measured_runs import LeftOut, find_runs
-from composer_ls.lab.compare.settings import SMOOTHING, names_of_settings
+from composer_ls.lab.compare.settings import SMOOTHING, differing_places, is_place, names_of_settings
 from composer_ls.lab.recipe.methods import METHODS
 from composer_ls.lab.recipe.reading import load_recipe
 from composer_ls.lab.recipe.recipe import Recipe, differing_keys
@@ -143,12 +143,21 @@ def parse_axis(text: str) -> tuple[Axis, tuple[str, ...]]:
         raise InputError(f"--vary {key}: compare varies this key anyway, with {option}")
     if key in {"name", "description", "needs"}:
         raise InputError(f"--vary {key}: this key only describes the recipe, so there is nothing to compare")
+    if is_place(key):
+        raise _same_setting(key)
     values_once: dict[str, Any] = {}
     for value in parsed:
         values_once.setdefault(json.dumps(_plain(value), sort_keys=True, default=str), value)
     once = list(values_once.values())
     notes = () if len(once) == len(parsed) else (f"--vary {key} has a duplicate value, which is used once",)
     return Axis(key, tuple(once)), notes
+
+
+def _same_setting(keys: str) -> InputError:
+    return InputError(
+        f"--vary {keys}: compare takes runs that differ only in this for runs of the same setting, because it is about where "
+        f"and how they run: make two comparisons, each with its own --out"
+    )
 
 
 def parse_methods(text: str) -> tuple[str, ...]:
@@ -234,12 +243,16 @@ def make_plan(
     there = _found(out, base, [*(axis.key for axis in axes), *others])
     taken = set(there.values())
     planned: set[str] = set()
+    places: dict[tuple[str, float, int], Recipe] = {}
     runs = []
     for one, some, setting, slug in zip(recipes, changes, *_names(recipes), strict=True):
         identity = _identity(one)
         if identity in planned:  # without smoothing, the other arguments of label_smoothing have no effect
             continue
         planned.add(identity)
+        first = places.setdefault((setting, one.smoothing, one.seed), one)
+        if differing := differing_places(first, one):  # as from --vary data=[{root: a}, {root: b}]
+            raise _same_setting(", ".join(differing))
         name = ", ".join(filter(None, [setting, f"smoothing {decimal(one.smoothing)}", f"seed {one.seed}"]))
         folder = there.get(identity) or _free(
             out / slug / f"smoothing-{decimal(one.smoothing)}" / f"seed-{one.seed}", taken

@@ -9,7 +9,7 @@ from typing import Any
 from composer_ls.lab.recipe.methods import METHODS
 from composer_ls.lab.recipe.recipe import Recipe, differing_keys
 
-__all__ = ["SMOOTHING", "names_of_settings", "other_keys", "without_smoothing"]
+__all__ = ["SMOOTHING", "differing_places", "is_place", "names_of_settings", "other_keys", "without_smoothing"]
 
 SMOOTHING = "algorithms.label_smoothing.smoothing"
 
@@ -43,9 +43,34 @@ def other_keys(recipes: Sequence[Recipe]) -> list[str]:
     differing = {key for content in contents[1:] for key in differing_keys(contents[0], content)}
     shortest: list[str] = []
     for key in sorted(differing):  # a.b stands before a.b.c
-        if not any(key.startswith(f"{prefix}.") for prefix in (*shortest, *_PLACES)) and key not in _PLACES:
+        if not any(key.startswith(f"{prefix}.") for prefix in shortest) and not is_place(key):
             shortest.append(key)
     return shortest
+
+
+def is_place(key: str) -> bool:
+    """Whether recipes that differ only in this key are one setting: where and how fast they run, and the seed.
+
+    Example:
+        >>> from composer_ls.lab.compare.settings import is_place
+        >>> is_place("checkpoints.keep"), is_place("data.batch_size")
+        (True, False)
+
+    """
+    return any(key == place or key.startswith(f"{place}.") for place in _PLACES)
+
+
+def differing_places(a: Recipe, b: Recipe) -> list[str]:
+    """The dotted keys about where and how fast runs run in which two recipes of one setting differ.
+
+    Example:
+        >>> from composer_ls.lab.compare.settings import differing_places
+        >>> from composer_ls.lab.recipe.reading import load_recipe
+        >>> differing_places(load_recipe("digits-mlp", ["seed=3"]), load_recipe("digits-mlp", ["device=cpu"]))
+        ['device']
+
+    """
+    return [key for key in differing_keys(_comparable(a), _comparable(b)) if key != "seed" and is_place(key)]
 
 
 def names_of_settings(recipes: Sequence[Recipe]) -> list[str]:
@@ -121,7 +146,8 @@ def _part(key: str, name: str, value: Any) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:g}"
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
     if isinstance(value, str):
         return value
     return "none" if value is None else json.dumps(value)

@@ -38,8 +38,9 @@ def cache_folder() -> Path:
 def decoded(root: Path, files: Sequence[str], size: int) -> Tensor:
     """The images as bytes, uint8 ``(len(files), size, size, 3)``, from the cache if possible.
 
-    The cache has one file per ``root`` and size. It is used if the names, sizes and modification times of all files are
-    unchanged, and so are its own contents. A 32x32 image takes 3 kB. If the cache cannot be written, a warning is issued and nothing is cached.
+    The cache has one file per ``root`` and size. It is used if the names, sizes and times (of modification and of change) of
+    all files are unchanged, and so are its own contents. A 32x32 image takes 3 kB. If the cache cannot be written, a warning
+    is issued and nothing is cached.
 
     Args:
         root: The folder that contains the files.
@@ -81,7 +82,8 @@ def _key(root: Path, files: Sequence[str], size: int) -> str:
             raise DataNotFoundError(
                 f"{file} cannot be read ({error.strerror}), or is a broken link: restore it or delete it"
             ) from error
-        digest.update(f"\n{file.removeprefix(str(root))} {status.st_size} {status.st_mtime_ns}".encode())
+        seen = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+        digest.update(f"\n{file.removeprefix(str(root))} {seen}".encode())
     return digest.hexdigest()
 
 

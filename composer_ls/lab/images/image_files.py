@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
@@ -17,6 +17,8 @@ from composer_ls.errors import DataNotFoundError
 __all__ = ["ImageTree", "is_hidden", "is_turned", "read_image"]
 
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+BITS, PHOTOMETRY = TiffImagePlugin.BITSPERSAMPLE, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION
+WHITE_IS_ZERO = 0
 UNBOUNDED = {"I": "32-bit integers", "F": "floating point numbers"}
 
 
@@ -35,7 +37,8 @@ def read_image(file: str | Path) -> Image.Image:
     """
     try:
         with Image.open(file) as opened:
-            return _eight_bits(_upright(opened), str(file), opened.format)
+            tags = getattr(opened, "tag_v2", {})  # of a TIFF; exif_transpose() loses them
+            return _eight_bits(_upright(opened), str(file), opened.format, tags)
     except DataNotFoundError:
         raise
     except Image.DecompressionBombError as error:
@@ -54,10 +57,9 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _eight_bits(image: Image.Image, file: str, kind: str | None) -> Image.Image:
+def _eight_bits(image: Image.Image, file: str, kind: str | None, tags: Any) -> Image.Image:
     if image.mode in SIXTEEN_BITS or (image.mode == "I" and kind == "PNG"):  # a PNG has at most 16 bits
-        pixels = np.asarray(image).astype(np.float32) / 257
-        return Image.fromarray(pixels.round().astype(np.uint8)).convert("RGB")
+        return _deep_grey(image, tags)
     if image.mode in UNBOUNDED:
         raise DataNotFoundError(
             f"the pixels of {file} are {UNBOUNDED[image.mode]} (mode {image.mode}), whose range from black to white is not "
@@ -67,6 +69,19 @@ def _eight_bits(image: Image.Image, file: str, kind: str | None) -> Image.Image:
         seen = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
     return image.convert("RGB")
+
+
+def _deep_grey(image: Image.Image, tags: Any) -> Image.Image:
+    """An image of more than 8 bits of grey, scaled to 8 bits. Pillow leaves such pixels as they are in the file."""
+    pixels = np.asarray(image).astype(np.float32)
+    largest = 2 ** (tags[BITS][0] if BITS in tags else 16) - 1
+    grey = pixels * (255 / largest)
+    if tags.get(PHOTOMETRY) == WHITE_IS_ZERO:
+        grey = 255 - grey
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        grey[pixels == clear] = 255
+    return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
 
 
 def is_turned(file: str | Path) -> bool:

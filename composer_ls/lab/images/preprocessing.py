@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
 __all__ = ["Preprocessing"]
 
@@ -22,8 +23,8 @@ class Preprocessing:
         size: Height and width in pixels.
         mean: The mean of each channel, for pixels in [0, 1]. One channel means that images are grey.
         std: The standard deviation of each channel, likewise.
-        crop: Whether the shorter side is resized to 8/7 of the size and the centre cropped, as is usual for ImageNet. If
-            not, the image is resized to the size, whatever its shape.
+        crop: Whether the image is resized, in its own shape, until it just covers 8/7 of the size, and the centre cropped,
+            as is usual for ImageNet. If not, the image is resized to the size, whatever its shape.
 
     Example:
         >>> from PIL import Image
@@ -47,8 +48,11 @@ class Preprocessing:
 
     def geometry(self) -> Sequence[v2.Transform]:
         """The transforms that give an image its size."""
+        height, width = self.size
+        if self.crop and height == width:
+            return [v2.Resize(round(height * 8 / 7)), v2.CenterCrop(self.size)]
         if self.crop:
-            return [v2.Resize(round(min(self.size) * 8 / 7)), v2.CenterCrop(self.size)]
+            return [_Cover((round(height * 8 / 7), round(width * 8 / 7))), v2.CenterCrop(self.size)]
         return [v2.Resize(self.size)]
 
     def normalisation(self) -> Sequence[v2.Transform]:
@@ -79,3 +83,16 @@ class Preprocessing:
                 f"channel, 1 or 3"
             )
         return cls((height, width), mean, std, crop)
+
+
+class _Cover(v2.Transform):
+    """Resizes an image, in its own shape, to the smallest size that covers a height and width."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, image: Any) -> Any:
+        height, width = F.get_size(image)
+        scale = max(self.size[0] / height, self.size[1] / width)
+        return F.resize(image, [max(self.size[0], round(height * scale)), max(self.size[1], round(width * scale))])

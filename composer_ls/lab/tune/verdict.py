@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,13 +34,17 @@ class Verdict:
         plan: The search.
         search: Its trials.
         comparison: The best trial's recipe against the recipe as it was, over fresh seeds; ``None`` if the best is the
-            recipe as it was, or if no seed has both runs.
+            recipe as it was, or if one of the two has no finished run.
+        left_out: Runs over fresh seeds that could not be used.
+        unknown: The reason why nothing is known about the gain, as a clause; "" if there is none.
 
     """
 
     plan: TunePlan
     search: Search
     comparison: Comparison | None
+    left_out: tuple[LeftOut, ...] = ()
+    unknown: str = ""
 
     @property
     def difference(self) -> Difference | None:
@@ -63,6 +67,8 @@ class Verdict:
     def headline(self) -> str:
         """What to do, in a sentence without a full stop."""
         name, difference = self.plan.purpose.name, self.difference
+        if self.unknown:
+            return f"Whether the gain holds is not known, because {self.unknown}"
         if difference is None or difference.interval is None:
             return "No trial was better than the recipe as it was: keep it"
         size = difference.interval.size
@@ -111,6 +117,9 @@ class Verdict:
             "holds": self.holds,
             "difference": _numbers(self.difference),
             "difference_on_test": _numbers(self.on_test),
+            "left_out": [
+                {"folder": str(one.folder.relative_to(self.plan.out)), "reason": one.reason} for one in self.left_out
+            ],
             "text": ". ".join([self.headline, *self.remarks, ""]).strip(),
         }
 
@@ -164,12 +173,32 @@ def judge(plan: TunePlan, search: Search, runs: Sequence[PlannedRun]) -> Verdict
             side[planned.recipe.seed] = read_run(planned.folder, planned.recipe)
         except LeftOut as reason:
             left_out.append(reason)
-    if not before or not after:
+    if not runs:
         return Verdict(plan, search, None)
+    unknown = _unknown(search, before, after, left_out)
+    if not before or not after:
+        return Verdict(plan, search, None, tuple(left_out), unknown)
     # The two sides take the places of "no smoothing" and "smoothing", so that the statistics are those of compare.
     sides: dict[float, dict[int, Run]] = {0.0: before, 1.0: after}
     task = task_report(plan.recipe.task)
-    return Verdict(plan, search, Comparison(plan.out, task, {"": sides}, left_out, plan.purpose))
+    comparison = Comparison(plan.out, task, {"": sides}, left_out, plan.purpose)
+    return Verdict(plan, search, comparison, tuple(left_out), unknown)
+
+
+def _unknown(search: Search, before: Mapping[int, Run], after: Mapping[int, Run], left_out: Sequence[LeftOut]) -> str:
+    """The reason why no seed has both runs, or "" if one has."""
+    if set(before) & set(after):
+        return ""
+    trial = f"trial {search.ranking[0].number}"
+    if before and after:
+        return f"no fresh seed has a finished run of both {trial} and the recipe as it was ({_first(left_out)})"
+    whose = trial if before else "the recipe as it was" if after else f"{trial} or of the recipe as it was"
+    missing = [one for one in left_out if (one.folder.parent.name != "recipe") == bool(before) or not (before or after)]
+    return f"none of the fresh runs of {whose} finished ({_first(missing)})"
+
+
+def _first(left_out: Sequence[LeftOut]) -> str:
+    return f"{left_out[0].folder.parent.name}/{left_out[0].folder.name}: {left_out[0].reason}"
 
 
 def write_verdict(verdict: Verdict) -> None:

@@ -183,3 +183,45 @@ def test_nothing_follows_from_networks_that_have_learnt_nothing():
     assert (of(True).verdict, of(True).smoothing) == ("use", 0.1)
     assert (of(False).verdict, of(False).smoothing) == ("unknown", None)
     assert "no network here is better than one that always answers with the largest class" in of(False).headline
+
+
+def with_seeds(values):
+    """A comparison of runs with accuracies ``values[factor][seed]``, and no other metric that differs."""
+    runs = {
+        factor: {
+            seed: Run(
+                Path(), None, {}, (),
+                {"test": Scores({m.key: one if m.key == "accuracy" else 0.5 for m in CLASSIFICATION.metrics}, None, None)},
+            )
+            for seed, one in by_seed.items()
+        }
+        for factor, by_seed in values.items()
+    }  # fmt: skip
+    return Comparison(Path(), CLASSIFICATION, {"": runs}, (), ACCURACY)
+
+
+UNEQUAL = "Not every factor has every seed, so compare the differences rather than the means"
+
+
+def test_a_factor_is_not_the_best_for_lacking_the_seeds_that_are_hard_nor_worse_for_lacking_the_easy_ones():
+    baseline = {17: 0.50, 18: 0.60, 19: 0.70, 20: 0.95, 21: 0.95}
+    wobble = {17: 0.0, 18: 1e-4, 19: -1e-4, 20: 2e-4, 21: -2e-4}
+    values = {
+        0.0: baseline,
+        0.05: {seed: one + 0.02 + wobble[seed] for seed, one in baseline.items()},
+        0.2: {seed: baseline[seed] + 0.045 - wobble[seed] for seed in (17, 18, 19)},
+    }
+    found = advise(with_seeds(values), "")
+    assert (found.verdict, found.smoothing) == ("use", 0.2)
+    assert UNEQUAL in found.remarks
+    assert UNEQUAL in found.as_dict()["text"]
+
+
+def test_factors_without_a_common_seed_are_judged_by_their_own():
+    assert smallest_not_worse({0.05: {0: 1.0, 1: 1.1}, 0.1: {2: 3.0, 3: 3.2}}) == 0.05
+
+
+def test_nothing_is_said_about_seeds_that_all_factors_have():
+    found = advise(comparison(shifted({0.0: 0.0, 0.05: 0.02, 0.1: 0.02, 0.2: 0.02})), "")
+    assert found.same_seeds
+    assert UNEQUAL not in found.remarks

@@ -239,6 +239,18 @@ def test_the_same_run_twice_counts_once(tmp_path):
     assert [one.reason for one in found.left_out] == [f"it is the same run as {tmp_path / 'a'}"]
 
 
+def test_a_run_that_differs_in_its_place_only_is_left_out_for_that(tmp_path):
+    make_run(tmp_path / "a", 0.1)
+    make_run(tmp_path / "b", 0.1, 0, "data.root=elsewhere", "description=other")
+    make_run(tmp_path / "c", 0.1, 0, "description=other")
+    found = compare_runs(tmp_path, *read_runs(tmp_path))
+    assert [one.reason for one in found.left_out] == [
+        f"it has the setting and the seed of {tmp_path / 'a'} and differs only in data.root, which compare does not take for a "
+        f"setting",
+        f"it is the same run as {tmp_path / 'a'}",
+    ]
+
+
 def test_an_empty_folder_and_several_recipes_are_refused(tmp_path):
     with pytest.raises(InputError, match="no finished runs in .*: create some with `composer-ls compare`"):
         compare_runs(tmp_path, *read_runs(tmp_path))

@@ -136,6 +136,21 @@ def test_what_is_no_axis_is_refused(text, message):
 
 
 @pytest.mark.parametrize(
+    "key",
+    ["data.root", "device", "data.workers", "data.download", "checkpoints", "checkpoints.keep", "diagnostics.sets"],
+)
+def test_varying_where_or_how_runs_run_is_refused_with_the_way_out(key):
+    with pytest.raises(InputError, match=f"--vary {key}: .*same setting.*two comparisons, each with its own --out"):
+        parse_axis(f"{key}=[a, b]")
+
+
+def test_varying_them_in_a_whole_section_is_refused_too(tmp_path):
+    with pytest.raises(InputError, match="--vary data.workers: .*two comparisons, each with its own --out"):
+        plan(tmp_path, vary=["data=[{name: digits, workers: 0}, {name: digits, workers: 1}]"])
+    assert plan(tmp_path, vary=["data=[{name: digits, batch_size: 32}, {name: digits, batch_size: 64}]"]).runs
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"seeds": 0}, "--seeds is 0, but must be at least 1"),

@@ -84,3 +84,8 @@ def test_a_schedule_is_a_setting():
     assert plain.smoothing == other.smoothing == 0.1
     assert names_of_settings([plain, other])[0] != names_of_settings([plain, other])[1]
     assert plain.identity() != other.identity()
+
+
+def test_numbers_that_differ_in_the_seventh_digit_have_names_that_differ():
+    names = names_of_settings(recipes(["optimizer.weight_decay=1.0e-6"], ["optimizer.weight_decay=1.0000001e-6"]))
+    assert names == ["weight_decay 1e-06", "weight_decay 1.0000001e-06"]

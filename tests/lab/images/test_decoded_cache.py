@@ -79,6 +79,16 @@ def test_changed_files_are_decoded_again(tree, change, tmp_path):
     assert torch.equal(decoded(root, files, 8), truth(files))
 
 
+def test_files_of_the_same_size_and_time_but_other_contents_are_decoded_again(tmp_path):
+    root = tmp_path / "images"
+    root.mkdir()
+    file = root / "0.bmp"
+    for grey in (10, 200):
+        Image.new("RGB", (4, 4), (grey, grey, grey)).save(file)
+        os.utime(file, (0, 0))
+        assert (decoded(root, [str(file)], 4) == grey).all()
+
+
 @pytest.mark.parametrize("damage", ["short", "empty", "something else", "no header", "flipped"])
 def test_a_damaged_cache_is_made_again(tree, cache, damage, no_decoding):
     decoded(*tree, 8)

@@ -1,6 +1,8 @@
 """Real-world image files."""
 
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -44,6 +46,50 @@ def test_16_bits_are_the_same_image_as_8_bits(tmp_path, suffix, order):
     Image.fromarray((GREY.astype(np.uint16) * 257).astype(f"{order}u2")).save(file)
     seen = np.asarray(read_image(file))
     assert (seen == GREY[..., None]).all()
+
+
+def tiff(file, pixels, bits, white_is_zero=False):
+    """Write grey pixels of up to 16 bits as an uncompressed TIFF, packed as the format prescribes."""
+    height, width = pixels.shape
+    if bits == 16:
+        data = pixels.astype("<u2").tobytes()
+    else:
+        rows = ["".join(format(value, f"0{bits}b") for value in row) for row in pixels.tolist()]
+        rows = [row + "0" * (-len(row) % 8) for row in rows]
+        data = b"".join(bytes(int(row[i : i + 8], 2) for i in range(0, len(row), 8)) for row in rows)
+    entries = [
+        (256, 4, width), (257, 4, height), (258, 3, bits), (259, 3, 1), (262, 3, 0 if white_is_zero else 1),
+        (273, 4, 8), (277, 3, 1), (278, 4, height), (279, 4, len(data)),
+    ]  # fmt: skip
+    table = struct.pack("<H", len(entries)) + b"".join(
+        struct.pack("<HHII", tag, kind, 1, one) for tag, kind, one in entries
+    )
+    file.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(data)) + data + table + bytes(4))
+
+
+def test_12_bits_are_the_same_image_as_8_bits(tmp_path):
+    pixels = np.array([[0, 4095, 2056, 16], [4095, 0, 4095, 273]], np.uint16)
+    tiff(tmp_path / "deep.tif", pixels, 12)
+    seen = np.asarray(read_image(tmp_path / "deep.tif"))
+    assert seen[..., 0].tolist() == [[0, 255, 128, 1], [255, 0, 255, 17]]
+
+
+@pytest.mark.parametrize("white_is_zero", [False, True])
+def test_a_16_bit_tiff_says_whether_0_is_black_or_white(tmp_path, white_is_zero):
+    tiff(tmp_path / "deep.tif", GREY.astype(np.uint16) * 257, 16, white_is_zero)
+    seen = np.asarray(read_image(tmp_path / "deep.tif"))
+    assert (seen == (255 - GREY if white_is_zero else GREY)[..., None]).all()
+
+
+def test_the_transparent_grey_of_a_16_bit_png_is_white(tmp_path):
+    pixels = np.array([[0, 1000, 257 * 7]], np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "clear.png")
+    whole = (tmp_path / "clear.png").read_bytes()
+    clear = b"tRNS" + struct.pack(">H", 1000)
+    chunk = struct.pack(">I", 2) + clear + struct.pack(">I", zlib.crc32(clear))
+    at = whole.index(b"IDAT") - 4
+    (tmp_path / "clear.png").write_bytes(whole[:at] + chunk + whole[at:])
+    assert np.asarray(read_image(tmp_path / "clear.png"))[0, :, 0].tolist() == [0, 255, 7]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])

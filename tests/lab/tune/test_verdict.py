@@ -82,6 +82,69 @@ def test_if_the_recipe_as_it_was_is_the_best_there_is_nothing_to_compare(tmp_pat
     assert judge(plan, search, ()).headline == "No trial was better than the recipe as it was: keep it"
 
 
+def without_results(runs, place, seeds=None):
+    for run in runs:
+        if run.folder.parent.name.startswith(place) and (seeds is None or run.recipe.seed in seeds):
+            (run.folder / "result.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("place", "whose", "first"),
+    [
+        ("trial", "trial 1", "trial-1/seed-18"),
+        ("recipe", "the recipe as it was", "recipe/seed-18"),
+        ("", "trial 1 or of the recipe as it was", "recipe/seed-18"),
+    ],
+)
+def test_a_gain_whose_fresh_runs_did_not_finish_is_not_known(tmp_path, place, whose, first):
+    plan, search = searched(tmp_path, seeds=3)
+    verdict_of(plan, search, gain=0.5)
+    runs = comparison_runs(plan, search)
+    without_results(runs, place)
+    verdict = judge(plan, search, runs)
+    assert verdict.holds is None
+    expected = (
+        f"Whether the gain holds is not known, because none of the fresh runs of {whose} finished "
+        f"({first}: it has begun, but not finished)"
+    )
+    assert verdict.headline == expected
+    write_verdict(verdict)
+    written = json.loads((tmp_path / SUMMARY).read_text())
+    assert written["text"] == f"{expected}."
+    assert len(written["left_out"]) == (3 if place else 6)
+    assert written["left_out"][0] == {
+        "folder": f"comparison/{first}", "reason": "it has begun, but not finished"
+    }  # fmt: skip
+
+
+def test_a_gain_whose_fresh_runs_all_diverged_is_not_known(tmp_path):
+    plan, search = searched(tmp_path, seeds=2)
+    verdict_of(plan, search, gain=0.5)
+    runs = comparison_runs(plan, search)
+    for run in runs:
+        if run.folder.parent.name != "recipe":
+            result = json.loads((run.folder / "result.json").read_text())
+            (run.folder / "result.json").write_text(json.dumps(result | {"diverged": True, "divergence": "loss NaN"}))
+    headline = judge(plan, search, runs).headline
+    assert headline.startswith(
+        "Whether the gain holds is not known, because none of the fresh runs of trial 1 finished"
+    )
+    assert "it diverged: loss NaN" in headline
+
+
+def test_a_gain_without_a_seed_that_finished_both_ways_is_not_known(tmp_path):
+    plan, search = searched(tmp_path, seeds=2)
+    verdict_of(plan, search, gain=0.5)
+    runs = comparison_runs(plan, search)
+    without_results(runs, "recipe", seeds=[18])
+    without_results(runs, "trial", seeds=[19])
+    headline = judge(plan, search, runs).headline
+    assert headline.startswith(
+        "Whether the gain holds is not known, because no fresh seed has a finished run of both trial 1 and the recipe as it "
+        "was (recipe/seed-18: it has begun"
+    )
+
+
 def test_the_best_recipe_holds_out_nothing_that_the_user_did_not_ask_for(tmp_path):
     plan, search = searched(tmp_path)
     write_verdict(verdict_of(plan, search, gain=0.5))
