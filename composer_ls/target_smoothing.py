@@ -8,9 +8,11 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import torch
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from composer.loss import soft_cross_entropy
+from composer.utils import dist
 from torch import Tensor
 
 from composer_ls.composition.batches import DEFAULT_KEY, NO_LABEL, as_tensor
@@ -44,6 +46,15 @@ def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
     """Raise a ValueError unless an argument has one of its values."""
     if value not in allowed:
         raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, but is {value!r}")
+
+
+def _in_all_processes(true: bool, state: State) -> bool:
+    """Whether something is true in all of them, which must then do the same: asking runs a model that may be spread over them."""
+    if dist.get_world_size() == 1:
+        return true
+    everywhere = state.device.tensor_to_device(torch.tensor([int(true)]))
+    dist.all_reduce(everywhere, reduce_operation="MIN")
+    return bool(everywhere.item())
 
 
 class TargetSmoothing(Algorithm):
@@ -156,7 +167,8 @@ class TargetSmoothing(Algorithm):
     def _before_forward(self, state: State, logger: Logger) -> None:
         self.way.put_back(state)  # in case an earlier step was interrupted
         if not self._settled:
-            self.way, self._settled = choose(self, state)
+            self.way, settled = choose(self, state)
+            self._settled = _in_all_processes(settled, state)
             if self.way.describe() and not self._asked:
                 self._announce(state, logger)
             self._asked = True

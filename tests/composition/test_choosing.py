@@ -3,6 +3,7 @@
 import random
 import warnings
 from collections import deque
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 from trainer_support import fit
 
-from composer_ls import LabelSmoothing, MaxSup, OnlineLabelSmoothing
+from composer_ls import LabelSmoothing, MaxSup, OnlineLabelSmoothing, target_smoothing
+from composer_ls.composition import choosing
 from composer_ls.errors import TargetError
 
 K, N = 5, 24
@@ -193,6 +195,25 @@ def test_a_batch_whose_labels_are_all_ignored_decides_nothing():
     found = weights(summed, [LabelSmoothing(0.1)], target)
     expected = Model(lambda o, b: smoothed(o, b[1]) if b[1][0] >= 0 else 0 * o.sum())
     assert_close(found, weights(expected, [], target))
+
+
+def test_a_process_asks_again_while_the_labels_of_another_are_all_ignored(monkeypatch):
+    others, asked = [0, 1, 1], []
+
+    def all_reduce(tensor, reduce_operation):
+        assert reduce_operation == "MIN"
+        tensor.fill_(others.pop(0))
+
+    def choose(*given):
+        asked.append(given)
+        return choosing.choose(*given)
+
+    monkeypatch.setattr(target_smoothing, "choose", choose)
+    state = SimpleNamespace(get_world_size=lambda: 2, all_reduce=all_reduce)
+    monkeypatch.setattr(target_smoothing, "dist", state)
+    found = weights(Model(lambda o, b: F.cross_entropy(o, b[1])), [LabelSmoothing(0.1)])
+    assert len(asked) == 2
+    assert_close(found, weights(by_hand(), []))
 
 
 @pytest.mark.parametrize("constant", [0.0, 3000.0])
