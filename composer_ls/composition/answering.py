@@ -120,9 +120,7 @@ class Answering:
         return call.place in self._normalised or call.is_normalised  # reading values makes a GPU synchronise
 
     def _counted(self, loss: Tensor) -> Tensor:
-        self._answers += (
-            loss.requires_grad
-        )  # without a gradient, as in an autograd function of the user's, nothing is smoothed
+        self._answers += loss.requires_grad  # nothing is smoothed without one, as in an autograd function of the user's
         return loss
 
 

@@ -29,8 +29,9 @@ from torch.overrides import TorchFunctionMode
 
 import composer_ls
 from composer_ls.composition.batches import Path, leaves
+from composer_ls.targets.dispatch import out_of_place
 
-__all__ = ["BINARY", "CLASSES", "Call", "Listening", "is_out_of_memory", "modules_called", "on_trial", "total"]
+__all__ = ["BINARY", "CLASSES", "HALF", "Call", "Listening", "is_out_of_memory", "modules_called", "on_trial", "total"]
 
 CLASSES = (F.cross_entropy, F.nll_loss)
 """Losses over mutually exclusive classes."""
@@ -52,12 +53,13 @@ MOVES = {
         "take",
         "take_along_dim",
         "tile",
-        "to",
-        "transpose",
     ),
+    *("to", "transpose"),
     *("type", "type_as", "unbind", "unflatten", "unsqueeze", "view", "where"),
 }
 """Functions that only move, mark or convert labels. Their result still counts as labels, even if it is floating-point."""
+HALF = (torch.float16, torch.bfloat16)
+"""Dtypes in which losses are rounded to few digits."""
 LIKE = {"to", "type_as", "view", "expand"}
 """Functions whose second argument only says what the result looks like."""
 
@@ -113,9 +115,7 @@ class Call:
         if self.function is not F.nll_loss:
             return True
         x = self.input.detach()
-        rounding = (
-            0.05 if x.dtype in (torch.float16, torch.bfloat16) else 1e-4
-        )  # a focal factor moves 1,000 classes by 0.01
+        rounding = 0.05 if x.dtype in HALF else 1e-4  # a focal factor moves 1,000 classes by 0.01
         return bool((x.float().logsumexp(1 if x.ndim > 1 else 0).abs() < rounding).all())
 
 
@@ -170,14 +170,14 @@ class Listening(TorchFunctionMode):
         result = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         sources = _sources(name, args, kwargs)
-        if self._origins.of(sources):
+        if origins := self._origins.of(sources):
             for made in result if isinstance(result, (list, tuple)) else [result]:
                 if isinstance(made, Tensor) and not made.is_floating_point():
-                    self._origins.note(made, self._origins.of(sources))
+                    self._origins.note(made, origins)
                 elif isinstance(made, Tensor) and name in MOVES:  # what a mask selects of other numbers is not labels
                     self._origins.note(made, self._origins.of(one for one in sources if not _is_mask(one)))
             if name in ("__setitem__", "copy_"):
-                self._origins.note(args[0], self._origins.of(sources))
+                self._origins.note(args[0], origins)
         return result
 
 
@@ -288,8 +288,7 @@ class _Writes(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Copy a weight before the first function that changes it."""
-        name = getattr(func, "__name__", "")
-        if args and (name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))):
+        if args and out_of_place(getattr(func, "__name__", "")) is not None:
             for one in args[0] if isinstance(args[0], (list, tuple)) else [args[0]]:
                 address = _address(one)
                 if address in self.weights and address not in self.kept:
@@ -391,11 +390,9 @@ def _put_back(value: Any, kept: Any) -> None:
         elif isinstance(value, set):
             value.clear()
             value.update(item for _, item, _ in kept)
-        elif isinstance(value, deque):
+        else:
             value.clear()
             value.extend(item for _, item, _ in kept)
-        else:
-            value[:] = [item for _, item, _ in kept]
 
 
 _LIBRARIES = tuple(os.path.dirname(str(package.__file__)) + os.sep for package in (torch, composer, composer_ls))

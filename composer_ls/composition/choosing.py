@@ -19,6 +19,7 @@ from composer_ls.composition.answering import Answering, answered, is_answerable
 from composer_ls.composition.asking import (
     BINARY,
     CLASSES,
+    HALF,
     Call,
     Listening,
     is_out_of_memory,
@@ -82,7 +83,6 @@ JUMPS = (
     "as in target == 1, target > 0 or target.long(). Take such weights and masks from labels that are not smoothed, "
     "(target > 0.5) for example; use on_conflict='warn' to continue"
 )
-HALF = (torch.float16, torch.bfloat16)
 
 
 def choose(smoother: Any, state: State) -> tuple[Way, bool]:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from composer_ls.errors import TargetError
 
-__all__ = ["call", "implements", "through_dense"]
+__all__ = ["call", "implements", "out_of_place", "through_dense"]
 
 Handler = Callable[..., Any]
 
@@ -36,7 +36,7 @@ def implements(*functions: Any) -> Callable[[Handler], Handler]:
 
     def register(handler: Handler) -> Handler:
         _HANDLERS.update(dict.fromkeys(functions, handler))
-        _READERS.update(function for function in functions if _out_of_place(_name(function)) is None)
+        _READERS.update(function for function in functions if out_of_place(_name(function)) is None)
         return handler
 
     return register
@@ -48,7 +48,7 @@ def call(kind: type[Tensor], func: Any, args: Sequence[Any], kwargs: dict[str, A
         name = _name(func)
         if name == "__set__":
             return _set_property(func, args)
-        base = _out_of_place(name)
+        base = out_of_place(name)
         receiver = kwargs.get("out") if base is None else args[0]
         if isinstance(receiver, kind):
             return _write(kind, func, base, receiver, args, kwargs)
@@ -127,7 +127,7 @@ _signature = lru_cache(signature)
 _COMPACT_IN_PLACE = {"mul", "div", "add", "sub", "__mul__", "__truediv__", "__add__", "__sub__", "zero"}
 
 
-def _out_of_place(name: str) -> str | None:
+def out_of_place(name: str) -> str | None:
     """``mul`` for ``mul_``, ``__mul__`` for ``__imul__``; None for an operation that does not write to its receiver."""
     if name == "__setitem__":
         return name
@@ -192,7 +192,7 @@ class _PartOfDense(torch.Tensor):
         cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name, kwargs = _name(func), kwargs or {}
-        receiver = args[0] if _out_of_place(name) is not None else kwargs.get("out")
+        receiver = args[0] if out_of_place(name) is not None else kwargs.get("out")
         if isinstance(receiver, cls) and name != "requires_grad_":
             raise TargetError(
                 f"{name} would change a part of the dense tensor made from SoftTargets, and the change would not reach "
