@@ -41,20 +41,8 @@ MOVES = {
     *("__getitem__", "bfloat16", "cat", "chunk", "clamp", "clone", "concat", "contiguous", "cpu", "cuda", "detach"),
     *("double", "expand", "flatten", "flip", "float", "half", "index_select", "masked_fill", "masked_select"),
     *("movedim", "nan_to_num", "narrow", "pad", "permute", "repeat", "repeat_interleave", "reshape", "roll", "select"),
-    *(
-        "scatter",
-        "scatter_",
-        "split",
-        "squeeze",
-        "stack",
-        "swapaxes",
-        "swapdims",
-        "t",
-        "take",
-        "take_along_dim",
-        "tile",
-    ),
-    *("to", "transpose"),
+    *("scatter", "scatter_", "split", "squeeze", "stack", "swapaxes", "swapdims", "t", "take", "take_along_dim"),
+    *("tile", "to", "transpose"),
     *("type", "type_as", "unbind", "unflatten", "unsqueeze", "view", "where"),
 }
 """Functions that only move, mark or convert labels. Their result still counts as labels, even if it is floating-point."""
