@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from composer_ls.composition.asking import BINARY, CLASSES, Call, Listening
 from composer_ls.composition.batches import Path, TargetKeyError, path_of
-from composer_ls.losses import cross_entropy
+from composer_ls.losses.cross_entropy import cross_entropy, soft_nll_loss
 
 __all__ = ["Answering", "answered", "is_answerable", "is_of", "key_paths"]
 
@@ -38,7 +38,6 @@ class Answering:
         calls: The heard calls that are to be answered.
         in_forward: Whether some are in ``forward()``.
         in_loss: Whether some are in ``loss()``.
-        heard: All calls that were heard.
 
     """
 
@@ -49,15 +48,12 @@ class Answering:
         calls: list[Call],
         in_forward: bool,
         in_loss: bool,
-        heard: Sequence[Call] = (),
     ) -> None:
         self.smoother, self.model = smoother, model
         self.methods = [name for name, used in (("forward", in_forward), ("loss", in_loss)) if used]
         self.names = list(dict.fromkeys(call.name for call in calls))
         self.labels = sorted({".".join(map(str, path)) for call in calls for path in call.origins})
         self._replaced: list[_Method] = []
-        of_logits = {call.place for call in heard if not call.is_normalised}
-        self._normalised = {call.place for call in calls if call.function is F.nll_loss} - of_logits - {""}
         self._answers, self._told = 0, False
 
     def before_forward(self, state: State) -> None:
@@ -110,14 +106,9 @@ class Answering:
         return Listening(batches[-1], lambda call: self._answer(call, paths))
 
     def _answer(self, call: Call, paths: list[Path] | None) -> Tensor:
-        if not self._is_answerable(call, paths):
+        if not is_answerable(call, self.smoother.kind, paths):
             return call.function(call.input, call.target, **call.options)
         return self._counted(answered(call, self.smoother.smoothed, self.smoother.ignore_index))
-
-    def _is_answerable(self, call: Call, paths: list[Path] | None) -> bool:
-        if not is_answerable(call, self.smoother.kind, paths):
-            return False
-        return call.place in self._normalised or call.is_normalised  # reading values makes a GPU synchronise
 
     def _counted(self, loss: Tensor) -> Tensor:
         self._answers += loss.requires_grad  # nothing is smoothed without one, as in an autograd function of the user's
@@ -137,7 +128,7 @@ def answered(
         options.pop("ignore_index", None)  # smoothing does it, before MaxSup adds its labels, which count
         if also_ignored not in (None, ignored):
             target = torch.where(target == also_ignored, ignored, target)
-    # Log-probabilities are logits whose logsumexp is 0, so nll_loss is the cross entropy of its input.
+    loss = soft_nll_loss if call.function is F.nll_loss else loss
     return loss(call.input, smooth(call.input, target, ignore_index=ignored), **options)
 
 

@@ -14,7 +14,6 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from inspect import signature
 from typing import Any
 
@@ -58,7 +57,7 @@ class Call:
 
     Attributes:
         function: The PyTorch function.
-        input: Logits, or log-probabilities for ``nll_loss`` and probabilities for ``binary_cross_entropy``.
+        input: Logits, or scores such as log-probabilities for ``nll_loss`` and probabilities for ``binary_cross_entropy``.
         target: Labels or rows.
         options: The other arguments of the call.
         origins: The paths in the batch from which the target was computed.
@@ -96,15 +95,6 @@ class Call:
         """Whether the target comes from the batch and consists of labels, or of one row over classes per label."""
         has_rows = self.target.shape == self.input.shape
         return bool(self.origins) and (has_rows or not self.target.is_floating_point())
-
-    @cached_property
-    def is_normalised(self) -> bool:
-        """Whether the input is log-probabilities, if the call is of ``nll_loss``. Reads its values."""
-        if self.function is not F.nll_loss:
-            return True
-        x = self.input.detach()
-        rounding = 0.05 if x.dtype in HALF else 1e-4  # a focal factor moves 1,000 classes by 0.01
-        return bool((x.float().logsumexp(1 if x.ndim > 1 else 0).abs() < rounding).all())
 
 
 @dataclass

@@ -313,7 +313,7 @@ class _Asked:
                     f"LabelSmoothing cannot smooth it: move it out of the checkpoint, or give it label_smoothing= "
                     f"there and take LabelSmoothing out of algorithms"
                 )
-        return Answering(self.smoother, self.model, calls, in_forward, in_loss, self.heard)
+        return Answering(self.smoother, self.model, calls, in_forward, in_loss)
 
     def _hard_loss(self) -> tuple[Tensor | None, list[Call]]:
         """The loss of the unsmoothed labels, and the loss calls made while computing it."""
@@ -342,7 +342,7 @@ class _Asked:
 
     def _exact(self, call: Call) -> Tensor:
         """The loss of a call, after checking its labels: on a GPU a wrong label would end the process."""
-        is_other = call.function in BINARY or call.target.is_floating_point() or not call.is_normalised
+        is_other = call.function in BINARY or call.target.is_floating_point()
         if is_other or not is_answerable(call, "multiclass", None):
             return call.function(call.input, call.target, **call.options)
         try:
@@ -404,7 +404,7 @@ class _Asked:
         return any(not torch.equal(one, two) for one, two in pairs)
 
     def _answerable(self, calls: list[Call]) -> list[Call]:
-        return [call for call in calls if is_answerable(call, self.smoother.kind, self.paths) and call.is_normalised]
+        return [call for call in calls if is_answerable(call, self.smoother.kind, self.paths)]
 
     def _object_to_smoothing(self, calls: dict[str, list[Call]]) -> None:
         for method, heard in calls.items():

@@ -320,6 +320,10 @@ def _term(
     ignore_index: int,
 ) -> Term:
     name = type(model.model).__name__
+    if call.function is F.nll_loss:
+        raise NotReplaceableError(
+            _not_replaceable(name, "is the nll_loss of scores that need not be log-probabilities")
+        )
     for option in ("weight", "pos_weight"):
         if call.options.get(option) is not None:
             raise NotReplaceableError(_not_replaceable(name, f"has {option}="))

@@ -12,7 +12,7 @@ from composer.models import HuggingFaceModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from composer_ls.composition.answering import Answering, answered
+from composer_ls.composition.answering import Answering, answered, is_answerable
 from composer_ls.composition.asking import Call, Listening, on_trial, total
 from composer_ls.composition.batches import Path
 from composer_ls.composition.own_loss import Head, ReplacedLoss, Term
@@ -159,7 +159,7 @@ class AnsweringWithoutLogits(Answering):
         return loss
 
     def _answer(self, call: Call, paths: list[Path] | None) -> Tensor:
-        if not self._is_answerable(call, paths):
+        if not is_answerable(call, self.smoother.kind, paths):
             return call.function(call.input, call.target, **call.options)
         if not self._layer.made(call.input):
             return self._counted(answered(call, self.smoother.smoothed, self.smoother.ignore_index))

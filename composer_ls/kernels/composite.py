@@ -7,7 +7,7 @@ from torch import Tensor
 
 from composer_ls.kernels import RowTargets, compute_dtype
 
-__all__ = ["differentiable_rows", "loss_rows"]
+__all__ = ["differentiable_rows", "linear_rows", "loss_rows"]
 
 
 def loss_rows(logits: Tensor, target: RowTargets, grad: Tensor | None, scale: Tensor | float | None) -> Tensor:
@@ -28,11 +28,23 @@ def differentiable_rows(logits: Tensor, target: RowTargets) -> Tensor:
     if target.ignored is not None:
         x = torch.where(target.ignored, 0, x)
     x = x - x.detach().amax(1, keepdim=True)  # keeps the loss precise for logits of any size
-    taken = _times(target.hard, x.gather(1, target.classes)).sum(1, keepdim=True)
-    if target.soft is not None:
-        taken = taken + _times(target.soft, _prior_logits(x, target)).sum(1, keepdim=True)
-    losses = _times(target.mass, x.exp().sum(1, keepdim=True).log()) - taken
+    losses = _times(target.mass, x.exp().sum(1, keepdim=True).log()) - _products(x, target)
     return losses if target.ignored is None else torch.where(target.ignored, 0, losses)
+
+
+def linear_rows(scores: Tensor, target: RowTargets) -> Tensor:
+    """Minus the product of the scores and the target of every row: the loss without its ``logsumexp``."""
+    x = scores.to(compute_dtype(scores.dtype))
+    if target.ignored is None:
+        return -_products(x, target)
+    return torch.where(target.ignored, 0, -_products(torch.where(target.ignored, 0, x), target))
+
+
+def _products(x: Tensor, target: RowTargets) -> Tensor:
+    products = _times(target.hard, x.gather(1, target.classes)).sum(1, keepdim=True)
+    if target.soft is None:
+        return products
+    return products + _times(target.soft, _prior_logits(x, target)).sum(1, keepdim=True)
 
 
 def _prior_logits(x: Tensor, target: RowTargets) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from composer_ls.kernels import compute_dtype
 from composer_ls.losses.in_one_piece import losses_of
 from composer_ls.losses.row_targets import inverse
+from composer_ls.losses.soft_losses import soft_nll_losses
 from composer_ls.smoothing import smooth_labels
 from composer_ls.smoothing.labels import smoothed_parts
 from composer_ls.targets import SoftTargets
@@ -19,7 +20,7 @@ from composer_ls.targets.compiling import in_graph, know_in_graph
 from composer_ls.targets.dispatch import implements
 from composer_ls.targets.fields import class_dim, is_sharded, transformed
 
-__all__ = ["CrossEntropyLoss", "cross_entropy"]
+__all__ = ["CrossEntropyLoss", "cross_entropy", "soft_nll_loss"]
 
 
 def cross_entropy(
@@ -116,6 +117,50 @@ def _cross_entropy(
     return F.cross_entropy(
         input, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
     )
+
+
+def soft_nll_loss(
+    input: Tensor,
+    target: SoftTargets,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""What :func:`torch.nn.functional.nll_loss` is for labels, for SoftTargets.
+
+    The loss of a row is :math:`-\sum_k y_k\,\mathrm{weight}[k]\,x_k`, as the loss of labels is its value at their one-hot
+    rows. For log-probabilities it is :func:`cross_entropy`; for other scores, such as log-probabilities times a focal factor,
+    it is not. Means are as there.
+
+    Args:
+        input: Scores ``(N, K)`` or ``(N, K, *spatial)``, usually log-probabilities.
+        target: SoftTargets of the same shape.
+        weight: As for :func:`cross_entropy`, as are the others.
+        size_average: Deprecated in PyTorch.
+        ignore_index: A label that contributes nothing.
+        reduce: Deprecated in PyTorch.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Raises:
+        ValueError: Shapes that do not fit, or an unknown ``reduction``.
+
+    """
+    if size_average is not None or reduce is not None:
+        reduction = torch.nn._reduction.legacy_get_string(size_average, reduce)
+    if torch.compiler.is_compiling():
+        know_in_graph()
+    return _soft_nll_loss(input, target, weight, ignore_index, reduction)
+
+
+@in_graph
+def _soft_nll_loss(
+    scores: Tensor, target: SoftTargets, weight: Tensor | None, ignore_index: int, reduction: str
+) -> Tensor:
+    if is_sharded(scores):
+        raise ValueError("the input of nll_loss is a DTensor: take composer_ls.cross_entropy of the logits")
+    return _of_soft_targets(soft_nll_losses, scores, target, weight, ignore_index, reduction)
 
 
 def sum_of_parts(parts: Sequence[tuple[float, Any]], loss_of: Callable[[Any], Tensor]) -> Tensor:
@@ -220,6 +265,17 @@ def _dense_cross_entropy(
 
 
 def _soft_cross_entropy(
+    logits: Tensor, target: SoftTargets, weight: Tensor | None, ignore_index: int, reduction: str
+) -> Tensor:
+    if not is_sharded(logits):
+        return _of_soft_targets(losses_of, logits, target, weight, ignore_index, reduction)
+    from composer_ls.losses.sharded import sharded_losses  # DTensors take time to import
+
+    return _of_soft_targets(sharded_losses, logits, target, weight, ignore_index, reduction)
+
+
+def _of_soft_targets(
+    losses: Callable[..., Tensor],
     logits: Tensor,
     target: SoftTargets,
     weight: Tensor | None,
@@ -236,14 +292,8 @@ def _soft_cross_entropy(
             raise ValueError(
                 f"logits have shape {tuple(shape)}, but SoftTargets {tuple(target.shape)}: make them equal"
             )
-        sharded = is_sharded(logits)
-        if sharded:
-            from composer_ls.losses.sharded import sharded_losses  # DTensors take time to import
-
-            loss: Tensor = sharded_losses(logits, target, weight, ignore_index, reduction)
-        else:
-            loss = losses_of(logits, target, weight, ignore_index, reduction)
-        if reduction == "none" and not sharded:
+        loss: Tensor = losses(logits, target, weight, ignore_index, reduction)
+        if reduction == "none" and not is_sharded(logits):
             dim = class_dim(logits)
             loss = loss.reshape(shape[:dim] + shape[dim + 1 :])
         return loss if loss.dtype == logits.dtype or _under_autocast(loss) else loss.to(logits.dtype)

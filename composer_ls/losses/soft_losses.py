@@ -13,7 +13,7 @@ from composer_ls.losses.row_targets import inverse, row_targets
 from composer_ls.targets import SoftTargets
 from composer_ls.targets.fields import transformed, wide_dtype
 
-__all__ = ["fields_learn", "soft_losses"]
+__all__ = ["fields_learn", "soft_losses", "soft_nll_losses"]
 
 
 def soft_losses(
@@ -35,8 +35,22 @@ def soft_losses(
         losses = row_losses(x, rows, kernel)
     else:
         return total_loss(x, rows, factor, scale, kernel)
-    if factor is not None:
-        losses = losses * factor
+    return _reduced(losses, factor, scale, reduction)
+
+
+def soft_nll_losses(
+    scores: Tensor, target: SoftTargets, weight: Tensor | None, ignore_index: int, reduction: str
+) -> Tensor:
+    """As :func:`soft_losses`, for scores that a model passes to ``nll_loss``: they are taken as they are, without a softmax."""
+    read = not _needs_formula(scores, target, weight)
+    rows, factor, divisor = row_targets(target, weight, ignore_index, wide_dtype(scores.dtype), read)
+    x, rows, factor = _as_rows(scores, rows, factor)
+    scale = inverse(divisor) if reduction == "mean" else 1.0
+    return _reduced(composite.linear_rows(x, rows), factor, scale, reduction)
+
+
+def _reduced(losses: Tensor, factor: Tensor | None, scale: Tensor | float, reduction: str) -> Tensor:
+    losses = losses if factor is None else losses * factor
     return losses if reduction == "none" else losses.sum() * scale
 
 

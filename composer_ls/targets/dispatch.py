@@ -261,6 +261,8 @@ def _refuse_labels(kind: type[Tensor], name: str, args: Sequence[Any], kwargs: d
         what = f"{name} asks for class ids"
     elif name == "__getitem__" and isinstance(args[0], kind) and _holds_mask(args[1]):
         what = "a mask of more than one dimension selects class ids"
+    elif name == "roll" and len(args) < 3 and kwargs.get("dims") in (None, ()):
+        what = "roll without dims=0 moves entries from class to class"
     elif name in _LABELS_AT:
         position, keyword = _LABELS_AT[name]
         value = args[position] if len(args) > position else kwargs.get(keyword)

@@ -283,14 +283,33 @@ def test_a_loss_of_rows_that_is_smooth_in_them_is_taken(take):
     assert_close(found, weights(Model(lambda o, b: take(o, 0.9 * b[1] + 0.1 / K)), [], rows().float()))
 
 
-@pytest.mark.parametrize("classes", [K, 1000])
-def test_a_focal_factor_within_nll_loss_is_refused_for_any_number_of_classes(classes):
-    def loss(o, b):
-        log_probabilities = o.log_softmax(1)
-        return F.nll_loss((1 - log_probabilities.exp()) ** 2 * log_probabilities, b[1])
+def focal_nll(o, b, gamma=2.0, alpha=0.0):
+    """The focal loss as nll_loss of log-probabilities times a factor, smoothed by hand: the mean over rows of their entries' losses."""
+    log_probabilities = o.log_softmax(1)
+    scores = (1 - log_probabilities.exp()) ** gamma * log_probabilities
+    loss = F.nll_loss(scores, b[1])
+    return loss if not alpha else (1 - alpha) * loss - alpha * scores.mean(1).mean()
 
-    with pytest.raises(TargetError, match="does not take smoothed targets"):
-        weights(Model(loss, classes=classes), [LabelSmoothing(0.1)], labels(classes))
+
+@pytest.mark.parametrize("classes", [K, 1000])
+def test_a_focal_factor_within_nll_loss_is_smoothed_as_it_is(classes):
+    found = weights(Model(focal_nll, classes=classes), [LabelSmoothing(0.1)], labels(classes))
+    by_hand = Model(lambda o, b: focal_nll(o, b, alpha=0.1), classes=classes)
+    assert_close(found, weights(by_hand, [], labels(classes)))
+
+
+def test_a_focal_factor_that_grows_from_nothing_is_smoothed_as_it_is():
+    def growing(alpha):
+        def loss(o, b, model):
+            model.steps += 1  # asking calls the loss too, and undoes this
+            return focal_nll(o, b, model.steps - 1.0, alpha)
+
+        model = Model(loss)
+        model.steps = 0
+        return model
+
+    found = weights(growing(0), [LabelSmoothing(0.1)])
+    assert_close(found, weights(growing(0.1), []))
 
 
 class Counter:
@@ -434,18 +453,13 @@ def test_on_request_a_loss_that_smoothing_does_not_reach_trains_with_a_warning()
         weights(model, [LabelSmoothing(0.1, output_key=0, on_conflict="warn")])
 
 
-def focal(o, b):
-    log_probabilities = o.log_softmax(1)
-    return F.cross_entropy(o, b[1]) + F.nll_loss((1 - log_probabilities.exp()) ** 2 * log_probabilities, b[1])
+def test_nll_loss_of_scores_is_smoothed_as_it_is_beside_a_cross_entropy():
+    def focal(o, b):
+        return F.cross_entropy(o, b[1]) + focal_nll(o, b)
 
-
-def test_nll_loss_of_what_is_no_log_probability_stays_as_it_is_beside_a_cross_entropy():
     assert_close(weights(Model(focal), [LabelSmoothing(0.0)]), weights(Model(focal), []), rtol=0, atol=0)
-
-    def expected(o, b):
-        return smoothed(o, b[1]) + focal(o, b) - F.cross_entropy(o, b[1])
-
-    assert_close(weights(Model(focal), [LabelSmoothing(0.1)]), weights(Model(expected), []))
+    by_hand = Model(lambda o, b: smoothed(o, b[1]) + focal_nll(o, b, alpha=0.1))
+    assert_close(weights(Model(focal), [LabelSmoothing(0.1)]), weights(by_hand, []))
 
 
 @pytest.mark.parametrize("mixer", [MixUp, CutMix])

@@ -323,6 +323,28 @@ def test_a_cross_entropy_inside_a_larger_loss_is_smoothed_and_all_else_is_kept(c
     torch.testing.assert_close(ours, train(task, [], of_class(cls)), rtol=1e-5, atol=1e-6)
 
 
+class Scores(Focal):
+    """Gives the scores, whose nll_loss is its loss, as its logits."""
+
+    alpha = 0.0
+
+    def forward(self, labels=None, **inputs):
+        output = super(Focal, self).forward(**inputs)
+        log_probabilities = output.logits.log_softmax(-1)
+        scores = output["logits"] = (1 - log_probabilities.exp()) ** 2 * log_probabilities
+        loss = F.nll_loss(scores, labels)
+        output["loss"] = (1 - self.alpha) * loss - self.alpha * scores.mean() if self.alpha else loss
+        return output
+
+
+def test_scores_that_a_model_passes_to_nll_loss_are_smoothed_as_they_are():
+    task = "sequence classification"
+    by_hand = of_class(Scores)
+    by_hand.model.alpha = 0.1
+    ours = train(task, [LabelSmoothing(0.1)], of_class(Scores))
+    torch.testing.assert_close(ours, train(task, [], by_hand), rtol=1e-5, atol=1e-6)
+
+
 def test_a_label_that_either_ignores_is_ignored():
     task = "sequence classification"
     both = train(task, [LabelSmoothing(0.1, ignore_index=0)], of_class(IgnoringZero))
