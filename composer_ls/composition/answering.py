@@ -128,8 +128,10 @@ def answered(
         options.pop("ignore_index", None)  # smoothing does it, before MaxSup adds its labels, which count
         if also_ignored not in (None, ignored):
             target = torch.where(target == also_ignored, ignored, target)
-    loss = soft_nll_loss if call.function is F.nll_loss else loss
-    return loss(call.input, smooth(call.input, target, ignore_index=ignored), **options)
+    smoothed = smooth(call.input, target, ignore_index=ignored)
+    if call.function is F.nll_loss:
+        return soft_nll_loss(call.input, smoothed, **options)  # type: ignore[arg-type]
+    return loss(call.input, smoothed, **options)
 
 
 def is_answerable(call: Call, kind: str, paths: list[Path] | None) -> bool:
