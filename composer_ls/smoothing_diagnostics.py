@@ -42,8 +42,9 @@ class SmoothingDiagnostics(Callback):
         data: The sets to measure, by name: dataloaders, or lists of batches. ``None``: the Trainer's
             ``eval_dataloader``, under its label, or the one given to ``Trainer.eval``. Examples are drawn when training
             starts and for each evaluation outside of training, and kept in between.
-        examples: The maximum number of examples per set. They are spread evenly over the data set if the dataloader
-            goes through all of it; otherwise, as with a custom sampler, they are the first ones.
+        examples: The number of examples per set, if it has as many. They are spread evenly over the data set if the
+            dataloader goes through all of it; otherwise, as with a custom sampler, they are its first batches, as many
+            as are needed for this number.
         layer: The name of the linear layer that computes the logits. ``None``: the network's last linear layer.
         target_key: Where the labels are in the batch: an index or a key.
         output_key: Where the logits are in the model's output, if that is not a tensor. ``None``: the output is the logits.

@@ -70,10 +70,15 @@ def check_pairs(name: str, rows: Any, labels: Any, ignore_index: int = IGNORED) 
     """The rows ``(M, width)`` and int64 labels ``(M,)`` that are not ignored, on the rows' device.
 
     Raises:
-        DiagnosticsError: Shapes or dtypes do not match, everything is ignored, or rows are not finite.
+        DiagnosticsError: Shapes or dtypes do not match, everything is ignored, a label is negative, or rows are not finite.
 
     """
     rows, labels = _counted(name, rows, labels, ignore_index)
+    if int(labels.min()) < 0:
+        raise DiagnosticsError(
+            f"labels must be classes, from 0 on, but the smallest is {int(labels.min())}: give labels that should be ignored the "
+            f"value {ignore_index}, or pass theirs as ignore_index"
+        )
     check_finite(name, rows)
     return rows, labels
 

@@ -304,7 +304,7 @@ def neural_collapse(features: Tensor, labels: Tensor, ignore_index: int = IGNORE
     means, within = _centred(features, labels, ignore_index, "NC1")
     centred = means - means.mean(0)
     _, scales, directions = torch.linalg.svd(centred, full_matrices=False)
-    kept = scales > 1e-9 * means.norm()
+    kept = scales > 1e-6 * means.norm()  # what is smaller may be rounding of float32, also in features of another dtype
     if not kept.any():
         raise DiagnosticsError("the means of all classes coincide, so the features do not separate any classes")
     variances = (within @ directions[kept].T).square().mean(0)

@@ -89,25 +89,27 @@ def penultimate_features(
     """
     head = last_linear(model, layer)
     forward = forward or model
-    inputs: list[Tensor] = []
+    calls: list[tuple[Tensor, Tensor]] = []
     features, outputs, labels = [], [], []
 
-    def hook(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def hook(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], result: Tensor) -> None:
         given = arguments[0] if arguments else next(iter(named.values()))
-        inputs.append(_kept(given))  # copied, because later operations may work in place
+        calls.append((_kept(given), _kept(result)))  # copied, because later operations may work in place
 
-    handle = head.register_forward_pre_hook(hook, with_kwargs=True)
+    handle = head.register_forward_hook(hook, with_kwargs=True)
     try:
         with evaluating(model):
             for images, some_labels in batches:
-                inputs.clear()
+                calls.clear()
                 labels.append(some_labels.detach().cpu().clone())
                 logits = forward(images)
-                if not inputs:
+                if not calls:
                     raise DiagnosticsError("the network does not use its last linear layer: name the one that it uses")
-                features.append(inputs[-1])
+                given, result = calls[-1]
+                features.append(given)
                 outputs.append(_kept(logits))
-                check_head(head, features[-1], outputs[-1])
+                check_head(head, given, outputs[-1])
+                _check_output(head, result, outputs[-1])
     finally:
         handle.remove()
     if not labels:
@@ -127,6 +129,19 @@ def check_head(head: nn.Linear, features: Tensor, logits: Tensor) -> None:
             f"the layer {head} does not compute the logits: its input has shape {tuple(features.shape)} and the logits "
             f"{tuple(logits.shape)}, which must be (N, {head.in_features}) and (N, {head.out_features}); name the "
             f"layer that computes them"
+        )
+
+
+def _check_output(head: nn.Linear, result: Tensor, logits: Tensor) -> None:
+    """Refuse logits that are not the layer's output, but for a temperature, a softmax's constant, rounding or a soft cap."""
+    finite = result.isfinite().all(1) & logits.isfinite().all(1)  # masked classes may be -inf
+    ours, theirs = (rows[finite].double() for rows in (result, logits))
+    ours, theirs = (rows - rows.mean(1, keepdim=True) for rows in (ours, theirs))
+    likeness = torch.nn.functional.cosine_similarity(ours, theirs)[ours.any(1) & theirs.any(1)]
+    if len(likeness) and likeness.median() < 0.99:
+        raise DiagnosticsError(
+            f"the layer {head} does not compute the logits: they are made of its output and of something else, as where two "
+            f"heads are averaged (median correlation {likeness.median():.2f}); name the layer that computes them"
         )
 
 

@@ -49,6 +49,7 @@ def normalise_logits(logits: Tensor, p: float = 4.0) -> Tensor:
     check_finite("logits", logits)
     equal = logits.amax(1, keepdim=True) == logits.amin(1, keepdim=True)  # their mean may be rounded to another number
     centred = (logits.double() - logits.double().mean(1, keepdim=True)).masked_fill(equal, 0)
+    centred = centred / centred.abs().amax(1, keepdim=True).masked_fill(equal, 1)  # its p-th power can be represented
     return centred / centred.norm(p, dim=1, keepdim=True).masked_fill(equal, 1)
 
 

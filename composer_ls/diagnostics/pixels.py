@@ -72,7 +72,8 @@ def count_pixels(logits: Tensor, labels: Tensor, ignore_index: int = -100, bins:
             f"pass it as ignore_index, which is {ignore_index}"
         )
     log_probabilities = logits.float().log_softmax(1)
-    best, predicted = log_probabilities.max(1)
+    predicted = logits.argmax(1)  # probabilities of logits that differ by very little are equal
+    best = log_probabilities.gather(1, predicted.unsqueeze(1)).squeeze(1)
     image = torch.arange(examples, device=labels.device).view(-1, *[1] * (labels.ndim - 1)).expand_as(labels)[counted]
     losses = -log_probabilities.gather(1, labels.where(counted, 0).unsqueeze(1)).squeeze(1)[counted].double()
     confidence = best[counted].exp().double()
@@ -80,12 +81,14 @@ def count_pixels(logits: Tensor, labels: Tensor, ignore_index: int = -100, bins:
     place = image * bins + bin_of(confidence.nan_to_num(), bins)
 
     def summed(weights: Tensor) -> Tensor:
-        return place.bincount(weights, examples * bins).view(examples, bins)
+        return (
+            place.bincount(weights, examples * bins).double().view(examples, bins)
+        )  # of nothing, it would be integers
 
     pair = (image * classes + labels) * classes + predicted
     return PixelCounts(
         confusion=pair.bincount(minlength=examples * classes**2).view(examples, classes, classes),
-        nll=image.bincount(losses, examples),
+        nll=image.bincount(losses, examples).double(),
         bins=torch.stack([summed(torch.ones_like(confidence)), summed(confidence), summed((labels == predicted).double())], -1),
     )  # fmt: skip
 

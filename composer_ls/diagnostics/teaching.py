@@ -101,9 +101,8 @@ def distillation_loss(
     """
     check_distillation(weight, temperature, student_temperature)
     counted = counted_positions(target, student_logits, ignore_index)
-    soft = teacher_cross_entropy(student_logits, teacher_logits, temperature, student_temperature, counted)
     if weight == 1:
-        return soft
+        return teacher_cross_entropy(student_logits, teacher_logits, temperature, student_temperature, counted)
     logits = student_logits.to(wide_dtype(student_logits.dtype))  # a sum over all positions overflows in float16
     logits = logits.masked_fill(~counted.unsqueeze(1), 0)  # a gradient of 0 there even where the logits are NaN
     if target.is_floating_point():
@@ -111,6 +110,9 @@ def distillation_loss(
     else:
         hard = F.cross_entropy(logits, target.long(), ignore_index=ignore_index, reduction="sum")
     hard = hard / counted.sum().clamp_min(1)  # the mean, or 0 if every label is ignored
+    if weight == 0:
+        return hard
+    soft = teacher_cross_entropy(student_logits, teacher_logits, temperature, student_temperature, counted)
     return (1 - weight) * hard + weight * soft
 
 

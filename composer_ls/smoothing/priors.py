@@ -83,6 +83,7 @@ def unigram_prior(labels: Tensor, num_classes: int, ignore_index: int = -100) ->
         ignore_index: A label that is not counted.
 
     Raises:
+        TypeError: The labels are not integers.
         ValueError: There is nothing to count, or a label lies outside ``[0, K)``.
 
     Example:
@@ -95,6 +96,10 @@ def unigram_prior(labels: Tensor, num_classes: int, ignore_index: int = -100) ->
         Pereyra et al., 2017, https://arxiv.org/abs/1701.06548 (section 3.1, unigram label smoothing).
 
     """
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(
+            f"labels must be integers, but their dtype is {labels.dtype}: give classes, as rows.argmax(1) of rows"
+        )
     labels = labels.long()  # in uint8, 156 would equal an ignore_index of -100
     counted = labels[labels != ignore_index].reshape(-1)
     if counted.numel() == 0:

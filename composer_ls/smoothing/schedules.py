@@ -50,6 +50,10 @@ class Schedule:
             if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
                 raise ValueError(f"the {name} of a schedule must be a number, but is {value!r}")
             object.__setattr__(self, name, float(value))
+        if self.shape == "constant" and self.start != self.end:
+            raise ValueError(
+                f"a constant schedule goes from {self.start:g} to {self.end:g}: give it one value, or take linear or cosine"
+            )
         _parsed(self.duration)
 
     def __call__(self, state: Any) -> float:
@@ -120,7 +124,7 @@ def as_schedule(value: Any, name: str = "smoothing") -> Any:
         return value
     given = dict(value)
     shape = given.pop("schedule", None)
-    if shape == "constant" and "value" in given:
+    if shape == "constant" and "value" in given and not {"start", "end"} & set(given):
         given["start"] = given["end"] = given.pop("value")
     unknown = set(given) - {"start", "end", "duration"}
     if shape not in SHAPES or unknown or not {"start", "end"} <= set(given):

@@ -184,3 +184,21 @@ def test_nan_features_and_labels_that_do_not_fit_are_refused(layer):
         neural_collapse(torch.zeros(4, 2), torch.zeros(4))
     with pytest.raises(DiagnosticsError, match="no features"):
         class_means(torch.zeros(0, 2), torch.zeros(0).long())
+
+
+def test_nc1_of_features_in_few_dimensions_is_not_of_their_rounding():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(200) % 10
+    narrow = torch.randn(10, 2, generator=generator)[labels] + 0.05 * torch.randn(200, 2, generator=generator)
+    wide = narrow @ torch.randn(2, 128, generator=generator)
+    expected = neural_collapse(narrow.double() @ torch.randn(2, 3, generator=generator).double(), labels)
+    assert neural_collapse(wide, labels) == pytest.approx(expected, rel=1e-3)  # NC1 does not depend on the projection
+    assert neural_collapse(wide.double(), labels) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("measure", [relative_spread, neural_collapse, class_means])
+def test_a_mark_for_unlabelled_examples_is_no_class(measure):
+    with pytest.raises(DiagnosticsError, match="labels must be classes, from 0 on, but the smallest is -1"):
+        measure(torch.randn(5, 2), torch.tensor([0, 0, 1, 1, -1]))
+    found = measure(torch.arange(10.0).view(5, 2), torch.tensor([0, 0, 1, 1, -1]), ignore_index=-1)
+    torch.testing.assert_close(found, measure(torch.arange(8.0).view(4, 2), torch.tensor([0, 0, 1, 1])))

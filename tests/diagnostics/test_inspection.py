@@ -79,3 +79,40 @@ def test_no_examples_are_refused_and_the_hook_is_gone_after_an_error():
     with pytest.raises(RuntimeError):
         penultimate_features(model, [(torch.zeros(2, 7), torch.zeros(2))], layer="main")
     assert not model.main._forward_pre_hooks
+
+
+class Combined(nn.Module):
+    """Two heads on different features, and what is made of their outputs."""
+
+    def __init__(self, combine):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.other, self.head, self.combine = nn.Linear(6, 4), nn.Linear(4, 3), nn.Linear(4, 3), combine
+
+    def forward(self, x):
+        x = self.body(x)
+        return self.combine(self.other(x.tanh()), self.head(x.relu()))
+
+
+@pytest.mark.parametrize(
+    "combine", [lambda a, b: (a + b) / 2, lambda a, b: -b, lambda a, b: b.square(), lambda a, b: a]
+)
+def test_a_head_whose_output_is_not_the_logits_is_refused(combine):
+    with pytest.raises(
+        DiagnosticsError, match="does not compute the logits: they are made of its output and of something else"
+    ):
+        penultimate_features(Combined(combine), batches(6, labels=3))
+
+
+@pytest.mark.parametrize(
+    "combine",
+    [
+        lambda a, b: b / 3,
+        lambda a, b: b.log_softmax(1),
+        lambda a, b: b.bfloat16(),
+        lambda a, b: 5 * (b / 5).tanh(),
+        lambda a, b: b.masked_fill(torch.tensor([True, False, False]), -torch.inf),
+    ],
+)
+def test_a_temperature_a_softmax_rounding_a_cap_and_masks_leave_a_head_the_head(combine):
+    assert penultimate_features(Combined(combine), batches(6, labels=3)).features.shape == (8, 4)

@@ -56,3 +56,10 @@ def test_two_classes_nan_and_a_norm_below_one_are_refused(logits):
         normalise_logits(logits, 0)
     with pytest.raises(DiagnosticsError, match="NaN"):
         normalise_logits(logits.fill_diagonal_(torch.nan))
+
+
+@pytest.mark.parametrize("p", [100.0, 1000.0, float("inf")])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_no_power_overflows(p, scale):
+    found = normalise_logits(torch.tensor([[3 * scale, 0.0, 0.0]]), p)
+    torch.testing.assert_close(found, torch.tensor([[1.0, -0.5, -0.5]], dtype=torch.float64), rtol=1e-3, atol=0)

@@ -72,3 +72,14 @@ def test_half_precision_logits_give_the_counts_of_the_same_numbers_in_float32(ma
     logits, labels = maps
     counts, expected = (count_pixels(x, labels.int()) for x in (logits.to(dtype), logits.to(dtype).float()))
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(counts, expected, strict=True))
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e-7])
+def test_logits_that_differ_by_little_have_the_predictions_of_the_logits(scale):
+    logits = torch.randn(2, 150, 16, 16, generator=torch.Generator().manual_seed(0)) * scale
+    assert pixel_accuracy(count_pixels(logits, logits.argmax(1))) == 1
+
+
+def test_counts_of_nothing_have_the_dtypes_of_any():
+    some, none = (count_pixels(torch.randn(2, 3, 4), torch.full((2, 4), label)) for label in (1, -100))
+    assert [part.dtype for part in some] == [part.dtype for part in none]

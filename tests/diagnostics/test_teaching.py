@@ -215,3 +215,10 @@ def test_a_class_that_only_the_teacher_masks_has_no_probability():
 def test_labels_of_another_shape_are_refused():
     with pytest.raises(DiagnosticsError, match=r"the target has shape \(6, 1\).*must be integer labels \(6,\)"):
         distillation_loss(torch.zeros(6, 5), torch.zeros(6, 5), torch.zeros(6, 1).long())
+
+
+def test_a_teacher_of_weight_0_teaches_nothing_even_what_the_student_masks():
+    student, teacher, labels = logits_of((6, 5)), logits_of((6, 5), 1), torch.arange(6) % 4
+    student[:, 4] = -torch.inf
+    loss = distillation_loss(student, teacher, labels, 2, 0)
+    torch.testing.assert_close(loss, F.cross_entropy(student, labels))

@@ -81,6 +81,11 @@ def test_unigram_prior_refuses_what_it_cannot_count(labels, message):
         unigram_prior(torch.tensor(labels, dtype=torch.long), num_classes=3)
 
 
+def test_unigram_prior_does_not_round_rows_to_labels():
+    with pytest.raises(TypeError, match="labels must be integers, but their dtype is torch.float32"):
+        unigram_prior(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), num_classes=2)
+
+
 def test_a_prior_for_each_class_is_read_once_but_for_a_row_and_again_when_it_was_changed(monkeypatch):
     rows = torch.full((4, 4), 0.25)
     prior, reads = rows.clone(), []

@@ -68,6 +68,14 @@ def test_equal_schedules_are_equal_and_print_as_their_call():
         (lambda: as_schedule({"schedule": "step", "start": 0, "end": 1}), "schedule is constant or linear or cosine"),
         (lambda: as_schedule({"schedule": "linear", "start": 0}), "a schedule is written as"),
         (lambda: as_schedule({"schedule": "linear", "start": 0, "end": 1, "over": "1ep"}), "'over': '1ep'"),
+        (
+            lambda: as_schedule({"schedule": "constant", "start": 0.1, "end": 0.2}),
+            "constant schedule goes from 0.1 to 0.2",
+        ),
+        (
+            lambda: as_schedule({"schedule": "constant", "value": 0.1, "start": 0.3, "end": 0.3}),
+            "a schedule is written as",
+        ),
     ],
 )
 def test_wrong_schedules_are_refused(make, message):

@@ -229,6 +229,8 @@ def smallest_not_worse(scores: Mapping[float, Mapping[int, float]], level: float
 
 def _p_value(best: Mapping[int, float], other: Mapping[int, float]) -> float:
     gains = [best[seed] - other[seed] for seed in best if seed in other]
+    if gains and fmean(gains) <= 0:
+        return 1.0  # "best" over fewer seeds, and not better over these
     return paired_p_value(interval_of_mean(gains)) if gains else math.nan
 
 

@@ -153,7 +153,8 @@ def seeds_needed(
     def enough(count: int) -> bool:
         critical = stats.t.ppf((1 + level) / 2, count - 1)
         shift = abs(difference) / deviation * math.sqrt(count)
-        return bool(stats.nct.sf(critical, count - 1, shift) + stats.nct.cdf(-critical, count - 1, shift) >= power)
+        tails = stats.nct.sf(critical, count - 1, shift), stats.nct.cdf(-critical, count - 1, shift)
+        return bool(np.nansum(tails) >= power)  # the second is NaN where it is too small
 
     if deviation == 0:
         return 2

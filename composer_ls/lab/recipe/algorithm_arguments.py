@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from composer_ls.errors import RecipeError
 from composer_ls.lab.recipe.composer_parts import arguments_in, composers_folder, near
 from composer_ls.lab.recipe.methods import METHODS, is_amount
 
-__all__ = ["algorithm_mistakes", "algorithm_names", "arguments_of", "check_algorithms"]
+__all__ = ["algorithm_mistakes", "algorithm_names", "arguments_of", "check_algorithms", "takes_whole_numbers"]
 
 OURS = {
     "distillation": ("training/teacher.py", "DistillationFromRun"),
@@ -108,13 +109,37 @@ def arguments_of(name: str, *, composers_own: bool = False) -> tuple[str, ...]:
         composers_own: Whether to use Composer's algorithm if ours has the same name.
 
     """
+    return arguments_in(_source_of(name, composers_own))
+
+
+def takes_whole_numbers(name: str, argument: str) -> bool:
+    """Whether an algorithm's argument is annotated as an integer, and not as a real number too.
+
+    Example:
+        >>> from composer_ls.lab.recipe.algorithm_arguments import takes_whole_numbers
+        >>> takes_whole_numbers("sam", "interval"), takes_whole_numbers("mixup", "alpha")
+        (True, False)
+
+    """
+    found = {
+        one.arg: ast.unparse(one.annotation)
+        for statement in _source_of(name).body
+        if isinstance(statement, ast.FunctionDef) and statement.name == "__init__"
+        for one in (*statement.args.args, *statement.args.kwonlyargs)
+        if one.annotation is not None
+    }
+    kinds = set(re.findall(r"\w+", found.get(argument, "")))
+    return "int" in kinds and "float" not in kinds
+
+
+def _source_of(name: str, composers_own: bool = False) -> ast.ClassDef:
     if name in OURS and not composers_own:
         place, cls = OURS[name]
         source = _class_in(Path(__file__).resolve().parents[1] / place, cls)
     else:
         source = _class_in(_composers_folder() / name / f"{name}.py")
     assert source is not None, f"{name} is no algorithm"
-    return arguments_in(source)
+    return source
 
 
 def _composers_folder() -> Path:

@@ -9,8 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from composer_ls.errors import InputError, RecipeError
 from composer_ls.lab.compare.settings import SMOOTHING
+from composer_ls.lab.recipe.algorithm_arguments import takes_whole_numbers
 from composer_ls.lab.recipe.recipe import Recipe
 from composer_ls.lab.recipe.yaml_text import parse_yaml
 
@@ -57,15 +60,17 @@ class Range:
         """A value of the recipe, for Optuna."""
         return int(value) if self.whole else float(value)
 
-    def suggest(self, trial: Trial) -> str:
-        """The value of a trial as YAML, to three digits."""
+    def suggest(self, trial: Trial, own: Any = None) -> str:
+        """The value of a trial as YAML: to three digits, unless it is the recipe's own."""
         if self.whole:
             return str(trial.suggest_int(self.key, int(self.low), int(self.high), log=self.logarithmic))
         value = trial.suggest_float(self.key, self.low, self.high, log=self.logarithmic)
+        if own is not None:
+            return self._text(own)
         return self._text(min(max(float(f"{value:.3g}"), self.low), self.high))
 
     def _text(self, value: float) -> str:
-        return str(int(value)) if self.whole else f"{value:.12f}".rstrip("0").rstrip(".")
+        return str(int(value)) if self.whole else np.format_float_positional(value, trim="-")
 
     def __str__(self) -> str:
         return f"{self.key}={self.ends[0]}..{self.ends[1]}"
@@ -85,13 +90,26 @@ class Choice:
 
     def holds(self, value: Any) -> bool:
         """Whether a value of the recipe is among them."""
-        return json.dumps(value, sort_keys=True, default=str) in self.values
+        return self._among(value) is not None
 
     def fixed(self, value: Any) -> str:
         """A value of the recipe, for Optuna."""
-        return json.dumps(value, sort_keys=True)
+        found = self._among(value)
+        assert found is not None
+        return found
 
-    def suggest(self, trial: Trial) -> str:
+    def _among(self, value: Any) -> str | None:
+        """The text of an equal value: 0 and 0.0 are equal, 0 and false are not."""
+        text = json.dumps(value, sort_keys=True, default=str)
+        if text in self.values:
+            return text
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        parsed = ((one, json.loads(one)) for one in self.values)
+        return next(
+            (one for one, other in parsed if is_number and type(other) in (int, float) and other == value), None
+        )
+
+    def suggest(self, trial: Trial, own: Any = None) -> str:
         """The value of a trial as YAML."""
         return str(trial.suggest_categorical(self.key, self.values))
 
@@ -136,7 +154,8 @@ def search_space(recipe: Recipe, vary: Sequence[str]) -> tuple[Dimension, ...]:
 def parse_dimension(text: str, recipe: Recipe) -> Dimension:
     """A range from ``KEY=LOW..HIGH``, or a choice from ``KEY=[V1, V2]``.
 
-    A range holds whole numbers only if both ends are whole and so is the recipe's own value.
+    A range holds whole numbers only if both ends are whole and so is the recipe's own value. An algorithm's argument that is a
+    real number, such as a factor or the alpha of a mixer, stays one, however the recipe writes it.
 
     Raises:
         InputError: The text has neither form, or the key cannot be tuned.
@@ -161,7 +180,7 @@ def parse_dimension(text: str, recipe: Recipe) -> Dimension:
             if low >= high:
                 raise InputError(f"--vary {text!r}: the range is empty: its first number must be the smaller one")
             own = value_at(recipe.model_dump(), key)
-            is_whole = isinstance(own, int) and not isinstance(own, bool)
+            is_whole = isinstance(own, int) and not isinstance(own, bool) and not _is_real(key)
             return Range(key, low, high, is_whole and low == int(low) and high == int(high))
     try:
         parsed = parse_yaml(values, "--vary")
@@ -174,6 +193,11 @@ def parse_dimension(text: str, recipe: Recipe) -> Dimension:
         )
     once = dict.fromkeys(json.dumps(value, sort_keys=True, default=str) for value in parsed)
     return Choice(key, tuple(once))
+
+
+def _is_real(key: str) -> bool:
+    section, name, argument = (*key.split("."), "", "")[:3]
+    return section == "algorithms" and not takes_whole_numbers(name, argument)
 
 
 def value_at(content: Mapping[str, Any], key: str) -> Any:

@@ -192,7 +192,7 @@ class Search:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = TPESampler(seed=self.plan.recipe.seed + trial.number, constant_liar=True)
             self._study.sampler = PartialFixedSampler(fixed, sampler)
-        changes = [f"{one.key}={one.suggest(trial)}" for one in self.plan.space]
+        changes = [f"{one.key}={one.suggest(trial, fixed.get(one.key))}" for one in self.plan.space]
         trial.set_user_attr(_CHANGES, changes)
         return self._run(trial.number, changes)
 

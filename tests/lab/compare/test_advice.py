@@ -225,3 +225,9 @@ def test_nothing_is_said_about_seeds_that_all_factors_have():
     found = advise(comparison(shifted({0.0: 0.0, 0.05: 0.02, 0.1: 0.02, 0.2: 0.02})), "")
     assert found.same_seeds
     assert UNEQUAL not in found.remarks
+
+
+def test_a_factor_that_is_better_than_the_best_of_the_common_seeds_is_not_worse_than_it():
+    better = {0: 0.799, 1: 0.801, 2: 0.802, **{seed: 0.85 + 0.001 * (seed % 2) for seed in range(3, 10)}}
+    best = {0: 0.800, 1: 0.803, 2: 0.801, **{seed: 0.75 + 0.001 * (seed % 3) for seed in range(3, 10)}}
+    assert smallest_not_worse({0.05: better, 0.1: {0: 0.780, 1: 0.783, 2: 0.781}, 0.2: best}) == 0.05

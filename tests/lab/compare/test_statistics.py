@@ -77,6 +77,7 @@ def test_the_seeds_needed_give_the_power_and_one_fewer_does_not():
 
 def test_seeds_needed_at_its_ends():
     assert seeds_needed(0, 0.1) == 2
+    assert seeds_needed(1.0, 30.0) == 2  # where the other tail is too small for SciPy
     assert seeds_needed(1e-3, 1) == 2
     assert seeds_needed(1, 1e-4) is None
     counts = [seeds_needed(1, difference) for difference in (2, 1, 0.5, 0.2, 0.1, 0.05)]

@@ -71,3 +71,21 @@ def test_what_is_no_range_is_refused_with_the_way_out(text, message):
 def test_two_ranges_for_one_key_are_refused():
     with pytest.raises(InputError, match="--vary algorithms.mixup and --vary algorithms.mixup.alpha set the same key"):
         space("algorithms.mixup=[null, {}]", "algorithms.mixup.alpha=0.1..1")
+
+
+@pytest.mark.parametrize(
+    ("given", "vary"),
+    [
+        ("algorithms.label_smoothing.smoothing=0", "algorithms.label_smoothing.smoothing=0..1"),
+        ("algorithms.mixup={alpha: 1}", "algorithms.mixup.alpha=1..2"),
+        ("algorithms.online_label_smoothing={smoothing: 1}", "algorithms.online_label_smoothing.smoothing=0..1"),
+    ],
+)
+def test_a_real_argument_of_an_algorithm_stays_real_however_it_is_written(given, vary):
+    assert not parse_dimension(vary, load_recipe("digits-mlp", [given])).whole
+    sam = load_recipe("digits-mlp", ["algorithms.sam={interval: 2}"])
+    assert parse_dimension("algorithms.sam.interval=1..4", sam).whole
+
+
+def test_small_ends_of_a_range_are_written_whole():
+    assert parse_dimension("optimizer.weight_decay=1e-14..1e-13", MLP).ends == ("0.00000000000001", "0.0000000000001")

@@ -37,6 +37,20 @@ def test_trial_0_is_the_recipe_as_it_was_and_others_are_within_the_ranges(tmp_pa
     assert len(set(factors)) == 8
 
 
+@pytest.mark.parametrize(
+    ("override", "vary"),
+    [
+        ("algorithms.label_smoothing.smoothing=0.1234", "optimizer.learning_rate=0.0001..0.01"),
+        ("optimizer.weight_decay=0", "optimizer.weight_decay=[0, 0.01]"),
+    ],
+)
+def test_trial_0_is_the_recipe_to_all_digits_and_however_a_number_is_written(override, vary, tmp_path):
+    search = Search(plan(tmp_path, override, vary=[vary]))
+    run = next(search.runs())
+    assert search.starts_from_the_recipe
+    assert run.recipe.identity() == search.plan.recipe.identity()
+
+
 def test_a_recipe_outside_the_ranges_is_not_trial_0(tmp_path):
     search = Search(plan(tmp_path, "algorithms.label_smoothing.smoothing=0.5"))
     assert not search.starts_from_the_recipe
