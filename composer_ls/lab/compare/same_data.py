@@ -12,7 +12,7 @@ Runs = Mapping[float, Mapping[int, Run]]
 """Runs by smoothing and seed."""
 
 
-def data_differences(run: Run, other: Run, part: str = "test") -> list[str]:
+def data_differences(run: Run, other: Run, part: str = "test", *, others: bool = True) -> list[str]:
     """How the data of two runs differs, in words. Empty if it is the same as far as is known.
 
     The comparison covers classes, numbers of examples and the labels of one part. Images are not kept, so they are not
@@ -22,6 +22,7 @@ def data_differences(run: Run, other: Run, part: str = "test") -> list[str]:
         run: A finished run.
         other: The run to compare with.
         part: ``test``, or ``validation`` if both have one.
+        others: Whether the numbers of examples of the other parts matter.
 
     """
     found = []
@@ -30,7 +31,7 @@ def data_differences(run: Run, other: Run, part: str = "test") -> list[str]:
         found.append(_classes(list(mine), list(theirs)))  # type: ignore[arg-type]
     sizes, other_sizes = dict(run.result.get("examples") or {}), dict(other.result.get("examples") or {})
     labels, other_labels = run.parts[part].labels, other.parts[part].labels
-    for name in sizes:
+    for name in sizes if others else ():
         if name in other_sizes and sizes[name] != other_sizes[name] and (name != part or labels is None):
             found.append(f"{sizes[name]:,} {name} examples instead of {other_sizes[name]:,}")
     if labels is not None and other_labels is not None:

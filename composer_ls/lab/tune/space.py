@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from composer_ls.errors import InputError, RecipeError
-from composer_ls.lab.compare.settings import SMOOTHING
+from composer_ls.lab.compare.settings import SMOOTHING, is_place
 from composer_ls.lab.recipe.algorithm_arguments import takes_whole_numbers
 from composer_ls.lab.recipe.recipe import Recipe
 from composer_ls.lab.recipe.yaml_text import parse_yaml
@@ -170,6 +170,10 @@ def parse_dimension(text: str, recipe: Recipe) -> Dimension:
     key, _, values = (part.strip() for part in text.partition("="))
     if key in {"seed", "name", "description", "needs"} or key.startswith(("data.validation", "data.split_seed")):
         raise InputError(f"--vary {key}: this key cannot be tuned, since it does not make a network better")
+    if is_place(key):
+        raise InputError(
+            f"--vary {key}: this key says where and on which files a run runs, so its trials would not be comparable"
+        )
     ends = re.fullmatch(r"(.+?)\.\.(.+)", values)
     if key and ends is not None:
         try:

@@ -13,6 +13,7 @@ from composer_ls.errors import InputError
 from composer_ls.lab.compare.comparison import Comparison, Difference, listed
 from composer_ls.lab.compare.measured_runs import LeftOut, Run, read_run
 from composer_ls.lab.compare.planned_runs import PlannedRun
+from composer_ls.lab.compare.same_data import data_differences
 from composer_ls.lab.compare.statistics import Interval
 from composer_ls.lab.recipe.reading import load_recipe
 from composer_ls.lab.run_folder.files import told_if_unwritable, write_text
@@ -173,15 +174,21 @@ def judge(plan: TunePlan, search: Search, runs: Sequence[PlannedRun]) -> Verdict
             side[planned.recipe.seed] = read_run(planned.folder, planned.recipe)
         except LeftOut as reason:
             left_out.append(reason)
+    for seed in set(before) & set(after):
+        sides = after[seed], before[seed]
+        held_out = all("validation" in run.parts for run in sides)
+        if held_out and (differing := data_differences(*sides, "validation", others=False)):
+            reason = f"it is judged on other data than the recipe as it was: {', '.join(differing)}"
+            left_out.append(LeftOut(after.pop(seed).folder, reason))
     if not runs:
         return Verdict(plan, search, None)
     unknown = _unknown(search, before, after, left_out)
     if not before or not after:
         return Verdict(plan, search, None, tuple(left_out), unknown)
     # The two sides take the places of "no smoothing" and "smoothing", so that the statistics are those of compare.
-    sides: dict[float, dict[int, Run]] = {0.0: before, 1.0: after}
+    places: dict[float, dict[int, Run]] = {0.0: before, 1.0: after}
     task = task_report(plan.recipe.task)
-    comparison = Comparison(plan.out, task, {"": sides}, left_out, plan.purpose)
+    comparison = Comparison(plan.out, task, {"": places}, left_out, plan.purpose)
     return Verdict(plan, search, comparison, tuple(left_out), unknown)
 
 

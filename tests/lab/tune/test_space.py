@@ -61,6 +61,8 @@ def test_the_recipes_own_value_is_known_to_be_inside_or_outside():
         ("optimizer.learning_rate=0.1..0.01", "the range is empty: its first number must be the smaller one"),
         ("seed=0..5", "--vary seed: this key cannot be tuned"),
         ("data.validation=0.1..0.5", "--vary data.validation: this key cannot be tuned"),
+        ("data.root=[a, b]", "--vary data.root: this key says where and on which files a run runs"),
+        ("device=[cpu, gpu]", "--vary device: this key says where"),
     ],
 )
 def test_what_is_no_range_is_refused_with_the_way_out(text, message):

@@ -4,11 +4,13 @@ import json
 
 import pytest
 from comparison_support import make_run
+from safetensors.torch import load_file
 
 from composer_ls.errors import InputError
 from composer_ls.lab.compare.execute import Ended
 from composer_ls.lab.compare.one_run import Status
 from composer_ls.lab.recipe.reading import load_recipe
+from composer_ls.lab.run_folder.folder import RunFolder
 from composer_ls.lab.tune.plan import make_tune_plan
 from composer_ls.lab.tune.study import Search
 from composer_ls.lab.tune.verdict import BEST, SUMMARY, comparison_runs, judge, write_verdict
@@ -167,3 +169,17 @@ def test_a_search_without_a_finished_trial_is_an_error_that_leads_to_the_logs(tm
         search.tell(Ended(run, Status.FAILED, "no memory"))
     with pytest.raises(InputError, match="no trial of .* is finished.*see the logs in"):
         comparison_runs(plan, search)
+
+
+def test_a_trial_that_changes_what_it_is_judged_on_is_not_judged(tmp_path):
+    plan, search = searched(tmp_path)
+    verdict_of(plan, search, gain=0.5)
+    runs = comparison_runs(plan, search)
+    for run in runs[1::2]:
+        folder = RunFolder(run.folder, run.recipe)
+        predictions = load_file(folder.predictions_file)
+        predictions["validation.labels"] = predictions["validation.labels"].roll(1)
+        folder.write_predictions(predictions)
+    verdict = judge(plan, search, runs)
+    assert verdict.holds is None
+    assert "it is judged on other data than the recipe as it was" in verdict.unknown
