@@ -169,6 +169,13 @@ class AURC(_OfRows):
         self.scores.append(log_odds(logits))
         self.right.append(logits.argmax(1) == labels)
 
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Gather the states of all processes, which must have the same dtype also where a process has no examples."""
+        if not self.scores:
+            self.scores.append(torch.empty(0, dtype=torch.float64, device=self.device))
+            self.right.append(torch.empty(0, dtype=torch.bool, device=self.device))
+        super().sync(*args, **kwargs)
+
     def compute(self) -> Tensor:
         """The area so far; NaN without examples, or if logits were NaN."""
         scores, right = (

@@ -139,3 +139,18 @@ def test_two_ranks_have_one_number_that_of_all_examples(cls):
     ):
         values = [metric.compute().item() for metric in ranks_of(cls, parts)]
         assert values == pytest.approx([FUNCTIONS[cls](logits, labels)] * 2, rel=1e-6)
+
+
+def test_a_rank_without_examples_sends_the_dtypes_of_the_others():
+    sent = []
+
+    def gather(tensor, group):
+        sent.append(tensor.dtype)
+        return [tensor, tensor]
+
+    for labels in (torch.tensor([0, 1]), torch.tensor([-100, -100])):
+        metric = AURC()
+        metric.update(torch.tensor([[2.0, 0.0], [1.0, 0.0]]), labels)
+        metric.sync(gather, distributed_available=lambda: True)
+    assert sent[:2] == sent[2:] == [torch.float64, torch.bool]
+    assert AURC().compute().isnan()
