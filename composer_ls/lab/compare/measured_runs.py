@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,8 @@ from composer_ls.errors import RunFolderError
 from composer_ls.lab.compare.log import last_words
 from composer_ls.lab.recipe.recipe import Recipe
 from composer_ls.lab.run_folder.claim import claimant
-from composer_ls.lab.run_folder.files import read_tensors
-from composer_ls.lab.run_folder.folder import RunFolder, read_recipe
+from composer_ls.lab.run_folder.files import read_tensors, walked
+from composer_ls.lab.run_folder.folder import OF_A_RUN, RunFolder, read_recipe
 from composer_ls.lab.tasks.metric import STEP_TIME, Predictions
 from composer_ls.lab.tasks.registry import task_report
 from composer_ls.lab.tasks.task_report import TaskReport
@@ -97,7 +96,7 @@ class LeftOut(Exception):  # noqa: N818  (an unfinished run is not an error)
 def find_runs(root: Path) -> Iterator[tuple[Path, Recipe | LeftOut]]:
     """Every run folder below ``root``, at any depth, with its recipe, or the reason why it cannot be read."""
     closed: list[OSError] = []
-    for place, folders, files in os.walk(root, onerror=closed.append):
+    for place, folders, files in walked(root, onerror=closed.append):
         folders.sort()
         if "recipe.yaml" not in files:
             if last_words(Path(place)) is not None and claimant(Path(place)) is None:
@@ -109,7 +108,7 @@ def find_runs(root: Path) -> Iterator[tuple[Path, Recipe | LeftOut]]:
             yield Path(place), LeftOut(Path(place), str(error))
             continue
         if recipe is not None:
-            folders.clear()  # run folders are not nested
+            folders[:] = [name for name in folders if name not in OF_A_RUN]  # another run may be inside it
             yield Path(place), recipe
     for refusal in closed:
         folder = Path(refusal.filename)

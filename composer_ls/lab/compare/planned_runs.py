@@ -147,7 +147,8 @@ def parse_axis(text: str) -> tuple[Axis, tuple[str, ...]]:
         raise _same_setting(key)
     values_once: dict[str, Any] = {}
     for value in parsed:
-        values_once.setdefault(json.dumps(_plain(value), sort_keys=True, default=str), value)
+        by_name = key != "algorithms"  # whose order may matter
+        values_once.setdefault(json.dumps(_plain(value), sort_keys=by_name, default=str), value)
     once = list(values_once.values())
     notes = () if len(once) == len(parsed) else (f"--vary {key} has a duplicate value, which is used once",)
     return Axis(key, tuple(once)), notes
@@ -218,7 +219,7 @@ def make_plan(
         notes += more
     others = [f"algorithms.{method}" for method in METHODS if method in several and method != "label_smoothing"]
     amounts = {f"algorithms.{method}.{METHODS[method][0]}" for method in several if method != NONE}
-    _refuse_clashes([axis.key for axis in axes], amounts | {SMOOTHING}, overrides)
+    _refuse_clashes(axes, amounts | {SMOOTHING}, overrides)
     base = load_recipe(recipe, overrides)
     if out is None:
         key = json.dumps(
@@ -279,7 +280,13 @@ def decimal(value: float) -> str:
     return f"{value:.12f}".rstrip("0").rstrip(".")
 
 
-def _refuse_clashes(keys: Sequence[str], amounts: set[str], overrides: Sequence[str]) -> None:
+def _refuse_clashes(axes: Sequence[Axis], amounts: set[str], overrides: Sequence[str]) -> None:
+    keys = [axis.key for axis in axes]
+    for axis in axes:
+        if any(_amounts_in(axis.key, value, amounts) for value in axis.values):
+            raise InputError(
+                f"--vary {axis.key} sets factors, as --smoothing does: leave them out of it, and give all to --smoothing"
+            )
     for index, key in enumerate(keys):
         for other in keys[:index]:
             if key == other or key.startswith(f"{other}.") or other.startswith(f"{key}."):
@@ -289,6 +296,20 @@ def _refuse_clashes(keys: Sequence[str], amounts: set[str], overrides: Sequence[
         if key in {*amounts, *keys}:
             option = "--smoothing" if key in amounts else f"--vary {key}"
             raise InputError(f"the override {override!r} and {option} set the same key: leave one of them out")
+        if inside := _amounts_in(key, parse_yaml(override.partition("=")[2], "an override"), amounts):
+            raise InputError(f"the override {override!r} sets {inside[0]}, as --smoothing does: leave it out there")
+
+
+def _amounts_in(key: str, value: Any, amounts: set[str]) -> list[str]:
+    """Which of the keys in ``amounts`` a mapping for a shorter key sets."""
+    found = []
+    for amount in sorted(amounts):
+        if amount.startswith(f"{key}."):
+            inside = value
+            for part in amount.removeprefix(f"{key}.").split("."):
+                inside = inside.get(part) if isinstance(inside, Mapping) else None
+            found += [amount] if inside is not None else []
+    return found
 
 
 def _names(recipes: Sequence[Recipe]) -> tuple[list[str], list[str]]:

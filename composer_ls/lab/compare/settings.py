@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from composer_ls.lab.recipe.methods import METHODS
-from composer_ls.lab.recipe.recipe import Recipe, differing_keys
+from composer_ls.lab.recipe.recipe import Recipe, differing_keys, order_of
 
 __all__ = ["SMOOTHING", "differing_places", "is_place", "names_of_settings", "other_keys", "without_smoothing"]
 
 SMOOTHING = "algorithms.label_smoothing.smoothing"
+_ORDER = "order"
+"""Where :func:`_comparable` puts the order of algorithms, which matters to some."""
 
 # Keys that may differ between machines without changing the experiment.
 _PLACES = (
@@ -40,6 +42,10 @@ def other_keys(recipes: Sequence[Recipe]) -> list[str]:
 
     """
     contents = [_comparable(recipe) for recipe in recipes]
+    orders = [order_of(recipe.algorithms) for recipe in recipes]
+    if len({tuple(order) for order in orders}) == len({frozenset(order) for order in orders}):
+        for content in contents:
+            content.pop(_ORDER, None)  # it follows from which algorithms are on
     differing = {key for content in contents[1:] for key in differing_keys(contents[0], content)}
     shortest: list[str] = []
     for key in sorted(differing):  # a.b stands before a.b.c
@@ -113,7 +119,8 @@ def _comparable(recipe: Recipe) -> dict[str, Any]:
         others = {key: value for key, value in given.items() if key != argument or not isinstance(value, int | float)}
         if others or (method != "label_smoothing" and factor):
             algorithms[method] = others
-    return content | {"algorithms": algorithms}
+    order = order_of(content["algorithms"])
+    return content | {"algorithms": algorithms} | ({_ORDER: order} if order != sorted(order) else {})
 
 
 def without_smoothing(recipe: Recipe) -> str:
@@ -121,6 +128,9 @@ def without_smoothing(recipe: Recipe) -> str:
     content = _comparable(recipe)
     for method in METHODS:
         content["algorithms"].pop(method, None)
+    order = [name for name in content.pop(_ORDER, []) if name not in METHODS]
+    if order != sorted(order):
+        content[_ORDER] = order
     for place in _PLACES:
         section, _, key = place.rpartition(".")
         (content[section] if section else content).pop(key, None)
@@ -135,6 +145,8 @@ def _value(content: Mapping[str, Any], key: str) -> Any:
 
 
 def _part(key: str, name: str, value: Any) -> str:
+    if key == _ORDER:
+        return "" if value is None else f"order {', '.join(value)}"
     of_algorithms = key.startswith("algorithms.") and key.count(".") == 1
     if of_algorithms and value is None:
         return ""

@@ -11,6 +11,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from composer_ls.errors import DataNotFoundError
 from composer_ls.lab.images.image_files import is_hidden
+from composer_ls.lab.run_folder.files import walked
 
 __all__ = ["image_paths"]
 
@@ -40,7 +41,7 @@ def image_paths(names: Sequence[str], lines: Iterable[str] = ()) -> Iterator[str
 
 
 def _in_folder(folder: Path) -> Iterator[str]:
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in walked(folder):
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         for name in sorted(files):
             if name.lower().endswith(IMG_EXTENSIONS) and not is_hidden(name):

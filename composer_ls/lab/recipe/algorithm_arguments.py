@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from composer_ls.errors import RecipeError
-from composer_ls.lab.recipe.composer_parts import arguments_in, composers_folder, near
+from composer_ls.lab.recipe.composer_parts import arguments_in, composers_folder, near, truths_in
 from composer_ls.lab.recipe.methods import METHODS, is_amount
 
 __all__ = ["algorithm_mistakes", "algorithm_names", "arguments_of", "check_algorithms", "takes_whole_numbers"]
@@ -71,6 +71,8 @@ def _wrong_arguments(name: str, arguments: Mapping[str, Any]) -> Iterator[tuple[
             )
         elif key not in settable:
             yield key, f"unknown key {path}: {near(key, settable)}allowed are {', '.join(settable) or 'none'}"
+        elif isinstance(value, str) and key in truths_in(_source_of(name, composers_own)):
+            yield key, f"{path} is {value!r}, but must be true or false"
         elif name in {"mixup", "cutmix"} and key == "alpha" and not _is_positive(value):
             yield key, f"{path} is {value!r}, but must be a number above 0"
         elif name in METHODS and key == METHODS[name][0] and not is_amount(name, value):
@@ -132,6 +134,7 @@ def takes_whole_numbers(name: str, argument: str) -> bool:
     return "int" in kinds and "float" not in kinds
 
 
+@functools.cache
 def _source_of(name: str, composers_own: bool = False) -> ast.ClassDef:
     if name in OURS and not composers_own:
         place, cls = OURS[name]

@@ -6,11 +6,21 @@ import ast
 import difflib
 import functools
 import importlib.util
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["Kind", "arguments_in", "composers_folder", "near", "part_arguments", "part_mistakes", "part_places"]
+__all__ = [
+    "Kind",
+    "arguments_in",
+    "composers_folder",
+    "near",
+    "part_arguments",
+    "part_mistakes",
+    "part_places",
+    "truths_in",
+]
 
 Kind = Literal["callbacks", "loggers"]
 
@@ -42,6 +52,9 @@ def part_mistakes(kind: Kind, mapping: Mapping[str, Any]) -> Iterator[tuple[tupl
                     f"unknown key {kind}.{name}.{key}: {near(key, allowed)}allowed are {', '.join(allowed) or 'none'}"
                 )
                 yield (kind, name, key), message
+            elif isinstance(arguments[key], str) and key in truths_in(_part_source(kind, name)):
+                path = f"{kind}.{name}.{key}"
+                yield (kind, name, key), f"{path} is {arguments[key]!r}, but must be true or false"
 
 
 @functools.cache
@@ -59,10 +72,14 @@ def part_places(kind: Kind) -> dict[str, tuple[str, str]]:
 @functools.cache
 def part_arguments(kind: Kind, name: str) -> tuple[str, ...]:
     """The arguments of a callback or logger, read from its source."""
+    return arguments_in(_part_source(kind, name))
+
+
+def _part_source(kind: Kind, name: str) -> ast.ClassDef:
     module, _ = part_places(kind)[name]
     source = _class_in(composers_folder() / kind / f"{module.rpartition('.')[2]}.py", BASES[kind])
     assert source is not None
-    return arguments_in(source)
+    return source
 
 
 def composers_folder() -> Path:
@@ -80,6 +97,22 @@ def arguments_in(source: ast.ClassDef) -> tuple[str, ...]:
             named = tuple(one.arg for one in (*statement.args.args[1:], *statement.args.kwonlyargs))
             return named if statement.args.kwarg is None else (*named, "**")
     return ()
+
+
+def truths_in(source: ast.ClassDef) -> set[str]:
+    """The arguments of a class that are true or false by their default or annotation. Text would count as true there."""
+    found = set()
+    for statement in source.body:
+        if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
+            arguments = statement.args
+            named, only = arguments.args, arguments.kwonlyargs
+            defaults = [*[None] * (len(named) - len(arguments.defaults)), *arguments.defaults, *arguments.kw_defaults]
+            for one, default in zip([*named, *only], defaults, strict=True):
+                kinds = set(re.findall(r"\w+", ast.unparse(one.annotation))) if one.annotation is not None else set()
+                by_default = isinstance(default, ast.Constant) and isinstance(default.value, bool)
+                if "str" not in kinds and (by_default or "bool" in kinds):
+                    found.add(one.arg)
+    return found
 
 
 def near(key: str, known: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,11 @@ def _apply_override(content: dict[str, Any], override: str) -> Override:
     if not equals or not all(keys):
         raise RecipeError(f"the override {override!r} is not key.path=value, as in optimizer.learning_rate=0.2")
     value = parse_yaml(text, f"the override {override!r}")
+    if json.dumps(value, default=str).count("#") < text.count("#"):
+        raise RecipeError(
+            f"the override {override!r} holds a comment, which begins with # after a space: put the value into quotes, as in "
+            f"{path}='\"{text}\"', if that is a part of it"
+        )
     place = content
     for depth, key in enumerate(keys[:-1], 1):
         if place.get(key) is None:

@@ -133,7 +133,8 @@ class Recipe(Section):
             content["callbacks"] = calling
         on = {name: arguments for name, arguments in self.algorithms.items() if arguments is not None}
         on = {name: one for name, one in on.items() if name not in METHODS or one.get(METHODS[name][0]) != 0}
-        return content | {"algorithms": on}
+        order = order_of(on)
+        return content | {"algorithms": on} | ({"order": order} if order != sorted(order) else {})
 
     def fingerprint(self) -> str:
         """Eight characters that change with the recipe's identity."""
@@ -149,6 +150,13 @@ class Recipe(Section):
         """How much the recipe's method smooths, 0 if it has none; the largest factor if it varies."""
         method = self.method
         return 0.0 if method is None else amount_of(method, self.algorithms[method] or {})
+
+
+def order_of(algorithms: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
+    """The algorithms that are on and whose place in the list may matter: Composer's, since ours find their own."""
+    on = {name: arguments for name, arguments in algorithms.items() if arguments is not None}
+    ours = {"distillation", *METHODS}
+    return [name for name, one in on.items() if name not in ours or one.get("implementation") == "composer"]
 
 
 _tasks: Callable[[], Sequence[TaskSchema]] | None = None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
@@ -94,7 +95,7 @@ def read_all(folders: Sequence[Path]) -> list[Diagnosed]:
 
     Raises:
         RunFolderError: A folder contains no run, or one that is unfinished or damaged.
-        InputError: The runs have different classes, or are not for classification.
+        InputError: The runs have different classes or test labels, or are not for classification.
 
     """
     runs = [_read(folder) for folder in dict.fromkeys(folders)]
@@ -103,6 +104,11 @@ def read_all(folders: Sequence[Path]) -> list[Diagnosed]:
         if run.result.get("classes") != first.result.get("classes"):
             raise InputError(
                 f"{run.folder} and {first.folder} were trained on different classes, which cannot be shown side by side: "
+                f"diagnose them separately"
+            )
+        if not torch.equal(run.labels, first.labels):
+            raise InputError(
+                f"{run.folder} and {first.folder} were tested on different examples, which cannot be shown side by side: "
                 f"diagnose them separately"
             )
     return [replace(run, name=name) for run, name in zip(runs, _names(runs), strict=True)]

@@ -30,6 +30,7 @@ __all__ = [
     "replacing",
     "told_if_disk_fails",
     "told_if_unwritable",
+    "walked",
     "write_folder",
     "write_tensors",
     "write_text",
@@ -97,6 +98,21 @@ def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
 def crc32(tensor: Tensor, value: int = 0) -> int:
     """The checksum of a tensor's bytes, continued from ``value``."""
     return zlib.crc32(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data, value)  # 1 GB a second and more
+
+
+def walked(
+    root: str | Path, onerror: Callable[[OSError], Any] | None = None
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As :func:`os.walk`, but through links to folders too, and into each folder once."""
+    seen: set[tuple[int, int]] = set()
+    for place, folders, files in os.walk(root, onerror=onerror, followlinks=True):
+        with contextlib.suppress(OSError):
+            found = os.stat(place)
+            if (found.st_dev, found.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((found.st_dev, found.st_ino))
+        yield place, folders, files
 
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:

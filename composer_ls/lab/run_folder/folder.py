@@ -19,11 +19,14 @@ from torch import Tensor
 
 from composer_ls.errors import RecipeError, RunFolderError
 from composer_ls.lab.recipe.mistakes import place_of
-from composer_ls.lab.recipe.recipe import Recipe, differing_keys, recipe_schema
+from composer_ls.lab.recipe.recipe import Recipe, differing_keys, order_of, recipe_schema
 from composer_ls.lab.recipe.yaml_text import parse_yaml
 from composer_ls.lab.run_folder.files import finite, told_if_unwritable, write_folder, write_tensors, write_text
 
-__all__ = ["RunFolder", "read_recipe"]
+__all__ = ["OF_A_RUN", "RunFolder", "read_recipe"]
+
+OF_A_RUN = frozenset({"checkpoints", "tensorboard", "model"})
+"""The folders that a run writes inside its own."""
 
 
 class RunFolder:
@@ -126,6 +129,8 @@ class RunFolder:
             if old.identity() == self.recipe.identity():
                 return
             there = old.model_dump()
+            if (order := order_of(old.algorithms)) != order_of(self.recipe.algorithms):
+                there["order of algorithms"] = order  # which keys do not show
         except ValidationError:
             pass
         differing = differing_keys(there, self.recipe.model_dump())

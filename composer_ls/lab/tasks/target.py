@@ -55,6 +55,12 @@ def call_target(key: str, target: str, arguments: Mapping[str, Any], offered: Ma
                 f"({error}): it is {function.__name__}{signature}; the recipe's {key.partition('.')[0]}.arguments are passed by "
                 f"name"
             ) from error
+        for name, one in signature.parameters.items():
+            if isinstance(one.default, bool) and isinstance(arguments.get(name), str):
+                section = key.partition(".")[0]
+                raise RecipeError(
+                    f"{section}.arguments.{name} is {arguments[name]!r}, but must be true or false, as its default {one.default} is"
+                )
     try:
         return function(**arguments)
     except Exception as error:

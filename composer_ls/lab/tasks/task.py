@@ -96,6 +96,10 @@ class Task(ABC):
     def label_counts(self) -> Tensor:
         """The number of training labels of each class, ``(K,)``."""
 
+    def known_of_the_data(self) -> dict[str, Any]:
+        """Numbers and text that tell this data from other data, by names in words; cheap to find out."""
+        return {"classes": self.facts.get("classes"), "numbers of examples": self.facts.get("examples")}
+
     @abstractmethod
     def model(self) -> ComposerModel:
         """The network with fresh weights, and its loss."""

@@ -50,6 +50,7 @@ from composer_ls.lab.training.callbacks_and_loggers import (
 from composer_ls.lab.training.cautions import dropped_share, not_finite, training_cautions
 from composer_ls.lab.training.divergence import Diverged, DivergenceWatch
 from composer_ls.lab.training.metrics_file import MetricsFile
+from composer_ls.lab.training.same_data import SameData
 from composer_ls.lab.training.schedules import InverseSquareRootScheduler
 from composer_ls.lab.training.stopping import StopOnInterrupt
 from composer_ls.lab.training.teacher import check_teachers
@@ -153,7 +154,14 @@ def _train(
             optimizers=_optimizer(recipe.optimizer, model, task),
             schedulers=_scheduler(recipe.schedule),
             algorithms=algorithms,
-            callbacks=[*task.callbacks(), *chosen, divergence, metrics_file.line_an_epoch, stopper],
+            callbacks=[
+                SameData(task.known_of_the_data()),
+                *task.callbacks(),
+                *chosen,
+                divergence,
+                metrics_file.line_an_epoch,
+                stopper,
+            ],
             loggers=[metrics_file, *loggers],
             precision=precision,
             compile_config={} if recipe.model.compile else None,

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from composer_ls.diagnostics.calibration import accuracy, expected_calibration_error, fit_temperature
 from composer_ls.errors import RunFolderError
 from composer_ls.lab.compare.log import first_words
-from composer_ls.lab.compare.measured_runs import read_runs
+from composer_ls.lab.compare.measured_runs import find_runs, read_runs
 from composer_ls.lab.compare.planned_runs import PlannedRun
 from composer_ls.lab.recipe.reading import load_recipe
 from composer_ls.lab.run_folder.folder import RunFolder
@@ -191,3 +191,12 @@ def test_a_network_that_is_no_better_than_its_largest_class_has_not_learnt(tmp_p
         runs, left_out = read_runs(tmp_path)
     assert left_out == []
     assert {run.folder: run.parts["test"].has_learnt for run in runs} == {good: True, bad: False}
+
+
+def test_runs_in_linked_folders_and_inside_other_runs_are_found(tmp_path):
+    make_run(tmp_path / "elsewhere" / "one")
+    make_run(tmp_path / "runs")
+    make_run(tmp_path / "runs" / "compare" / "second", 0.1)
+    (tmp_path / "runs" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "runs" / "compare" / "round").symlink_to(tmp_path / "runs")
+    assert {folder.name for folder, _ in find_runs(tmp_path / "runs")} == {"runs", "second", "one"}

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from comparison_support import make_run
 
-from composer_ls.errors import InputError, RecipeError
+from composer_ls.errors import InputError, RecipeError, RunFolderError
 from composer_ls.lab.compare.planned_runs import Axis, decimal, make_plan, parse_axis, parse_smoothing
 from composer_ls.lab.recipe.reading import load_recipe
+from composer_ls.lab.run_folder.folder import RunFolder
 
 
 def plan(out, *overrides, smoothing="0,0.1", seeds=2, vary=()):
@@ -275,3 +276,43 @@ def test_wrong_methods_are_refused(tmp_path):
         make_plan("digits-mlp", [], "0.1", 1, [], tmp_path, "none,maxsup")
     with pytest.raises(InputError, match="set the same key"):
         make_plan("digits-mlp", ["algorithms.max_sup.strength=0.3"], "0.1", 1, [], tmp_path, ALL)
+
+
+MIX, CUT = '"mixup": {"alpha": 0.2}', '"cutmix": {"alpha": 1.0}'
+
+
+def test_the_order_of_algorithms_is_a_part_of_the_run(tmp_path):
+    first, second = (load_recipe("digits-mlp", [f"algorithms={{{a}, {b}}}"]) for a, b in ((MIX, CUT), (CUT, MIX)))
+    assert first.fingerprint() != second.fingerprint()
+    (tmp_path / "run").mkdir()
+    RunFolder(tmp_path / "run", first).write_recipe()
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
+    with pytest.raises(RunFolderError, match="differ in order of algorithms"):
+        RunFolder(tmp_path / "run", second).check(overwrite=False)
+    planned = plan(tmp_path / "all", seeds=1, vary=[f"algorithms=[{{{MIX}, {CUT}}}, {{{CUT}, {MIX}}}]"])
+    names = [run.name for run in planned.runs]
+    assert len(names) == len(set(names)) == 4
+    assert any("order mixup, cutmix" in name for name in names)
+
+
+def test_the_place_of_what_finds_its_own_is_no_part_of_the_run():
+    ours = '"label_smoothing": {"smoothing": 0.1}'
+    first, second = (load_recipe("digits-mlp", [f"algorithms={{{a}, {b}}}"]) for a, b in ((MIX, ours), (ours, MIX)))
+    assert first.fingerprint() == second.fingerprint()
+    theirs = '"label_smoothing": {"smoothing": 0.1, "implementation": "composer"}'
+    first, second = (load_recipe("digits-mlp", [f"algorithms={{{a}, {b}}}"]) for a, b in ((MIX, theirs), (theirs, MIX)))
+    assert first.fingerprint() != second.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "vary"),
+    [
+        (["algorithms.label_smoothing={smoothing: 0.3}"], ()),
+        (["algorithms={label_smoothing: {smoothing: 0.3}}"], ()),
+        ([], ["algorithms.label_smoothing=[{smoothing: 0.05}, {smoothing: 0.2}]"]),
+        ([], ["algorithms=[{label_smoothing: {smoothing: 0.3}}, {}]"]),
+    ],
+)
+def test_a_factor_inside_a_mapping_is_refused_as_one_of_its_own_is(overrides, vary, tmp_path):
+    with pytest.raises(InputError, match="as --smoothing does"):
+        plan(tmp_path, *overrides, vary=vary)

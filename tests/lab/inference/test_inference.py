@@ -166,6 +166,15 @@ def test_images_are_found_in_files_folders_patterns_and_lines(photos, monkeypatc
             list(image_paths([name]))
 
 
+def test_images_in_linked_folders_are_found_once_and_circles_end(photos, tmp_path):
+    tree, _ = photos
+    (tmp_path / "plain").mkdir()
+    shutil.copy(tree / "bright" / "0.png", tmp_path / "plain" / "x.png")
+    (tmp_path / "linked").symlink_to(tree / "bright")
+    (tmp_path / "plain" / "round").symlink_to(tmp_path)
+    assert len(list(image_paths([str(tmp_path)]))) == 7
+
+
 def rows(text):
     return list(csv.DictReader(io.StringIO(text)))
 
@@ -389,3 +398,17 @@ def test_what_cannot_be_exported_is_told(digits, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="differ by up to .* is not written"):
         export(run, tmp_path / "model.safetensors")
     assert [one.name for one in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_network_whose_evaluation_an_algorithm_changed_is_refused(digits, tmp_path):
+    folder = shutil.copytree(digits, tmp_path / "run")
+    recipe = folder / "recipe.yaml"
+    text = recipe.read_text()
+    assert "algorithms:\n" in text
+    recipe.write_text(
+        text.replace("algorithms:\n", "algorithms:\n  stochastic_depth: {target_layer_name: ResNetBottleneck}\n")
+    )
+    with pytest.raises(
+        InputError, match="algorithms.stochastic_depth changes what a network computes from its weights"
+    ):
+        composer_ls.load_run(folder)

@@ -353,3 +353,22 @@ def test_networks_of_libraries_are_named_by_them():
     assert load_recipe("digits-mlp", ["model.name=timm/resnet10t.c3_in1k"]).model.weights is None
     recipe = load_recipe("digits-mlp", ["model={name: torchvision/resnet50, weights: default, freeze: backbone}"])
     assert (recipe.model.weights, recipe.model.freeze) == ("default", "backbone")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "algorithms.mixup={interpolate_loss: no}",
+        "callbacks={speed_monitor: {}, system_metrics_monitor: {log_all_data: off}}",
+    ],
+)
+def test_text_for_what_is_true_or_false_is_refused(override):
+    with pytest.raises(RecipeError, match=r"is '(no|off)', but must be true or false"):
+        load_recipe("digits-mlp", [override])
+
+
+def test_a_comment_in_an_override_is_refused_and_text_with_a_number_sign_is_not():
+    with pytest.raises(RecipeError, match="holds a comment, which begins with # after a space"):
+        load_recipe("cifar10-resnet20-fast", ["data.root=photos #2"])
+    for text in ("'photos #2'", "photos#2"):
+        assert load_recipe("cifar10-resnet20-fast", [f"data.root={text}"]).data.root == text.strip("'")

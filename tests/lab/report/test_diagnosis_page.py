@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from composer_ls.errors import InputError, RunFolderError
 from composer_ls.lab.commands.cli import main
+from composer_ls.lab.recipe.reading import load_recipe
 from composer_ls.lab.report.diagnosis_page import diagnose
+from composer_ls.lab.run_folder.folder import RunFolder
 
 WATCHED = "diagnostics={mutual_information: {classes: [0, 1]}}"
 
@@ -148,7 +150,7 @@ def test_predictions_of_a_diverged_run_or_of_one_class_do_not_stop_the_page(tmp_
     predictions = load_file(diverged / "predictions.safetensors")
     save_file(predictions | {"logits": predictions["logits"] * torch.nan}, diverged / "predictions.safetensors")
     save_file(predictions | {"labels": torch.zeros(240).long()}, single / "predictions.safetensors")
-    _, page = page_of(tmp_path, diverged, single)
+    _, page = page_of(tmp_path, diverged)
     assert sum("NaN" in text or "not finite" in text for text in missing(page)) == 3
     _, page = page_of(tmp_path, single)
     assert missing(page) == []
@@ -241,3 +243,13 @@ def test_the_page_begins_with_what_was_trained_and_what_follows(pair):
                      r"images are tighter \(NC1 \d\.\d{4} instead of \d\.\d{4}\)", page)  # fmt: skip
     assert "accuracy (%)" in page
     assert "Below log 2, it does not even reveal the class for certain" in page
+
+
+def test_runs_that_were_tested_on_other_examples_are_not_shown_side_by_side(tmp_path):
+    first, second = watched_run(tmp_path / "a"), watched_run(tmp_path / "b", 0.1)
+    predictions = load_file(second / "predictions.safetensors")
+    RunFolder(second, load_recipe(second / "recipe.yaml")).write_predictions(
+        predictions | {"labels": predictions["labels"].roll(1)}
+    )
+    with pytest.raises(InputError, match="were tested on different examples, which cannot be shown side by side"):
+        diagnose([first, second], tmp_path / "page.html", None)

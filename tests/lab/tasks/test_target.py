@@ -83,3 +83,10 @@ def test_an_error_inside_is_shown_with_its_own_traceback_and_without_ours(own, t
     if name == "mine_c":
         assert "in make\n" in message
         assert "in helper\n" in message
+
+
+def test_text_for_an_argument_that_is_true_or_false_is_refused():
+    with pytest.raises(
+        RecipeError, match="model.arguments.sort_keys is 'no', but must be true or false, as its default False is"
+    ):
+        call_target("model.target", "json:dumps", {"obj": 1, "sort_keys": "no"})

@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from sklearn import datasets
 
+from composer_ls.errors import RunFolderError
 from composer_ls.lab.recipe.reading import load_recipe
 from composer_ls.lab.run_folder.folder import RunFolder
 from composer_ls.lab.tasks.classification.training_curve import TrainingCurve
@@ -124,3 +126,24 @@ assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, signal.getsignal(sign
 """
     arguments = ["train", "digits-mlp", "duration=1ba", "checkpoints.interval=1ep", "--out", str(tmp_path / "run")]
     assert subprocess.run([sys.executable, "-c", code, *arguments], check=False).returncode == 0
+
+
+def test_a_run_is_not_continued_on_other_data(tmp_path, monkeypatch):
+    read = datasets.load_digits
+
+    def stopped(self, state, logger):
+        if int(state.timestamp.batch) == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingCurve, "after_forward", stopped)
+        with pytest.raises(StoppedInTraining):
+            train(RECIPE, RunFolder(tmp_path, RECIPE), progress=False)
+
+    def corrected(**options):
+        images, labels = read(**options)
+        return images, (labels + 1) % 10
+
+    monkeypatch.setattr(datasets, "load_digits", corrected)
+    with pytest.raises(RunFolderError, match=r"the data has changed .* \(train labels, test labels\)"):
+        train(RECIPE, RunFolder(tmp_path, RECIPE), progress=False)

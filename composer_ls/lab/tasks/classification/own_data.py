@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -102,6 +103,7 @@ def own_splits(data: ClassificationData) -> Splits:
     names = tuple(str(name) for name in classes)
     if len(set(names)) < len(names):
         raise RecipeError(f"data.target={data.target} returned two classes of one name: {', '.join(names)}")
+    _require_same_classes(data.target, parts)
     shapes = {name: _checked(data.target, name, part, len(names)) for name, part in parts.items()}
     shape = shapes["train"]
     for name, other in shapes.items():
@@ -118,6 +120,19 @@ def own_splits(data: ClassificationData) -> Splits:
         validation=parts.get("validation"),
         preprocessing=_preprocessing(data.target, returned.get("preprocessing"), shape),
     )
+
+
+def _require_same_classes(target: str, parts: Mapping[str, OwnExamples]) -> None:
+    """Refuse data sets that number their classes differently, as two ImageFolders of which one lacks a class."""
+    named = {name: list(part.dataset.classes) for name, part in parts.items() if hasattr(part.dataset, "classes")}
+    first = named.get("train")
+    for name, classes in named.items():
+        if first is not None and classes != first:
+            one = next((a, b) for a, b in zip_longest(first, classes) if a != b)
+            raise RecipeError(
+                f'data.target={target} returned data sets with other classes for "train" than for "{name}" ({one[0]} and '
+                f"{one[1]} have one number): give both the same classes in the same order"
+            )
 
 
 def _examples(target: str, name: str, given: Any) -> OwnExamples:

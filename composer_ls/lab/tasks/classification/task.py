@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -15,8 +16,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 
+from composer_ls.errors import RecipeError
 from composer_ls.lab.images.loaders import evaluation_loader, labels_of, training_loader
+from composer_ls.lab.images.memory_images import MemoryImages
 from composer_ls.lab.recipe.recipe import Recipe
+from composer_ls.lab.run_folder.files import crc32
 from composer_ls.lab.tasks.classification.data import load_splits
 from composer_ls.lab.tasks.classification.network import (
     FrozenStatistics,
@@ -25,6 +29,7 @@ from composer_ls.lab.tasks.classification.network import (
     expected_preprocessing,
     load_weights,
 )
+from composer_ls.lab.tasks.classification.own_data import OwnExamples
 from composer_ls.lab.tasks.classification.report import REPORT, best_temperature
 from composer_ls.lab.tasks.classification.schema import ClassificationData, ClassificationModel, Diagnostics
 from composer_ls.lab.tasks.classification.training_curve import TrainingCurve
@@ -75,7 +80,23 @@ class Classification(Task):
     def teacher(cls, recipe: Recipe, facts: Mapping[str, Any]) -> nn.Module:
         """The network named in the recipe, for the run's images and classes."""
         assert isinstance(recipe.model, ClassificationModel)
+        if recipe.algorithms.get("stochastic_depth") is not None:
+            raise RecipeError(
+                "algorithms.stochastic_depth changes what a network computes from its weights, also after training, so the run's "
+                "network cannot be made from them: train without it to use the network"
+            )
         return build_network(recipe.model, tuple(facts["image_shape"]), len(facts["classes"]), bare=True)
+
+    def known_of_the_data(self) -> dict[str, Any]:
+        """The classes, the numbers of examples, and checksums of the labels that can be read without reading examples."""
+        parts = {"train": self._splits.train, "validation": self._splits.validation, "test": self._splits.test}
+        known = super().known_of_the_data()
+        for name, part in parts.items():
+            given = part.dataset if isinstance(part, OwnExamples) else part
+            labels = given.labels if isinstance(given, MemoryImages) else getattr(given, "targets", None)
+            with contextlib.suppress(TypeError, ValueError):  # data of the user's may have targets of any kind
+                known |= {} if labels is None else {f"{name} labels": crc32(torch.as_tensor(labels).long())}
+        return known
 
     def label_counts(self) -> Tensor:
         """The number of training labels of each class, ``(K,)``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -67,14 +68,7 @@ def _pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
                 f"there is no folder {folder.absolute()}: camvid expects images in data.root/{split}/images/ and masks "
                 f"in data.root/{split}/masks/; set data.root=DIR to the folder that holds train and test"
             )
-    image_of, mask_of = (
-        {
-            file.stem: file
-            for file in sorted(folder.iterdir())
-            if file.suffix.lower() in suffixes and not is_hidden(file)
-        }
-        for folder, suffixes in ((images, SUFFIXES), (masks, {".png"}))
-    )
+    image_of, mask_of = (_by_stem(folder, suffixes) for folder, suffixes in ((images, SUFFIXES), (masks, {".png"})))
     if not image_of:
         raise DataNotFoundError(
             f"there are no images in {images.absolute()}: put them there, or set data.root=DIR to another folder"
@@ -87,6 +81,19 @@ def _pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
                 f"{one[alone[0]]} has no {kind} of the same name in {place}{more}: put it there or delete the file"
             )
     return [(image_of[name], mask_of[name]) for name in image_of]
+
+
+def _by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() in suffixes and not is_hidden(file):
+            other = found.setdefault(file.stem, file)
+            if other != file:
+                raise DataNotFoundError(
+                    f"{other} and {file} have one name, so it is not known which of them the mask {file.stem}.png belongs to: "
+                    f"delete or rename one"
+                )
+    return found
 
 
 def _read_all(pairs: list[tuple[Path, Path]], num_classes: int) -> tuple[Tensor, Tensor]:

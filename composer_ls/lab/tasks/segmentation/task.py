@@ -20,6 +20,7 @@ from composer_ls.errors import RecipeError
 from composer_ls.lab.images.loaders import evaluation_loader, training_loader
 from composer_ls.lab.images.memory_images import MemoryLabelMaps
 from composer_ls.lab.recipe.recipe import Recipe
+from composer_ls.lab.run_folder.files import crc32
 from composer_ls.lab.tasks.collecting import collect_predictions
 from composer_ls.lab.tasks.no_better import no_better_than_nothing
 from composer_ls.lab.tasks.segmentation.data import load_label_maps
@@ -69,6 +70,12 @@ class Segmentation(Task):
         """Raise a RecipeError if there is a teacher, because all teachers that a recipe can name are classifiers."""
         if any(isinstance(algorithm, Distillation) for algorithm in algorithms):
             raise RecipeError("algorithms.distillation is for classification: leave it out")
+
+    def known_of_the_data(self) -> dict[str, Any]:
+        """The classes, the numbers of images, and checksums of the label maps."""
+        parts = {"train": self._splits.train, "test": self._splits.test}
+        maps = {f"{name} masks": crc32(one.labels) for name, one in parts.items() if isinstance(one, MemoryLabelMaps)}
+        return super().known_of_the_data() | maps
 
     def label_counts(self) -> Tensor:
         """The number of training pixels of each class, ``(K,)``."""

@@ -25,6 +25,7 @@ from composer_ls.distillation import Distillation
 from composer_ls.errors import RecipeError
 from composer_ls.lab.images.epoch_sampler import EpochSampler
 from composer_ls.lab.recipe.recipe import Recipe
+from composer_ls.lab.run_folder.files import crc32
 from composer_ls.lab.tasks.task import Measured, Task
 from composer_ls.lab.tasks.translation.batches import IGNORED, Row, TokenBatches, collator
 from composer_ls.lab.tasks.translation.bleu import bleu
@@ -87,6 +88,15 @@ class Translation(Task):
                 "algorithms.label_smoothing.implementation=composer does not reach the loss of a Hugging Face network: "
                 "use implementation=composer_ls"
             )
+
+    def known_of_the_data(self) -> dict[str, Any]:
+        """The numbers of sentences, and checksums of the subwords of the translations."""
+        parts = {"train": self._train, **self._test_rows}
+        subwords = {
+            f"{name} text": crc32(torch.tensor([token for row in rows for token in row["labels"]]))
+            for name, rows in parts.items()
+        }
+        return super().known_of_the_data() | subwords
 
     def label_counts(self) -> Tensor:
         """How often each subword occurs in the training translations, including end tokens, ``(K,)``."""

@@ -211,3 +211,18 @@ def test_the_example_of_the_guide_learns_and_runs_in_parts(tmp_path, monkeypatch
         assert train(recipe, RunFolder(None, recipe), progress=False)["steps"] == 1
     finally:
         sys.modules.pop("shapes", None)
+
+
+class Named(TensorDataset):
+    """Examples with names of classes, as an ImageFolder has."""
+
+    def __init__(self, count, *classes):
+        super().__init__(*examples(count, len(classes)).tensors)
+        self.classes = list(classes)
+
+
+def test_parts_that_number_their_classes_differently_are_refused(own):
+    with pytest.raises(RecipeError, match=r'"train" than for "test" \(green and red have one number\)'):
+        own_splits(own(loaders(train=Named(9, "blue", "green", "red"), test=Named(6, "blue", "red"), classes=None)))
+    parts = {"train": Named(9, "a", "b", "c"), "test": Named(6, "a", "b", "c"), "classes": ["Ant", "Bee", "Cat"]}
+    assert own_splits(own(loaders(**parts))).classes == ("Ant", "Bee", "Cat")

@@ -118,3 +118,10 @@ def test_camvid_itself_has_its_classes_where_they_belong():
     assert max(by_name, key=lambda name: by_name[name][0]) == "road"
     assert max(by_name, key=lambda name: by_name[name][1]) == "road"
     assert min(by_name, key=lambda name: by_name[name][1]) == "sky"
+
+
+def test_two_images_of_one_name_are_refused(root):
+    image = sorted((root / "train" / "images").iterdir())[0]
+    Image.new("RGB", (32, 24)).save(image.with_suffix(".jpg" if image.suffix == ".png" else ".png"))
+    with pytest.raises(DataNotFoundError, match="have one name, so it is not known which of them the mask"):
+        load_label_maps(data_at(root))
