@@ -178,8 +178,8 @@ def judge(plan: TunePlan, search: Search, runs: Sequence[PlannedRun]) -> Verdict
         sides = after[seed], before[seed]
         held_out = all("validation" in run.parts for run in sides)
         if held_out and (differing := data_differences(*sides, "validation", others=False)):
-            reason = f"it is judged on other data than the recipe as it was: {', '.join(differing)}"
-            left_out.append(LeftOut(after.pop(seed).folder, reason))
+            why = f"it is judged on other data than the recipe as it was: {', '.join(differing)}"
+            left_out.append(LeftOut(after.pop(seed).folder, why))
     if not runs:
         return Verdict(plan, search, None)
     unknown = _unknown(search, before, after, left_out)

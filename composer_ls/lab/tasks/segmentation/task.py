@@ -72,9 +72,9 @@ class Segmentation(Task):
             raise RecipeError("algorithms.distillation is for classification: leave it out")
 
     def known_of_the_data(self) -> dict[str, Any]:
-        """The classes, the numbers of images, and checksums of the label maps."""
+        """The classes, the numbers of images, and checksums of the images with their label maps."""
         parts = {"train": self._splits.train, "test": self._splits.test}
-        maps = {f"{name} masks": crc32(one.labels) for name, one in parts.items() if isinstance(one, MemoryLabelMaps)}
+        maps = {f"{name} masks": crc32(one.images) for name, one in parts.items() if isinstance(one, MemoryLabelMaps)}
         return super().known_of_the_data() | maps
 
     def label_counts(self) -> Tensor:
