@@ -16,7 +16,7 @@ from typing import Any
 
 from composer_ls.errors import InputError, RecipeError
 from composer_ls.lab.compare.measured_runs import LeftOut, find_runs
-from composer_ls.lab.compare.settings import SMOOTHING, differing_places, is_place, names_of_settings
+from composer_ls.lab.compare.settings import SMOOTHING, differing_places, is_place, names_of_settings, value_at
 from composer_ls.lab.recipe.methods import METHODS
 from composer_ls.lab.recipe.reading import load_recipe
 from composer_ls.lab.recipe.recipe import Recipe, differing_keys
@@ -302,14 +302,8 @@ def _refuse_clashes(axes: Sequence[Axis], amounts: set[str], overrides: Sequence
 
 def _amounts_in(key: str, value: Any, amounts: set[str]) -> list[str]:
     """Which of the keys in ``amounts`` a mapping for a shorter key sets."""
-    found = []
-    for amount in sorted(amounts):
-        if amount.startswith(f"{key}."):
-            inside = value
-            for part in amount.removeprefix(f"{key}.").split("."):
-                inside = inside.get(part) if isinstance(inside, Mapping) else None
-            found += [amount] if inside is not None else []
-    return found
+    inner = [amount for amount in sorted(amounts) if amount.startswith(f"{key}.")]
+    return [amount for amount in inner if value_at(value, amount.removeprefix(f"{key}.")) is not None]
 
 
 def _names(recipes: Sequence[Recipe]) -> tuple[list[str], list[str]]:

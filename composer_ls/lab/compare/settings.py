@@ -9,7 +9,15 @@ from typing import Any
 from composer_ls.lab.recipe.methods import METHODS
 from composer_ls.lab.recipe.recipe import Recipe, differing_keys, order_of
 
-__all__ = ["SMOOTHING", "differing_places", "is_place", "names_of_settings", "other_keys", "without_smoothing"]
+__all__ = [
+    "SMOOTHING",
+    "differing_places",
+    "is_place",
+    "names_of_settings",
+    "other_keys",
+    "value_at",
+    "without_smoothing",
+]
 
 SMOOTHING = "algorithms.label_smoothing.smoothing"
 _ORDER = "order"
@@ -99,7 +107,7 @@ def names_of_settings(recipes: Sequence[Recipe]) -> list[str]:
     names = []
     for recipe in recipes:
         content = _comparable(recipe)
-        values = [_value(content, key) for key in keys]
+        values = [value_at(content, key) for key in keys]
         parts = [_part(key, name, value) for key, name, value in zip(keys, short, values, strict=True)]
         if several_methods and recipe.method == "label_smoothing" and "label_smoothing" not in content["algorithms"]:
             parts.insert(0, "label_smoothing")
@@ -137,7 +145,8 @@ def without_smoothing(recipe: Recipe) -> str:
     return json.dumps(content, sort_keys=True, default=str)
 
 
-def _value(content: Mapping[str, Any], key: str) -> Any:
+def value_at(content: Mapping[str, Any], key: str) -> Any:
+    """The value at a dotted key of a recipe's content, or ``None``."""
     value: Any = content
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None

@@ -75,6 +75,7 @@ def part_arguments(kind: Kind, name: str) -> tuple[str, ...]:
     return arguments_in(_part_source(kind, name))
 
 
+@functools.cache
 def _part_source(kind: Kind, name: str) -> ast.ClassDef:
     module, _ = part_places(kind)[name]
     source = _class_in(composers_folder() / kind / f"{module.rpartition('.')[2]}.py", BASES[kind])

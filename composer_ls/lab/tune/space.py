@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from composer_ls.errors import InputError, RecipeError
-from composer_ls.lab.compare.settings import SMOOTHING, is_place
+from composer_ls.lab.compare.settings import SMOOTHING, is_place, value_at
 from composer_ls.lab.recipe.algorithm_arguments import takes_whole_numbers
 from composer_ls.lab.recipe.recipe import Recipe
 from composer_ls.lab.recipe.yaml_text import parse_yaml
@@ -20,7 +20,7 @@ from composer_ls.lab.recipe.yaml_text import parse_yaml
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
-__all__ = ["Choice", "Dimension", "Range", "parse_dimension", "search_space", "value_at"]
+__all__ = ["Choice", "Dimension", "Range", "parse_dimension", "search_space"]
 
 
 @dataclass(frozen=True)
@@ -202,11 +202,3 @@ def parse_dimension(text: str, recipe: Recipe) -> Dimension:
 def _is_real(key: str) -> bool:
     section, name, argument = (*key.split("."), "", "")[:3]
     return section == "algorithms" and not takes_whole_numbers(name, argument)
-
-
-def value_at(content: Mapping[str, Any], key: str) -> Any:
-    """The value at a dotted key of a recipe's content, or ``None``."""
-    value: Any = content
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value

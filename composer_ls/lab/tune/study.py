@@ -22,10 +22,10 @@ from composer_ls.lab.compare.execute import Ended
 from composer_ls.lab.compare.measured_runs import LeftOut, Run, Scores, read_run
 from composer_ls.lab.compare.one_run import Status
 from composer_ls.lab.compare.planned_runs import PlannedRun
+from composer_ls.lab.compare.settings import value_at
 from composer_ls.lab.recipe.recipe import differing_keys
 from composer_ls.lab.run_folder.claim import claimant
 from composer_ls.lab.tune.plan import TunePlan
-from composer_ls.lab.tune.space import value_at
 
 __all__ = ["JOURNAL", "Search", "Watch"]
 
