@@ -15,6 +15,7 @@ from composer.utils import batch_get, ensure_tuple
 from torch import Tensor, nn
 
 from composer_ls.batch_copy import copied
+from composer_ls.composition.conflicts import loss_function_of
 from composer_ls.diagnostics.teaching import check_classes, check_distillation, counted_positions, teacher_cross_entropy
 from composer_ls.errors import TargetError, TeacherError
 from composer_ls.targets import SoftTargets
@@ -53,8 +54,8 @@ class Distillation(Algorithm):
             attribute's name, or a getter, which is applied to tensors too. ``None``: found automatically.
         target_key: Where the labels are in the batch: an index, a key or a getter. ``None``: ``"labels"`` of a mapping,
             or the second entry of a tuple.
-        ignore_index: The label of positions that do not count. ``None``: all positions count, and labels are not
-            needed.
+        ignore_index: The label of positions that do not count, besides labels that are of no class and the
+            ``ignore_index`` of the model's loss. ``None``: all positions count, and labels are not needed.
         class_dim: The class dimension of the logits, 1 or -1. ``None``: found automatically.
         shift_labels: Whether the label at each position belongs to the logits of the position before it, as in causal
             language models. ``None``: as a HuggingFaceModel says, and False for other models.
@@ -306,7 +307,9 @@ class Distillation(Algorithm):
             shift = isinstance(model, HuggingFaceModel) and bool(model.shift_labels) and labels.ndim == 2
         if shift:
             labels = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], self.ignore_index)], 1)
-        return counted_positions(labels, moved, self.ignore_index)
+        counted = counted_positions(labels, moved, self.ignore_index) & (labels >= 0) & (labels < moved.shape[1])
+        of_loss = getattr(loss_function_of(model), "ignore_index", None)
+        return counted if of_loss is None else counted & (labels != of_loss)
 
 
 @contextlib.contextmanager

@@ -67,6 +67,7 @@ class OnlineLabelSmoothing(LabelSmoothing):
 
     """
 
+    reads_logits = True
     METRIC: ClassVar[str] = "online_label_smoothing/smoothing"
 
     def __init__(

@@ -531,6 +531,27 @@ def test_what_stands_in_the_padding_does_not_move_a_language_models_weights(smoo
     torch.testing.assert_close(weights(3), weights(8), rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize(("void", "ignored"), [(255, 255), (0, 0), (-1, -1)])
+@pytest.mark.parametrize("smoothing", [[], [LabelSmoothing(0.0)]])
+def test_pixels_that_the_models_loss_ignores_do_not_count_for_the_teacher_either(void, ignored, smoothing):
+    images, labels = examples(segmentation=True)
+    labels = labels.clamp(min=1)
+    labels[:, ::2] = void
+    torch.manual_seed(3)
+    teacher, losses = nn.Conv2d(3, K, 1), Losses()
+    model = classifier(nn.CrossEntropyLoss(ignore_index=ignored), segmentation=True)
+    with torch.no_grad():
+        own, other = model.module(images[:8]), teacher(images[:8])
+    fit(
+        [*smoothing, Distillation(teacher, weight=1)],
+        model=model,
+        loader=DataLoader(TensorDataset(images, labels), 8),
+        steps=1,
+        callbacks=[losses],
+    )
+    assert losses.seen[0] == pytest.approx(dense_reference(own, other, labels[:8] != void, 1)[0], rel=1e-5)
+
+
 def test_void_pixels_and_their_logits_do_not_move_the_weights():
     images, labels = examples(segmentation=True)
     labels[:, ::2] = 255
@@ -628,7 +649,7 @@ def test_class_dim_may_not_be_the_dimension_of_examples():
         Distillation(teacher_network(), class_dim=0)
 
 
-@pytest.mark.parametrize(("dtype", "label", "ignore_index"), [(torch.uint8, 156, -100), (torch.int8, -1, 255)])
+@pytest.mark.parametrize(("dtype", "label", "ignore_index"), [(torch.uint8, 156, -100), (torch.int8, 7, 263)])
 def test_a_label_is_ignored_by_its_value_and_not_by_what_wraps_around_in_its_type(dtype, label, ignore_index):
     student, teacher = torch.randn(4, 160), torch.randn(4, 160)
     labels = torch.tensor([label, 3, 4, 5], dtype=dtype)

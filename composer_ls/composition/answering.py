@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -136,7 +136,7 @@ def answered(
 
 def is_answerable(call: Call, kind: str, paths: list[Path] | None) -> bool:
     """Whether a call uses the labels that are to be smoothed, in a loss that fits this kind of smoothing."""
-    if not call.is_of_labels or not is_of(call, paths):
+    if not call.is_of_labels or not is_of(call.origins, paths):
         return False
     if kind == "binary":
         return call.function in BINARY
@@ -144,9 +144,9 @@ def is_answerable(call: Call, kind: str, paths: list[Path] | None) -> bool:
     return call.function in CLASSES or (call.function in BINARY and of_rows)
 
 
-def is_of(call: Call, paths: list[Path] | None) -> bool:
-    """Whether a call's target comes from one of these paths in the batch; with None, from any."""
-    return paths is None or any(origin[: len(path)] == path for origin in call.origins for path in paths)
+def is_of(origins: Iterable[Path], paths: list[Path] | None) -> bool:
+    """Whether one of some origins lies at one of these paths in the batch; with None, at any."""
+    return paths is None or any(origin[: len(path)] == path for origin in origins for path in paths)
 
 
 def key_paths(batch: Any, key: Any) -> list[Path] | None:

@@ -8,11 +8,12 @@ other files of this folder use the same words: a model is asked, its calls are h
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
@@ -30,7 +31,19 @@ import composer_ls
 from composer_ls.composition.batches import Path, leaves
 from composer_ls.targets.dispatch import out_of_place
 
-__all__ = ["BINARY", "CLASSES", "HALF", "Call", "Listening", "is_out_of_memory", "modules_called", "on_trial", "total"]
+__all__ = [
+    "BINARY",
+    "CLASSES",
+    "HALF",
+    "MADE",
+    "Call",
+    "Listening",
+    "is_out_of_memory",
+    "modules_called",
+    "on_trial",
+    "total",
+    "with_other_containers",
+]
 
 CLASSES = (F.cross_entropy, F.nll_loss)
 """Losses over mutually exclusive classes."""
@@ -49,6 +62,16 @@ HALF = (torch.float16, torch.bfloat16)
 """Dtypes in which losses are rounded to few digits."""
 LIKE = {"to", "type_as", "view", "expand"}
 """Functions whose second argument only says what the result looks like."""
+KEEPS = {
+    *("__get__", "bfloat16", "chunk", "clone", "contiguous", "cpu", "cuda", "detach", "double", "expand", "flatten"),
+    *("float", "half", "int", "long", "movedim", "narrow", "pad", "permute", "reshape", "select", "split", "squeeze"),
+    *("swapaxes", "swapdims", "t", "to", "transpose", "type", "type_as", "unbind", "unflatten", "unsqueeze", "view"),
+}
+"""Functions after which a label is still the same, wherever it is then."""
+CONTAINERS = (list, dict, set, deque)
+"""What a model may gather things in."""
+MADE: Path = ("the output of forward()",)
+"""In place of a path in the batch, for labels that a model has in its output."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +84,7 @@ class Call:
         target: Labels or rows.
         options: The other arguments of the call.
         origins: The paths in the batch from which the target was computed.
+        changes: The functions on that way that change labels or select some, such as ``masked_fill``.
         place: File and line of the call in the user's code, or an empty string if a library made it.
         is_checkpointed: Whether the backward pass will repeat the call (activation checkpointing), when calls are no
             longer intercepted.
@@ -72,6 +96,7 @@ class Call:
     target: Tensor
     options: dict[str, Any]
     origins: frozenset[Path]
+    changes: frozenset[str]
     place: str
     is_checkpointed: bool
 
@@ -97,23 +122,67 @@ class Call:
         return bool(self.origins) and (has_rows or not self.target.is_floating_point())
 
 
+@dataclass(frozen=True)
+class _Origin:
+    """Where labels, or numbers that were computed from nothing else, come from.
+
+    Attributes:
+        paths: The paths in the batch.
+        changes: The functions that changed or selected labels on the way.
+
+    """
+
+    paths: frozenset[Path] = frozenset()
+    changes: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.paths)
+
+    def __or__(self, other: _Origin) -> _Origin:
+        return _Origin(self.paths | other.paths, self.changes | other.changes)
+
+
 @dataclass
 class _Origins:
-    """Tracks which objects were computed from which paths of a batch."""
+    """Tracks which objects were computed from which paths of a batch.
 
-    known: dict[int, tuple[Any, frozenset[Path]]] = field(default_factory=dict)
+    Attributes:
+        labels: The origins of what counts as labels, by the object's id.
+        numbers: Those of other numbers that were computed from labels alone, such as labels that were made smaller by
+            interpolation. They count as labels again once they are converted to integers.
 
-    def note(self, thing: Any, paths: frozenset[Path]) -> None:
-        self.known[id(thing)] = (thing, paths)  # the reference keeps the id from being reused
+    """
 
-    def of(self, things: Any) -> frozenset[Path]:
-        found: frozenset[Path] = frozenset()
+    # The reference to an object keeps its id from being reused.
+    labels: dict[int, tuple[Any, _Origin]] = field(default_factory=dict)
+    numbers: dict[int, tuple[Any, _Origin]] = field(default_factory=dict)
+
+    def of(self, things: Any) -> _Origin:
+        """The origin of the labels among these things."""
+        return self._found(things, self.labels)
+
+    def of_labels_alone(self, things: Any) -> _Origin:
+        """The origin of these things if every tensor among them comes from labels alone, else nothing."""
+        if any(id(one) not in self.labels and id(one) not in self.numbers for one in _tensors_in(things)):
+            return _Origin()
+        return self._found(things, self.labels) | self._found(things, self.numbers)
+
+    def _found(self, things: Any, known: Mapping[int, tuple[Any, _Origin]]) -> _Origin:
+        found = _Origin()
         for thing in things:
-            if id(thing) in self.known:
-                found |= self.known[id(thing)][1]
+            if id(thing) in known:
+                found |= known[id(thing)][1]
             elif isinstance(thing, (list, tuple)) and len(thing) < 32:
-                found |= self.of(thing)
+                found |= self._found(thing, known)
         return found
+
+
+def _tensors_in(things: Any) -> Iterator[Tensor]:
+    for thing in things:
+        if isinstance(thing, Tensor):
+            yield thing
+        elif isinstance(thing, (list, tuple)) and len(thing) < 32:
+            yield from _tensors_in(thing)
 
 
 class Listening(TorchFunctionMode):
@@ -124,17 +193,24 @@ class Listening(TorchFunctionMode):
     Args:
         batch: The batch whose labels to track.
         answer: Computes the loss for a call. It may call PyTorch's own function, which is not intercepted again.
+        made: Labels that are not in the batch, but were made of it before. Their path is `MADE`.
 
     """
 
-    def __init__(self, batch: Any, answer: Callable[[Call], Tensor]) -> None:
+    def __init__(self, batch: Any, answer: Callable[[Call], Tensor], made: Sequence[Any] = ()) -> None:
         super().__init__()
         self.calls: list[Call] = []
         self._answer = answer
         self._origins = _Origins()
+        for thing in made:
+            self._origins.labels[id(thing)] = (thing, _Origin(frozenset([MADE])))
         for path, leaf in leaves(batch):
             if isinstance(leaf, (Tensor, list, tuple)) or type(leaf).__module__ == "numpy":
-                self._origins.note(leaf, frozenset([path]))
+                self._origins.labels[id(leaf)] = (leaf, _Origin(frozenset([path])))
+
+    def origins_of(self, thing: Any) -> frozenset[Path]:
+        """The paths in the batch from which something comes, if it counts as labels."""
+        return self._origins.of([thing]).paths
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Pass loss calls to ``answer``; run every other function and track the labels through it."""
@@ -142,21 +218,32 @@ class Listening(TorchFunctionMode):
         if func in CLASSES or func in BINARY or func is F.mse_loss:
             options = signature(func).bind(*args, **kwargs).arguments
             input, target = options.pop("input"), options.pop("target")
-            call = Call(func, input, target, options, self._origins.of([target]), *_place())
+            origin = self._origins.of([target])
+            call = Call(func, input, target, options, origin.paths, origin.changes, *_place())
             self.calls.append(call)
             return self._answer(call)
         result = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         sources = _sources(name, args, kwargs)
-        if origins := self._origins.of(sources):
+        of_labels = self._origins.of(sources)
+        if origin := of_labels or self._origins.of_labels_alone(sources):
+            if name not in KEEPS and not (name == "__getitem__" and _is_slice(args[1])):
+                origin |= _Origin(changes=frozenset([name]))
             for made in result if isinstance(result, (list, tuple)) else [result]:
-                if isinstance(made, Tensor) and not made.is_floating_point():
-                    self._origins.note(made, origins)
-                elif isinstance(made, Tensor) and name in MOVES:  # what a mask selects of other numbers is not labels
-                    self._origins.note(made, self._origins.of(one for one in sources if not _is_mask(one)))
-            if name in ("__setitem__", "copy_"):
-                self._origins.note(args[0], origins)
+                if isinstance(made, Tensor):
+                    self._note(made, name, origin, sources)
+            if of_labels and name in ("__setitem__", "copy_"):
+                self._origins.labels[id(args[0])] = (args[0], origin)
         return result
+
+    def _note(self, made: Tensor, name: str, origin: _Origin, sources: tuple[Any, ...]) -> None:
+        if not made.is_floating_point():
+            self._origins.labels[id(made)] = (made, origin)
+        elif name in MOVES and (moved := self._origins.of(one for one in sources if not _is_mask(one))):
+            # what a mask selects of other numbers is not labels
+            self._origins.labels[id(made)] = (made, _Origin(moved.paths, origin.changes))
+        elif self._origins.of_labels_alone(sources):
+            self._origins.numbers[id(made)] = (made, origin)
 
 
 def _sources(name: str, args: Any, kwargs: dict[str, Any]) -> tuple[Any, ...]:
@@ -164,6 +251,12 @@ def _sources(name: str, args: Any, kwargs: dict[str, Any]) -> tuple[Any, ...]:
     if name.endswith("_like") or name.startswith("new_"):
         return ()
     return tuple(args[:1]) if name in LIKE else (*args, *kwargs.values())
+
+
+def _is_slice(index: Any) -> bool:
+    """Whether an index takes labels by their place alone, as ``labels[..., 1:]`` does."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(part is None or part is ... or isinstance(part, (int, slice)) for part in parts)
 
 
 def _is_mask(thing: Any) -> bool:
@@ -232,14 +325,14 @@ class _Held:
         return fields
 
     def left(self) -> list[tuple[nn.Module, str, Any]]:
-        """The attributes that were set since, each with its module and value."""
+        """The attributes that were set since, or gather other things now, each with its module and value."""
         missing = object()
         return [
-            (module, name, value)
+            (module, name, with_other_containers(value))
             for module, fields in self.modules
             if _is_of_user(module)
             for name, value in vars(module).items()
-            if name not in _OF_ALL_MODULES and fields.get(name, (missing,))[0] is not value
+            if name not in _OF_ALL_MODULES and _is_other(value, *fields.get(name, (missing, None)))
         ]
 
     def put_back(self) -> None:
@@ -261,11 +354,15 @@ class _Writes(TorchFunctionMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        self.parameters = {id(weight): weight for weight in model.parameters()}
         self.weights = {_address(weight) for weight in model.parameters()} - {0}
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self.data: dict[int, Tensor] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Copy a weight before the first function that changes it."""
+        """Copy a weight before the first function that changes it, and keep the ``data`` that is replaced by other."""
+        if func == _SET_DATA and id(args[0]) in self.parameters:
+            self.data.setdefault(id(args[0]), args[0].data)
         if args and out_of_place(getattr(func, "__name__", "")) is not None:
             for one in args[0] if isinstance(args[0], (list, tuple)) else [args[0]]:
                 address = _address(one)
@@ -274,8 +371,13 @@ class _Writes(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def put_back(self) -> None:
+        for key, data in self.data.items():
+            self.parameters[key].data = data
         for weight, before in self.kept.values():
             weight.copy_(before)
+
+
+_SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 
 
 def _address(tensor: Any) -> int:
@@ -334,10 +436,29 @@ def _kept(value: Any, depth: int = 0) -> Any:
         return value.copy()
     if _is_counter(value):
         value = vars(value)
-    if isinstance(value, (list, dict, set, deque)) and depth < 3 and len(value) < 1000:
+    if isinstance(value, CONTAINERS) and depth < 3 and len(value) < 1000:
         items = value.items() if isinstance(value, dict) else enumerate(value)
         return [(key, item, _kept(item, depth + 1)) for key, item in items]
     return None
+
+
+def _is_other(value: Any, before: Any, kept: Any) -> bool:
+    """Whether a value is not the one before, or gathers other things than were kept."""
+    if value is not before or not isinstance(value, CONTAINERS) or kept is None:
+        return value is not before
+    now = list(value.values() if isinstance(value, dict) else value)
+    return len(now) != len(kept) or any(_is_other(one, *item[1:]) for one, item in zip(now, kept, strict=True))
+
+
+def with_other_containers(value: Any) -> Any:
+    """A copy of nested containers that holds the same things."""
+    if not isinstance(value, CONTAINERS):
+        return value
+    other = copy.copy(value)
+    if not isinstance(other, set):
+        for key, item in list(other.items() if isinstance(other, dict) else enumerate(other)):
+            other[key] = with_other_containers(item)
+    return other
 
 
 def _is_counter(value: Any) -> bool:
@@ -358,7 +479,7 @@ def _put_back(value: Any, kept: Any) -> None:
     elif isinstance(value, np.ndarray):
         value[...] = kept
     elif kept is not None:
-        value = value if isinstance(value, (list, dict, set, deque)) else vars(value)
+        value = value if isinstance(value, CONTAINERS) else vars(value)
         for _, item, item_kept in kept:
             _put_back(item, item_kept)
         if isinstance(value, dict):

@@ -20,12 +20,14 @@ from composer_ls.composition.asking import (
     BINARY,
     CLASSES,
     HALF,
+    MADE,
     Call,
     Listening,
     is_out_of_memory,
     modules_called,
     on_trial,
     total,
+    with_other_containers,
 )
 from composer_ls.composition.batches import DEFAULT_KEY, NO_LABEL, as_tensor, cloned, get, leaves, path_of, with_target
 from composer_ls.composition.conflicts import Conflict, DoubleSmoothingError, smoothing_of
@@ -82,6 +84,14 @@ JUMPS = (
     "jumps when the targets are smoothed by very little, because it compares their entries with 0 or 1, counts or rounds them, "
     "as in target == 1, target > 0 or target.long(). Take such weights and masks from labels that are not smoothed, "
     "(target > 0.5) for example; use on_conflict='warn' to continue"
+)
+WEIGHTS = (
+    "takes weights for its loss from the targets, such as their mean, and smoothing would change these. Take them from labels "
+    "that are not smoothed, (target > 0.5) for example; use on_conflict='warn' to continue"
+)
+MADE_IN_FORWARD = (
+    "takes the cross entropy of labels that forward() made of those in the batch and put into its output, where LabelSmoothing "
+    "cannot follow them: make them in loss(), or use on_conflict='warn' if they are to stay hard"
 )
 
 
@@ -142,10 +152,15 @@ class _Asked:
             if is_out_of_memory(error):
                 raise
             return TargetsInBatch(self.smoother, _in_words(error))
+        made = (leaf for _, leaf in leaves([self.outputs, [value for *_, value in self.left]]))
+        self.made = [leaf for leaf in made if (origins := forward.origins_of(leaf)) and is_of(origins, self.paths)]
         hard, loss_calls = self._hard_loss()
-        uses_forward = hard is not None and self._uses_scalars(hard, forward.calls)
-        uses_forward = uses_forward or own_loss.makes_its_loss(self.model)
+        uses_forward = own_loss.makes_its_loss(self.model) or (
+            hard is not None and (self._uses_calls(hard, forward.calls) or self._uses_scalars(hard))
+        )
         self.heard = calls = [*(forward.calls if uses_forward else []), *loss_calls]
+        if any(call.is_of_labels and MADE in call.origins for call in loss_calls):
+            self._refuse(TargetError(f"the loss of {type(self.model).__name__} {MADE_IN_FORWARD}"))
         self._object_to_smoothing({"forward": forward.calls if uses_forward else [], "loss": loss_calls})
         if uses_forward and not loss_calls and isinstance(self.model, HuggingFaceModel):
             return self._forward_made(forward.calls)
@@ -229,9 +244,13 @@ class _Asked:
         others = {call.ignore_index for call in answerable} - {-100, self.smoother.ignore_index}
         if others and not mixers_among(self.state.algorithms):  # such labels may come in later batches only
             return self._answering(answerable, in_loss=True)
+        of_rows = Listening(batch, _as_it_is)
         try:
-            soft = total(self._loss(batch))
+            with of_rows:
+                soft = total(self._loss(batch))
             problem = "" if self._same(hard, soft) else _differs(soft, hard)
+            if any(not call.target.is_floating_point() for call in self._answerable(of_rows.calls)):
+                problem = "one of its cross entropies takes labels that it makes of the distributions"
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -244,7 +263,7 @@ class _Asked:
         if answerable:
             return self._answering(answerable, in_loss=True)
         name = type(self.model).__name__
-        if problem in (UNUSED, JUMPS):
+        if problem in (UNUSED, JUMPS, WEIGHTS):
             self._refuse(TargetError(f"the loss of {name} {problem}"))
             return TargetsInBatch(self.smoother)
         raise TargetError(f"the loss of {name} does not take smoothed targets: {problem}. {WAY_OUT}")
@@ -264,6 +283,7 @@ class _Asked:
             return ""
         filled: list[tuple[Tensor, Tensor]] = []
         losses = []
+        weights: list[list[Any]] = []
         try:
             for _, leaf in leaves(self.outputs):
                 if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.shape == logits.shape:
@@ -276,7 +296,10 @@ class _Asked:
                 of_labels = total(self._loss(self.batch))
             for amount in (0, 1e-4, 0.15):  # the largest entries stay so
                 rows = smooth_labels(logits, target, amount, kind=kind, validate=False) if amount else target
-                losses.append(self._loss(with_target(self.batch, self.smoother.target_key, rows)))
+                batch = with_target(self.batch, self.smoother.target_key, rows)
+                with Listening(batch, _as_it_is) as heard:
+                    losses.append(self._loss(batch))
+                weights.append([call.options.get(name) for call in heard.calls for name in ("weight", "pos_weight")])
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -293,6 +316,8 @@ class _Asked:
             return _differs(hard, of_labels)
         if torch.equal(hard, much):
             return UNUSED
+        if not all(map(_is_same_weight, weights[0], weights[-1])):
+            return WEIGHTS
         jump = (little - hard).abs()  # of a loss that is linear in its targets, 1/1500 of the other difference
         return JUMPS if jump > 0.1 * (much - hard).abs() and jump > 1e-3 * hard.abs() else ""
 
@@ -317,7 +342,7 @@ class _Asked:
 
     def _hard_loss(self) -> tuple[Tensor | None, list[Call]]:
         """The loss of the unsmoothed labels, and the loss calls made while computing it."""
-        listening = Listening(self.batch, self._exact)
+        listening = Listening(self.batch, self._exact, self.made)
         called: list[nn.Module] = []
         hard = None
         try:
@@ -337,7 +362,7 @@ class _Asked:
         """What ``loss()`` returns for the model's output, with what ``forward()`` left on the model."""
         with on_trial(self.model):
             for module, name, value in self.left:
-                vars(module)[name] = value
+                vars(module)[name] = with_other_containers(value)
             return self.model.loss(self.outputs, batch)
 
     def _exact(self, call: Call) -> Tensor:
@@ -367,10 +392,28 @@ class _Asked:
         )
         return torch.allclose(a, b, rtol=1e-3 if in_half else 2e-5, atol=1e-5, equal_nan=True)
 
-    def _uses_scalars(self, hard: Tensor, calls: list[Call]) -> bool:
+    def _uses_calls(self, hard: Tensor, calls: list[Call]) -> bool:
+        """Whether the result of ``loss()`` depends on a loss of labels that was computed in ``forward()``, wherever it was left."""
+        if not any(call.is_of_labels for call in calls):
+            return False
+        outputs, left = self.outputs, self.left
+        other = Listening(self.batch, lambda call: own_loss.numbered(other.calls) + call.is_of_labels)
+        try:
+            with on_trial(self.model) as held, other:
+                self.outputs = self.model(self.batch)
+                self.left = held.left()
+            return not self._same(hard, total(self._loss(self.batch)))
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return True
+        finally:
+            self.outputs, self.left = outputs, left
+
+    def _uses_scalars(self, hard: Tensor) -> bool:
         """Whether the result of ``loss()`` depends on a 0-dim number in the output of ``forward()`` that is of labels."""
         scalars = _scalars(self.outputs)
-        if not scalars or not (any(call.is_of_labels for call in calls) or self._reads_labels()):
+        if not scalars or not self._reads_labels():
             return False
         before = [scalar.clone() for scalar in scalars]
         with torch.no_grad():
@@ -409,7 +452,7 @@ class _Asked:
     def _object_to_smoothing(self, calls: dict[str, list[Call]]) -> None:
         for method, heard in calls.items():
             for call in heard:
-                elsewhere = call.origins and not is_of(call, self.paths)
+                elsewhere = call.origins and not is_of(call.origins, self.paths)
                 if call.label_smoothing and not elsewhere:
                     amount = f"label_smoothing={call.label_smoothing:g}"
                     where = f" ({call.place})" if call.place else ""
@@ -434,7 +477,7 @@ class _Asked:
             return
         smoothed = {_memory(call.input) for call in answerable}
         for call in calls:
-            elsewhere = call.function in CLASSES and call.is_of_labels and not is_of(call, self.paths)
+            elsewhere = call.function in CLASSES and call.is_of_labels and not is_of(call.origins, self.paths)
             if elsewhere and _memory(call.input) in smoothed:
                 mine, others = (
                     " and ".join(".".join(map(str, path)) for path in paths) for paths in (self.paths, call.origins)
@@ -463,13 +506,24 @@ def _scalars(outputs: Any) -> list[Tensor]:
     return [leaf for leaf in found if leaf.ndim == 0 and leaf.is_floating_point()]
 
 
+def _as_it_is(call: Call) -> Tensor:
+    """The loss of a call as PyTorch computes it."""
+    return call.function(call.input, call.target, **call.options)
+
+
+def _is_same_weight(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and torch.allclose(one, other, rtol=1e-4, equal_nan=True)
+    return one is other
+
+
 def _differs(soft: Tensor | None, hard: Tensor | None) -> str:
     return f"it is {soft:.4g} for distributions but {hard:.4g} for their labels"
 
 
-def _memory(tensor: Tensor) -> tuple[int, torch.Size]:
-    """What two tensors that are the same, or views of all of the same, have in common."""
-    return tensor.data_ptr(), tensor.shape
+def _memory(tensor: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
+    """What two tensors that are the same, or the same view of the same, have in common."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
 def _in_words(error: Exception) -> str:  # kept in place of the error, which would keep the memory of its frames

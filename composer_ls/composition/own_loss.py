@@ -337,6 +337,9 @@ def _term(
         raise NotReplaceableError(_not_replaceable(name, "changes its labels by what else is in the batch"))
     ignored = call.options.get("ignore_index", -100)
     clamped = call.function is F.cross_entropy and ignored == call.input.shape[-1]
+    changes = call.changes - ({"clamp", "clamp_"} if clamped else set())
+    if changes:  # though the labels of this batch may still be the same
+        raise NotReplaceableError(_not_replaceable(name, f"changes its labels by {', '.join(sorted(changes))}"))
     if call.function is F.cross_entropy and not clamped and ignored != ignore_index:
         what = f"ignores the label {ignored}, but LabelSmoothing {ignore_index}"
         raise NotReplaceableError(_not_replaceable(name, what))

@@ -238,6 +238,13 @@ _COMPARISONS = {
 }
 _COMPARISONS |= {f"__{name}__" for name in ("eq", "ne", "lt", "le", "gt", "ge")}
 _TO_INTEGERS = {"long", "int", "short", "char", "byte", "bool", "to", "type", "type_as"}
+_FILLS = {
+    "masked_fill": (2, "value"),
+    "index_fill": (3, "value"),
+    "masked_scatter": (2, "source"),
+    "where": (1, "other"),
+}
+"""Functions that write some values into a tensor: where these begin among the arguments, and the keyword of the last."""
 _LABELS_AT = {
     "nll_loss": (1, "target"), "multi_margin_loss": (1, "target"), "multilabel_margin_loss": (1, "target"),
     "one_hot": (0, "tensor"), "embedding": (0, "input"), "bincount": (0, "input"), "take": (1, "index"),
@@ -261,6 +268,8 @@ def _refuse_labels(kind: type[Tensor], name: str, args: Sequence[Any], kwargs: d
         what = f"{name} asks for class ids"
     elif name == "__getitem__" and isinstance(args[0], kind) and _holds_mask(args[1]):
         what = "a mask of more than one dimension selects class ids"
+    elif name in _FILLS and any(_is_integer(value) for value in _fillings(name, args, kwargs)):
+        what = f"{name} with an integer writes class ids (0.0 would be a number)"
     elif name == "roll" and len(args) < 3 and kwargs.get("dims") in (None, ()):
         what = "roll without dims=0 moves entries from class to class"
     elif name in _LABELS_AT:
@@ -273,6 +282,11 @@ def _refuse_labels(kind: type[Tensor], name: str, args: Sequence[Any], kwargs: d
             f"smooth_labels make them. The loss must take distributions, as torch.nn.functional.cross_entropy does (it "
             f"skips ignored labels by itself); target.dense() is the plain tensor"
         )
+
+
+def _fillings(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    first, keyword = _FILLS[name]
+    return (*args[first:], *(kwargs[key] for key in (keyword, "input", "self") if key in kwargs))
 
 
 def _is_integer(value: Any) -> bool:

@@ -429,28 +429,24 @@ def test_logits_that_share_memory_are_asked_as_they_are():
 @pytest.mark.parametrize(
     "algorithm", [LabelSmoothing(0.1, output_key=0), MaxSup(0.1, output_key=0), OnlineLabelSmoothing(output_key=0)]
 )
-@pytest.mark.parametrize(
-    ("loss", "forward"),
-    [
-        (
-            lambda o, b: o[1].mean(),
-            lambda model, b: (model.layer(b[0]), F.cross_entropy(model.layer(b[0]), b[1], reduction="none")),
-        ),
-        (
-            lambda o, b, model: F.cross_entropy(o[0], model.kept),
-            lambda model, b: (setattr(model, "kept", b[1] + 0), (model.layer(b[0]),))[1],
-        ),
-    ],
-)
-def test_a_loss_that_smoothing_cannot_reach_is_refused(algorithm, loss, forward):
+def test_a_loss_that_smoothing_cannot_reach_is_refused(algorithm):
     with pytest.raises(TargetError, match="is the same number when the targets are smoothed"):
-        weights(Model(loss, forward), [algorithm])
+        weights(Model(*of_labels_from_afar()), [algorithm])
+
+
+def of_labels_from_afar():
+    """A loss, and a forward pass that takes its labels out of PyTorch."""
+
+    def forward(model, b):
+        model.kept = b[1].tolist()
+        return (model.layer(b[0]),)
+
+    return lambda o, b, model: F.cross_entropy(o[0], torch.tensor(model.kept)), forward
 
 
 def test_on_request_a_loss_that_smoothing_does_not_reach_trains_with_a_warning():
-    model = Model(lambda o, b: o[1].mean(), lambda m, b: (m.layer(b[0]), F.cross_entropy(m.layer(b[0]), b[1])[None]))
     with pytest.warns(UserWarning, match="is the same number when the targets are smoothed"):
-        weights(model, [LabelSmoothing(0.1, output_key=0, on_conflict="warn")])
+        weights(Model(*of_labels_from_afar()), [LabelSmoothing(0.1, output_key=0, on_conflict="warn")])
 
 
 def test_nll_loss_of_scores_is_smoothed_as_it_is_beside_a_cross_entropy():
@@ -603,12 +599,225 @@ def test_evaluation_after_an_interrupted_step_sees_plain_labels(monkeypatch):
 def test_a_model_that_could_not_be_asked_but_trains_is_told():
     class Store(Model):
         def __init__(self):
-            super().__init__(lambda o, b, model: F.cross_entropy(o, model.store["labels"]))
-            self.store = {}
+            super().__init__(lambda o, b, model: F.cross_entropy(o, model.meter.labels))
+            self.meter = SimpleNamespace(steps=0)
 
         def forward(self, batch):
-            self.store["labels"] = batch[1]
+            self.meter.labels = batch[1]
             return super().forward(batch)
 
-    with pytest.warns(UserWarning, match=r"could not ask the model what its loss is \(KeyError: 'labels'\)"):
+    with pytest.warns(UserWarning, match=r"could not ask the model what its loss is \(AttributeError: .*'labels'"):
         weights(Store(), [LabelSmoothing(0.1)])
+
+
+def auxiliary(logits, target, cross_entropy):
+    """An auxiliary cross entropy, as `in_forward` leaves it."""
+    return 0.5 * cross_entropy(logits, target)
+
+
+def on_itself(model, b, cross_entropy=F.cross_entropy):
+    model.kept = auxiliary(model.auxiliary(b[0]), b[1], cross_entropy)
+    return model.layer(b[0])
+
+
+def in_a_list(model, b, cross_entropy=F.cross_entropy):
+    model.gathered = getattr(model, "gathered", [])
+    model.gathered.append(auxiliary(model.auxiliary(b[0]), b[1], cross_entropy))
+    return model.layer(b[0])
+
+
+def in_a_mapping(model, b, cross_entropy=F.cross_entropy):
+    model.store = getattr(model, "store", {"losses": {}})
+    model.store["losses"]["kept"] = auxiliary(model.auxiliary(b[0]), b[1], cross_entropy)
+    return model.layer(b[0])
+
+
+def in_one_piece(model, b, cross_entropy=F.cross_entropy):
+    return {"logits": model.layer(b[0]), "loss": auxiliary(model.auxiliary(b[0]), b[1], cross_entropy).view(1)}
+
+
+def for_each_example(model, b, cross_entropy=F.cross_entropy):
+    logits, is_plain = model.auxiliary(b[0]), cross_entropy is F.cross_entropy
+    losses = F.cross_entropy(logits, b[1], reduction="none") if is_plain else smoothed_each(logits, b[1])
+    return {"logits": model.layer(b[0]), "loss": 0.5 * losses}
+
+
+def smoothed_each(logits, target):
+    return torch.stack([smoothed(row[None], label[None]) for row, label in zip(logits, target, strict=True)])
+
+
+def taken(model, outputs):
+    """The auxiliary loss, from wherever the forward pass left it, and the logits."""
+    if isinstance(outputs, dict):
+        return outputs["loss"].mean(), outputs["logits"]
+    if gathered := vars(model).get("gathered"):
+        found = sum(gathered)
+        gathered.clear()
+        return found, outputs
+    if store := vars(model).get("store"):
+        return store["losses"].pop("kept"), outputs
+    return model.kept, outputs
+
+
+@pytest.mark.parametrize("forward", [on_itself, in_a_list, in_a_mapping, in_one_piece, for_each_example])
+@pytest.mark.parametrize("microbatch", [None, 4])
+def test_a_cross_entropy_of_the_forward_pass_is_smoothed_wherever_it_is_left(forward, microbatch):
+    def loss(cross_entropy):
+        def taking(outputs, b, model):
+            other, logits = taken(model, outputs)
+            return cross_entropy(logits, b[1]) + other
+
+        return taking
+
+    smoothing = LabelSmoothing(0.1, output_key="logits" if forward in (in_one_piece, for_each_example) else None)
+    found = weights(Model(loss(F.cross_entropy), forward), [smoothing], microbatch=microbatch)
+    by_hand = Model(loss(smoothed), lambda model, b: forward(model, b, smoothed))
+    assert_close(found, weights(by_hand, [], microbatch=microbatch))
+
+
+class Maps(ComposerModel):
+    """Label maps in two sizes."""
+
+    def __init__(self, cross_entropy, smaller):
+        super().__init__()
+        torch.manual_seed(7)
+        self.layer, self.coarse = nn.Conv2d(3, K, 1), nn.Conv2d(3, K, 2, stride=2)
+        self.cross_entropy, self.smaller = cross_entropy, smaller
+
+    def forward(self, batch):
+        return {"out": self.layer(batch[0]), "coarse": self.coarse(batch[0])}
+
+    def loss(self, outputs, batch):
+        coarse = self.cross_entropy(outputs["coarse"], self.smaller(batch[1]))
+        return self.cross_entropy(outputs["out"], batch[1]) + 0.5 * coarse
+
+
+@pytest.mark.parametrize(
+    "smaller",
+    [
+        lambda y: F.interpolate(y[:, None].float(), scale_factor=0.5, mode="nearest").squeeze(1).long(),
+        lambda y: F.max_pool2d(y[:, None].double(), 2)[:, 0].to(torch.int64),
+        lambda y: (y[:, ::2, ::2].double() / 2).floor().long(),
+    ],
+)
+def test_labels_that_were_numbers_for_a_while_are_smoothed_too(smaller):
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randn(16, 3, 4, 4, generator=generator)
+    maps = torch.randint(0, K, (16, 4, 4), generator=generator)
+    loader = DataLoader(TensorDataset(images, maps), 4)
+    found = fit([LabelSmoothing(0.1, output_key="out")], model=Maps(F.cross_entropy, smaller), loader=loader)
+    by_hand = Maps(lambda o, y: F.cross_entropy(o, y, label_smoothing=0.1), smaller)
+    assert_close(found, fit([], model=by_hand, loader=loader))
+
+
+def test_numbers_that_a_network_made_of_labels_are_not_labels():
+    def forward(model, b):
+        conditioned = b[0] + F.one_hot(b[1], 6).float()
+        return model.layer(b[0]), model.auxiliary(conditioned)
+
+    def loss(cross_entropy):
+        return lambda o, b: cross_entropy(o[0], b[1]) + F.cross_entropy(o[0] / 2, o[1].argmax(1))
+
+    found = weights(Model(loss(F.cross_entropy), forward), [LabelSmoothing(0.1, output_key=0)])
+    assert_close(found, weights(Model(loss(smoothed), forward), []))
+
+
+@pytest.mark.parametrize("place", ["output", "attribute"])
+def test_labels_that_the_forward_pass_makes_are_refused(place):
+    def forward(model, b):
+        coarse = b[1] // 2
+        if place == "attribute":
+            model.coarse = coarse
+        return {
+            "logits": model.layer(b[0]),
+            "other": model.auxiliary(b[0]),
+            "labels": coarse if place == "output" else 0,
+        }
+
+    def loss(o, b, model):
+        coarse = o["labels"] if place == "output" else model.coarse
+        return F.cross_entropy(o["logits"], b[1]) + F.cross_entropy(o["other"], coarse)
+
+    with pytest.raises(TargetError, match=r"labels that forward\(\) made .* make them in loss\(\)"):
+        weights(Model(loss, forward), [LabelSmoothing(0.1, output_key="logits")])
+    with pytest.warns(UserWarning, match=r"labels that forward\(\) made"):
+        weights(Model(loss, forward), [LabelSmoothing(0.1, output_key="logits", on_conflict="warn")])
+
+
+def test_a_second_cross_entropy_that_makes_labels_of_rows_is_smoothed_beside_one_that_takes_them():
+    def loss(cross_entropy):
+        def of_both(o, b):
+            hard = b[1].argmax(1) if b[1].ndim == 2 else b[1]
+            return cross_entropy(o[0], b[1]) + 0.5 * cross_entropy(o[1], hard)
+
+        return of_both
+
+    both = lambda model, b: (model.layer(b[0]), model.auxiliary(b[0]))  # noqa: E731
+    found = weights(Model(loss(F.cross_entropy), both), [LabelSmoothing(0.1, output_key=0)])
+    assert_close(found, weights(Model(loss(smoothed), both), []))
+
+
+@pytest.mark.parametrize(
+    "mask", [lambda y, valid: y.masked_fill(~valid, -100), lambda y, valid: torch.where(valid, y, -100)]
+)
+def test_a_mask_that_broadcasts_against_the_rows_of_one_batch_stays_a_mask(mask):
+    generator = torch.Generator().manual_seed(3)
+    valid = torch.ones(N, dtype=torch.bool)
+    valid[K:] = torch.rand(N - K, generator=generator) < 0.6  # the first batch is valid everywhere
+    data = TensorDataset(inputs(), labels(), valid)
+
+    def trained(amount, *algorithms):
+        model = Model(lambda o, b: F.cross_entropy(o, mask(b[1], b[2]), label_smoothing=amount))
+        return fit(algorithms, model=model, loader=DataLoader(data, K), steps=4)  # N == K
+
+    assert_close(trained(0, LabelSmoothing(0.1)), trained(0.1))
+
+
+@pytest.mark.parametrize(
+    "weighting",
+    [
+        lambda y: {"weight": y * (1 - y.mean()) + (1 - y) * y.mean()},
+        lambda y: {"pos_weight": (1 - y).sum() / y.sum()},
+    ],
+)
+def test_weights_that_come_from_the_share_of_positives_stay_those_of_the_labels(weighting):
+    target = (torch.rand(N, K, generator=torch.Generator().manual_seed(4)) < 0.2).float()
+
+    def trained(amount, *algorithms):
+        def loss(o, b):
+            rows = (1 - amount) * b[1] + amount / 2 if amount else b[1]
+            return F.binary_cross_entropy_with_logits(o, rows, **weighting(b[1]))
+
+        return weights(Model(loss), algorithms, target)
+
+    assert_close(trained(0, LabelSmoothing(0.1, kind="binary")), trained(0.1))
+
+
+@pytest.mark.parametrize("method", [MaxSup, OnlineLabelSmoothing])
+def test_as_many_tokens_as_classes_are_not_mixed_up(method):
+    generator = torch.Generator().manual_seed(3)
+    tokens = torch.randn(16, K, 6, generator=generator)  # K tokens
+    targets = torch.randint(0, K, (16, K), generator=generator)
+    loader = DataLoader(TensorDataset(tokens, targets), 8)
+
+    def trained(loss, *algorithms):
+        return fit(algorithms, model=Model(loss), loader=loader, steps=4)
+
+    found = trained(lambda o, b: F.cross_entropy(o.transpose(1, 2), b[1]), method(0.4))
+    rows = trained(lambda o, b: F.cross_entropy(o.flatten(0, 1), b[1].flatten()), method(0.4))
+    assert_close(found, rows)
+
+
+def test_a_network_whose_weights_are_replaced_by_an_average_is_as_it_was_after_asking():
+    def forward(model, b):
+        with torch.no_grad():
+            for slow, fast in zip(model.auxiliary.parameters(), model.layer.parameters(), strict=True):
+                slow.data = slow.data * 0.9 + fast.data * 0.1
+        return model.layer(b[0])
+
+    def trained(*algorithms):
+        model = Model(lambda o, b: F.cross_entropy(o, b[1]), forward)
+        model.auxiliary.requires_grad_(False)
+        return weights(model, algorithms)
+
+    assert_close(trained(LabelSmoothing(0)), trained())

@@ -528,6 +528,48 @@ class OfActivePositions(hf.BertForTokenClassification):
         return output
 
 
+class OfPositionsWithoutPadding(hf.BertForTokenClassification):
+    """Takes label 0 for padding, in one of several ways."""
+
+    way = "masked_fill"
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None):
+        output = super().forward(input_ids, attention_mask=attention_mask)
+        if labels is None:
+            return output
+        logits, labels = output.logits.flatten(0, 1), labels.flatten()
+        if self.way == "masked_fill":
+            labels = labels.masked_fill(labels == 0, -100)
+        elif self.way == "in place":
+            labels[labels == 0] = -100
+        elif self.way == "arithmetic":
+            labels = labels - 100 * (labels == 0).long()
+        elif self.way == "selection":
+            logits, labels = logits[labels != 0], labels[labels != 0]
+        return hf.modeling_outputs.TokenClassifierOutput(loss=F.cross_entropy(logits, labels), logits=output.logits)
+
+
+@pytest.mark.parametrize("first", ["without padding", "with padding"])
+@pytest.mark.parametrize("way", ["masked_fill", "in place", "arithmetic", "selection"])
+def test_labels_that_a_model_masks_by_their_own_value_stay_masked(monkeypatch, first, way):
+    data = examples("token classification", 12)
+    for index, example in enumerate(data):
+        example["labels"] = example["labels"].clamp(min=1)
+        if index >= 4 or first == "with padding":
+            example["labels"][T // 2 :] = 0
+
+    def trained(*algorithms):
+        torch.manual_seed(3)
+        model = HuggingFaceModel(OfPositionsWithoutPadding(bert(num_labels=5)))
+        model.model.way = way
+        copies = [{key: value.clone() for key, value in example.items()} for example in data]
+        return train("", algorithms, model, steps=3, data=copies)
+
+    found = trained(LabelSmoothing(0.1))
+    smoothing_by_themselves(monkeypatch)
+    torch.testing.assert_close(found, trained(), rtol=1e-5, atol=1e-6)
+
+
 def test_labels_that_a_model_masks_stay_masked_though_the_first_batch_has_no_padding(monkeypatch):
     data = examples("token classification", 12)
     for example in data:

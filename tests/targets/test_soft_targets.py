@@ -445,6 +445,31 @@ def test_a_factor_that_learns_gets_its_gradient():
     assert_close(share.grad, expected.grad)
 
 
+@pytest.mark.parametrize("detach", [torch.detach, lambda t: t.data, lambda t: t.clone().detach_()])
+def test_what_is_detached_learns_nothing(detach):
+    labels, learns = torch.arange(4), [torch.rand(shape, requires_grad=True) for shape in ((4, 1), (4,), (5,))]
+    weights, smoothing, prior = learns
+    target = smooth_labels(torch.zeros(4, 5), labels, smoothing, prior=prior, validate=False) * weights
+    detached = detach(target)
+    logits = torch.randn(4, 5)
+    assert isinstance(detached, SoftTargets)
+    assert not F.cross_entropy(logits, detached).requires_grad
+    assert_close(detached.dense(), target.dense().detach())
+    both = F.cross_entropy(logits, target.detach() + target)
+    dense = F.cross_entropy(logits, target.dense().detach() + target.dense())
+    assert_close(torch.autograd.grad(both, learns, retain_graph=True), torch.autograd.grad(dense, learns))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("join", [operator.add, lambda a, b: torch.cat([a, b])])
+def test_a_prior_that_learns_is_another_than_the_same_numbers_that_do_not(order, join):
+    prior = torch.full((5,), 0.2, requires_grad=True)
+    pair = [smooth_labels(torch.zeros(4, 5), torch.arange(4), 0.3, prior=q) for q in (prior, prior.detach())]
+    pair, weight = pair[::order], torch.arange(5.0)
+    found, expected = (join(*targets) @ weight for targets in (pair, [target.dense() for target in pair]))
+    assert_close(*(torch.autograd.grad(one.sum(), prior, retain_graph=True)[0] for one in (found, expected)))
+
+
 def test_priors_that_differ_are_added_and_joined_densely():
     one, other = example(prior=torch.eye(5)[0]), example(prior=torch.eye(5)[1])
     assert_close(one + other, one.dense() + other.dense())
@@ -675,6 +700,13 @@ READS_LABELS = {
     "gather": lambda t: torch.zeros(4, 5).gather(1, t),
     "one_hot": lambda t: F.one_hot(t, 5),
     "embedding": lambda t: F.embedding(t, torch.zeros(5, 2)),
+    "masked_fill": lambda t: t.masked_fill(torch.ones(5, dtype=torch.bool), -100),
+    "masked_fill by keyword": lambda t: t.masked_fill(torch.ones(4, 1, dtype=torch.bool), value=255),
+    "where": lambda t: torch.where(torch.ones(5, dtype=torch.bool), t, -100),
+    "where as a method": lambda t: t.where(torch.ones(5, dtype=torch.bool), torch.tensor(255)),
+    "where in other labels": lambda t: torch.where(torch.ones(5, dtype=torch.bool), torch.arange(5), t),
+    "index_fill": lambda t: t.index_fill(0, torch.tensor([1]), -100),
+    "masked_scatter": lambda t: t.masked_scatter(torch.ones(5, dtype=torch.bool), torch.full((20,), -100)),
 }
 
 
