@@ -15,6 +15,8 @@ CHUNK = 1 << 20
 """Number of logits per chunk when extra memory is needed. Operations on more may wait for cores that are busy."""
 NEAR = 32.0
 """If the labels' logits are at most this far from 0, subtracting them from other logits loses no significant digits."""
+LARGEST = 2.0**64
+"""Sums of exponentials up to this can divide the gradient's scale without leaving float32's normal range."""
 
 
 def loss_rows(logits: Tensor, target: RowTargets, grad: Tensor | None, scale: Tensor | float | None) -> Tensor:
@@ -99,12 +101,13 @@ def _as_they_are(x: Tensor, label: Tensor, target: RowTargets, work: Tensor) -> 
     taken = None if target.soft is None else _times(target.soft, _prior_logits(x, target, work))
     if work.ndim == 2:
         torch.softmax(x, 1, out=work)  # one pass; exp(), sum() and a division would take three
-        total, left = work.gather(1, target.classes[:, :1]).reciprocal_(), None
-        losses = total.log()
+        left, inverse = None, work.gather(1, target.classes[:, :1]).reciprocal_()
+        finite = math.isfinite(inverse.sum())
     else:  # softmax over a strided dimension is slower than the three
-        total = left = torch.exp(x, out=work).sum(1, keepdim=True)
-        losses = total.log().sub_(label)
-    losses = _times(target.mass, losses)
+        left = torch.exp(x, out=work).sum(1, keepdim=True)
+        inverse = (left / label.exp()).clamp_min_(1)  # log(left) - label would lose the digits of small losses
+        finite = bool(left.amax() < LARGEST)  # False for NaN too
+    losses = _times(target.mass, inverse.log_())
     if target.classes.shape[1] > 1:
         losses.sub_(_sum(_times(target.hard, x.gather(1, target.classes).sub_(label))))
     if taken is not None and target.soft is not None:
@@ -112,7 +115,7 @@ def _as_they_are(x: Tensor, label: Tensor, target: RowTargets, work: Tensor) -> 
         if target.prior is not None:
             moved = target.mass - sum_components(target.hard, target.classes.shape[1])
         losses.sub_(_sum(taken).sub_(label * moved))
-    return losses, left, math.isfinite(total.sum())
+    return losses, left, finite
 
 
 def _from_the_maximum(x: Tensor, target: RowTargets, work: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from composer_ls.kernels import compute_dtype
 from composer_ls.losses.in_one_piece import losses_of
-from composer_ls.losses.row_targets import inverse
+from composer_ls.losses.row_targets import inverse, may_learn
 from composer_ls.losses.soft_losses import soft_nll_losses
 from composer_ls.smoothing import smooth_labels
 from composer_ls.smoothing.labels import smoothed_parts
@@ -47,7 +47,8 @@ def cross_entropy(
     which gives NaN then, and where the logits of an ignored label are NaN; ``smooth_labels(input, target, 0)`` does not.
 
     Second derivatives, forward mode and :mod:`torch.func` are supported, as are gradients for ``weight`` and for the
-    weights, smoothing and prior of SoftTargets. All of these need temporary tensors as large as the logits.
+    weights, smoothing and prior of SoftTargets. All of these need temporary tensors as large as the logits. The gradient
+    of a row's weight is the loss of that row, also at a weight of 0, but such a row does not count in the mean.
 
     Logits may be a DTensor, sharded over the classes, the batch, or both. Labels and SoftTargets are then those of the whole
     batch, as plain tensors that every process has or as DTensors on the same mesh. Per row and mesh dimension over classes,
@@ -253,10 +254,13 @@ def _dense_cross_entropy(
     if not rows.is_floating_point():
         rows = rows.to(logits.dtype)
     counts = torch.linalg.vector_norm(rows.detach(), torch.inf, dim) != 0
+    if transformed(logits, rows) or counts.device.type != "cpu" or not bool(counts.all()):
+        masked = ~counts.unsqueeze(dim)
+        if may_learn(rows):  # from the losses of these rows, unless they are NaN, as 0 · -inf is in PyTorch's function
+            masked = masked & ~logits.isfinite().all(dim, keepdim=True)
+        logits = logits.masked_fill(masked, 0)  # a gradient of 0 even where the logits are NaN
     if label_smoothing:
         rows = smooth_labels(logits, rows, label_smoothing, validate=False)  # ignored rows stay 0
-    if transformed(logits, rows) or counts.device.type != "cpu" or not bool(counts.all()):
-        logits = logits.masked_fill(~counts.unsqueeze(dim), 0)  # a gradient of 0 even where the logits are NaN
     loss = F.cross_entropy(logits, rows, weight, reduction="sum" if reduction == "mean" else reduction)
     if reduction != "mean":
         return loss

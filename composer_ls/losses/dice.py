@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from composer_ls.losses.row_targets import masked_rows
 from composer_ls.smoothing import smooth_labels
 from composer_ls.targets import SoftTargets
 from composer_ls.targets.fields import class_dim, wide_dtype
@@ -24,7 +25,7 @@ def dice_loss(input: Tensor, target: Tensor, ignore_index: int = -100) -> Tensor
     minimum is still at p = y, whereas the usual loss, with :math:`p\,y`, keeps falling as p gets harder than y.
 
     Args:
-        input: Logits ``(N, K, *spatial)``, any floating dtype.
+        input: Logits ``(N, K, *spatial)``, or ``(K,)`` for one row, any floating dtype.
         target: Labels, integer ``(N, *spatial)``; dense rows or SoftTargets of the logits' shape. SoftTargets are
             converted to dense rows.
         ignore_index: A label that contributes no loss and no gradient, whatever the logits there. Rows of dense targets
@@ -55,9 +56,12 @@ def dice_loss(input: Tensor, target: Tensor, ignore_index: int = -100) -> Tensor
     wide = wide_dtype(input.dtype)
     rows = smooth_labels(input, target, 0.0, ignore_index=ignore_index)
     rows = (rows.dense() if isinstance(rows, SoftTargets) else rows).to(wide)
+    if input.ndim == 1:
+        input, rows, dim = input.unsqueeze(0), rows.unsqueeze(0), 1
     mass = rows.sum(dim, keepdim=True)
     # Masked before the softmax: if masked after it, non-finite logits would give a gradient of 0 * NaN.
-    probabilities = input.to(wide).masked_fill(mass == 0, 0.0).softmax(dim) * mass
+    masked = masked_rows(mass == 0, mass, input, dim)
+    probabilities = input.to(wide).masked_fill(masked, 0.0).softmax(dim) * mass
     others = [axis for axis in range(input.ndim) if axis != dim]
     size = probabilities.sum(others) + rows.sum(others)
     overlap = torch.minimum(probabilities, rows).sum(others)

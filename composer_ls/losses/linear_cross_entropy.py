@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -45,8 +45,8 @@ def linear_cross_entropy(
     the gradients of ``hidden``, ``weight`` and ``bias``, accumulated in float32. With ``reduction="none"`` the backward
     pass computes the logits again.
 
-    Forward mode, :mod:`torch.func`, :func:`torch.compile`, second derivatives, and targets or class weights that
-    require a gradient need all logits at once; for these the full logits are computed.
+    Forward mode, :mod:`torch.func`, :func:`torch.compile`, second derivatives, and targets, priors or class weights
+    that require a gradient need all logits at once; for these the full logits are computed.
 
     Args:
         hidden: Inputs of the layer, ``(N, D)``, or ``(N, *positions, D)`` such as ``(N, T, D)``; any floating dtype.
@@ -103,7 +103,7 @@ def linear_cross_entropy(
             reduction=reduction, memory_budget=memory_budget,
         )  # fmt: skip
         return sum_of_parts(parts, again)
-    if _needs_logits(hidden, weight, bias, class_weight, target):
+    if _needs_logits(hidden, weight, bias, target, class_weight, label_smoothing, prior):
         if label_smoothing:
             target = smooth_labels(logits, target, label_smoothing, prior=prior)
         output = F.linear(hidden, weight, bias).movedim(-1, 1)
@@ -112,8 +112,8 @@ def linear_cross_entropy(
     if isinstance(target, SoftTargets):
         loss = _soft_loss(x, weight, bias, target, class_weight, ignore_index, reduction, dtype, memory_budget)
     else:
-        smooth = partial(_smoothed, smoothing=label_smoothing, prior=prior) if label_smoothing else None
-        loss = _dense_loss(x, weight, bias, target, class_weight, smooth, reduction, dtype, memory_budget)
+        smoothing = (label_smoothing, prior) if label_smoothing else (None, None)
+        loss = _dense_loss(x, weight, bias, target, class_weight, smoothing, reduction, dtype, memory_budget)
     if reduction == "none":
         loss = loss.view(hidden.shape[:-1])
     return loss if torch.is_autocast_enabled(hidden.device.type) else loss.to(hidden.dtype)
@@ -229,14 +229,12 @@ def _refuse_dense(target: SoftTargets, class_weight: Tensor | None, ignore_index
         )
 
 
-def _needs_logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, class_weight: Tensor | None, target: Tensor
-) -> bool:
+def _needs_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *others: Any) -> bool:
     """Whether more than first derivatives by the layer's tensors is needed, or values cannot be read."""
     fields: tuple[Tensor | None, ...] = (target,)
     if isinstance(target, SoftTargets):
         fields = (target.classes, target.weights, target.smoothing, target.prior)
-    fields = (*fields, class_weight)
+    fields = (*fields, *(other for other in others if isinstance(other, Tensor)))
     if torch.is_grad_enabled() and any(field is not None and field.requires_grad for field in fields):
         return True
     return transformed(hidden, weight, bias, *fields)
@@ -248,10 +246,6 @@ def _layer_dtype(hidden: Tensor) -> torch.dtype:
     if hidden.dtype != torch.float64 and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return hidden.dtype
-
-
-def _smoothed(rows: Tensor, smoothing: float, prior: Any) -> Tensor:
-    return smooth_labels(rows, rows, smoothing, prior=prior, validate=False)
 
 
 def _plan(x: Tensor, classes: int, dtype: torch.dtype, budget: int | None, **others: Any) -> Plan:
@@ -302,7 +296,7 @@ def _dense_loss(
     bias: Tensor | None,
     target: Tensor,
     class_weight: Tensor | None,
-    smooth: Callable[[Tensor], Tensor] | None,
+    smoothing: tuple[Any, Any],
     reduction: str,
     dtype: torch.dtype,
     budget: int | None,
@@ -312,8 +306,9 @@ def _dense_loss(
     divisor = (~ignored).sum().to(wide_dtype(dtype))
     if x.device.type != "cpu" or bool(ignored.any()):
         x = x.masked_fill(ignored, 0)
-    plan = _plan(x, len(weight), dtype, budget, smooth=smooth)
-    return _reduced((x, weight, bias), DenseRows(rows, class_weight, ignored), None, divisor, reduction, plan)
+    plan = _plan(x, len(weight), dtype, budget)
+    rows_of_target = DenseRows(rows, class_weight, ignored, *smoothing)
+    return _reduced((x, weight, bias), rows_of_target, None, divisor, reduction, plan)
 
 
 def _reduced(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from composer_ls.kernels import Kernel, RowTargets, composite, compute_dtype
 from composer_ls.kernels.gradient import empty_gradient, scale_gradient
 from composer_ls.losses.fused import is_batched, kept, save, saved
+from composer_ls.smoothing import smooth_labels
 
 __all__ = ["DenseRows", "Plan", "linear_losses", "linear_total"]
 
@@ -20,18 +21,22 @@ LOST = 1e-30
 
 
 class DenseRows(NamedTuple):
-    """A dense target with class weights.
+    """A dense target with the smoothing and class weights to apply to it, in this order.
 
     Attributes:
         rows: ``(N, K)``, any floating dtype.
         weight: A factor for each class, ``(K,)``, or ``None``.
         ignored: True for ignored rows, bool ``(N, 1)``, or ``None`` when every row counts.
+        smoothing: The smoothing, or ``None``.
+        prior: Where it moves mass to, as in :func:`~composer_ls.smooth_labels`.
 
     """
 
     rows: Tensor
     weight: Tensor | None
     ignored: Tensor | None
+    smoothing: float | Tensor | None
+    prior: Tensor | Sequence[Any] | None
 
 
 class Plan(NamedTuple):
@@ -41,14 +46,12 @@ class Plan(NamedTuple):
         chunk: The number of rows per chunk of logits.
         dtype: The dtype in which the layer computes: that of its arguments, or autocast's.
         kernel: The kernel for SoftTargets; ``None`` to use :func:`_by_layer`, which makes fewer passes over the logits.
-        smooth: The smoothing to apply to dense rows before class weights, or ``None``.
 
     """
 
     chunk: int
     dtype: torch.dtype
     kernel: Kernel | None = None
-    smooth: Callable[[Tensor], Tensor] | None = None
 
 
 class _Layer(NamedTuple):
@@ -142,7 +145,7 @@ def _with_graph(layer: _Layer, target: Any, upstream: Tensor, plan: Plan, needs:
     with torch.enable_grad():
         hidden, weight, bias = (None if value is None else value.to(plan.dtype) for value in layer)
         logits = F.linear(hidden, weight, bias)  # type: ignore[arg-type]
-        losses = _dense_losses(logits, target, plan) if isinstance(target, DenseRows) else None
+        losses = _dense_losses(logits, target) if isinstance(target, DenseRows) else None
         losses = composite.differentiable_rows(logits, target) if losses is None else losses
         wanted = [value for value, needed in zip(layer, needs, strict=False) if needed and value is not None]
         found = iter(
@@ -224,7 +227,7 @@ def _by_kernel(layer: _Layer, target: RowTargets, scale: Tensor, plan: Plan, gra
 def _by_rows(layer: _Layer, target: DenseRows, scale: Tensor, plan: Plan, gradients: _Gradients) -> Tensor:
     losses = scale.new_empty(scale.shape)
     for part, hidden, x in _chunks(layer, plan.chunk):
-        rows = _weighted(target.rows[part].to(scale.dtype), target.weight, plan)
+        rows = _weighted(target.rows[part].to(scale.dtype), target)
         mass = rows.sum(1, keepdim=True)
         work = x.to(scale.dtype)
         work.sub_(work.amax(1, keepdim=True))
@@ -236,14 +239,16 @@ def _by_rows(layer: _Layer, target: DenseRows, scale: Tensor, plan: Plan, gradie
     return losses
 
 
-def _weighted(rows: Tensor, weight: Tensor | None, plan: Plan) -> Tensor:
-    rows = rows if plan.smooth is None else plan.smooth(rows)
-    return rows if weight is None else rows * weight.to(rows.dtype)
+def _weighted(rows: Tensor, target: DenseRows) -> Tensor:
+    """Some rows of the target, smoothed and times the class weights."""
+    if target.smoothing is not None:
+        rows = smooth_labels(rows, rows, target.smoothing, prior=target.prior, validate=False)
+    return rows if target.weight is None else rows * target.weight.to(rows.dtype)
 
 
-def _dense_losses(logits: Tensor, target: DenseRows, plan: Plan) -> Tensor:
+def _dense_losses(logits: Tensor, target: DenseRows) -> Tensor:
     logs = logits.to(compute_dtype(logits.dtype)).log_softmax(1)
-    return -(_weighted(target.rows.to(logs.dtype), target.weight, plan) * logs).sum(1, keepdim=True)
+    return -(_weighted(target.rows.to(logs.dtype), target) * logs).sum(1, keepdim=True)
 
 
 def _accumulate(gradients: _Gradients, layer: _Layer, part: slice, hidden: Tensor, slope: Tensor) -> None:
@@ -256,10 +261,20 @@ def _accumulate(gradients: _Gradients, layer: _Layer, part: slice, hidden: Tenso
     if gradients.weight is not None:
         if gradients.weight.dtype == slope.dtype:
             gradients.weight.addmm_(slope.t(), hidden)
+        elif slope.dtype == torch.float16:
+            gradients.weight.add_(_product_in_range(slope.t(), hidden))
         else:
             gradients.weight.add_(torch.mm(slope.t(), hidden))
     if gradients.bias is not None:
         gradients.bias.add_(slope.sum(0, dtype=gradients.bias.dtype))
+
+
+def _product_in_range(a: Tensor, b: Tensor) -> Tensor:
+    """The product of float16 matrices in float32, where float16, which ends at 65,504, cannot hold it."""
+    largest = [torch.linalg.vector_norm(matrix, torch.inf).float() for matrix in (a, b)]
+    bound = largest[0] * largest[1] * len(b)
+    divisor = (bound / 2**15).log2().ceil().clamp_min(0).exp2()  # a power of two, so that only underflow costs digits
+    return torch.mm(a, b / divisor).float() * divisor
 
 
 def _by_layer(layer: _Layer, target: RowTargets, scale: Tensor, plan: Plan, gradients: _Gradients) -> Tensor:

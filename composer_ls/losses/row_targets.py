@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from composer_ls.kernels import FEW, RowTargets, sum_components
 from composer_ls.targets import SoftTargets
 from composer_ls.targets.fields import class_dim, host_number
 
-__all__ = ["inverse", "row_targets"]
+__all__ = ["inverse", "masked_rows", "may_learn", "row_targets"]
 
 
 def row_targets(
@@ -88,6 +89,32 @@ def inverse(divisor: Tensor | float) -> Tensor | float:
     if not isinstance(divisor, Tensor):
         return 1 / divisor if divisor else 0.0
     return torch.where(divisor == 0, 0, 1 / torch.where(divisor == 0, 1, divisor))
+
+
+def masked_rows(ignored: Tensor, weights: Tensor, x: Tensor, dim: int = 1) -> Tensor:
+    """The ignored rows, unless the weights may need a derivative: then those of them whose logits are not finite.
+
+    A row's loss is its weight times a cross entropy, which is the derivative by the weight, also at 0.
+
+    Args:
+        ignored: True for rows without weight, with ``dim`` of size 1.
+        weights: What the weights of the rows are part of.
+        x: Logits. Single classes of -inf are fine.
+        dim: The class dimension.
+
+    """
+    if not may_learn(weights):
+        return ignored
+    return ignored & ~x.detach().amax(dim, keepdim=True).isfinite()
+
+
+def may_learn(field: Tensor) -> bool:
+    """Whether a derivative by it is needed, or, in forward mode, may be needed."""
+    if field.requires_grad or forward_ad._current_level >= 0:
+        return True
+    functorch = torch._C._functorch
+    wrapped = functorch.is_gradtrackingtensor(field) or functorch.is_batchedtensor(field)
+    return wrapped and may_learn(functorch.get_unwrapped(field))  # an outer transform may need it
 
 
 def _alike_rows(target: SoftTargets, dtype: torch.dtype) -> tuple[RowTargets, float] | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from composer_ls.kernels import RowTargets
+from composer_ls.losses.fused import save, saved
 from composer_ls.losses.row_targets import inverse, row_targets
 from composer_ls.losses.soft_losses import fields_learn
 from composer_ls.targets import SoftTargets
@@ -193,20 +194,20 @@ class _Losses(torch.autograd.Function):
         local = _Local.of(target, shards, dim)
         sums = torch.stack([x.exp().sum(dim, keepdim=True), local.taken(x)])
         total, taken = shards.reduce_over_classes(sums)
-        ctx.save_for_backward(logits, peak, total)
-        ctx.local, ctx.target = local, target
+        save(ctx, logits, peak, total, *target, *local)
         losses = target.mass * total.log() - taken
         return losses if target.ignored is None else torch.where(target.ignored, 0, losses)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        logits, peak, total = ctx.saved_tensors
-        target, factor = ctx.target, grad_output
+        logits, peak, total, *fields = saved(ctx)
+        split = len(RowTargets._fields)
+        target, local, factor = RowTargets(*fields[:split]), _Local(*fields[split:]), grad_output
         if target.ignored is not None:
             factor = torch.where(target.ignored, 0, factor)
         gradient = (logits.to(peak.dtype) - peak).exp_().mul_(target.mass * factor / total)
-        ctx.local.subtract(gradient, factor)
+        local.subtract(gradient, factor)
         if target.ignored is not None:
             gradient.masked_fill_(target.ignored, 0)
         return gradient.to(logits.dtype), None, None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from composer_ls.kernels import RowTargets, choose, composite, forced, small
 from composer_ls.losses.fused import row_losses, total_loss
-from composer_ls.losses.row_targets import inverse, row_targets
+from composer_ls.losses.row_targets import inverse, masked_rows, row_targets
 from composer_ls.targets import SoftTargets
 from composer_ls.targets.fields import transformed, wide_dtype
 
@@ -23,6 +23,7 @@ def soft_losses(
     read = not _needs_formula(logits, target, weight)
     rows, factor, divisor = row_targets(target, weight, ignore_index, wide_dtype(logits.dtype), read)
     x, rows, factor = _as_rows(logits, rows, factor)
+    rows = rows if read else _with_rows_that_learn(rows, target, x)
     scale = inverse(divisor) if reduction == "mean" else 1.0
     if read and factor is None and not isinstance(scale, Tensor) and small.fits(x, rows) and forced() is None:
         return small.small_loss(x, rows, scale, by_row=reduction == "none")
@@ -45,8 +46,14 @@ def soft_nll_losses(
     read = not _needs_formula(scores, target, weight)
     rows, factor, divisor = row_targets(target, weight, ignore_index, wide_dtype(scores.dtype), read)
     x, rows, factor = _as_rows(scores, rows, factor)
+    rows = rows if read else _with_rows_that_learn(rows, target, x)
     scale = inverse(divisor) if reduction == "mean" else 1.0
     return _reduced(composite.linear_rows(x, rows), factor, scale, reduction)
+
+
+def _with_rows_that_learn(rows: RowTargets, target: SoftTargets, x: Tensor) -> RowTargets:
+    """The target without ignored rows from whose loss a weight may learn. They still do not count in the mean."""
+    return rows if rows.ignored is None else rows._replace(ignored=masked_rows(rows.ignored, target.weights, x))
 
 
 def _reduced(losses: Tensor, factor: Tensor | None, scale: Tensor | float, reduction: str) -> Tensor:

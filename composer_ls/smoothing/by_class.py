@@ -28,7 +28,7 @@ def as_factors(factors: Tensor | Sequence[float], num_classes: int | None = None
 
     """
     found = torch.as_tensor(factors)
-    found = found.detach() if found.is_floating_point() else found.float()
+    found = found if found.is_floating_point() else found.float()
     if found.ndim != 1 or (num_classes is not None and len(found) != num_classes):
         expected = (
             "(K,), one factor per class" if num_classes is None else f"({num_classes},) for {num_classes} classes"
@@ -62,7 +62,7 @@ def smooth_by_class(
     Args:
         logits: Predictions ``(N, K, *spatial)``; only shape, dtype and device are read.
         target: Labels, dense rows or SoftTargets, as in :func:`~composer_ls.smooth_labels`.
-        factors: α, ``(K,)``, each in [0, 1].
+        factors: α, ``(K,)``, each in [0, 1]. It may require a gradient.
         prior: q, as in :func:`~composer_ls.smooth_labels`.
         ignore_index: Positions with this label get a row of zeros; ``None`` to ignore no label.
         spread: ``"all"``, or ``"others"`` to share the mass among the incorrect classes only.

@@ -308,10 +308,19 @@ def _clone(target: SoftTargets, **_: Any) -> SoftTargets:
 
 @implements(*_named("detach"), torch.Tensor.data.__get__)  # type: ignore[attr-defined]
 def _detach(target: SoftTargets, *_: Any) -> SoftTargets:
-    return part_of(target, target.classes, target.weights.detach(), target.smoothing.detach())
+    part = part_of(target, target.classes, target.weights.detach(), target.smoothing.detach())
+    part.prior = None if target.prior is None else target.prior.detach()
+    return part
 
 
-@implements(*_named("contiguous", "detach_"))
+@implements(*_named("detach_"))
+def _detach_(target: SoftTargets) -> SoftTargets:
+    detached = _detach(target)
+    target.weights, target.smoothing, target.prior = detached.weights, detached.smoothing, detached.prior
+    return target
+
+
+@implements(*_named("contiguous"))
 def _itself(target: SoftTargets, **_: Any) -> SoftTargets:
     return target
 
@@ -340,7 +349,7 @@ def _same_prior(a: SoftTargets, b: SoftTargets) -> bool:
     if a.prior is None or b.prior is None:
         return a.prior is b.prior
     p, q = a.prior, b.prior
-    if p is q or transformed(p, q):
+    if p is q or p.requires_grad or q.requires_grad or transformed(p, q):
         return p is q
     return p.shape == q.shape and p.stride() == q.stride() and p.data_ptr() == q.data_ptr()
 

@@ -70,7 +70,7 @@ def through_dense(kind: type[Tensor], func: Any, args: Sequence[Any], kwargs: di
     _refuse_labels(kind, _name(func), args, kwargs)
     made: dict[int, Tensor] = {}
     result = func(*_dense_in(kind, list(args), made), **_dense_in(kind, kwargs, made))
-    return result if torch.compiler.is_compiling() else _guarded(result, made)
+    return result if torch.compiler.is_compiling() else _guarded(result, list(made.values()))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -199,22 +199,25 @@ class _PartOfDense(torch.Tensor):
                 f"them: call target.dense() once and work on that, or clone() the part first"
             )
         with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            if name == "__get__":  # torch.compile also reads attributes without coming here, and refuses another type
+                return result
+            return _guarded(result, [part for part in (*args, *kwargs.values()) if isinstance(part, cls)])
 
 
-def _guarded(result: Any, made: dict[int, Tensor]) -> Any:
-    """``result``, in which views of the temporary dense tensors refuse writes."""
+def _guarded(result: Any, dense: Sequence[Tensor]) -> Any:
+    """``result``, in which views of temporary dense tensors refuse writes."""
     if isinstance(result, (tuple, list)):
-        guarded = [_guarded(item, made) for item in result]
+        guarded = [_guarded(item, dense) for item in result]
         if all(new is old for new, old in zip(guarded, result, strict=True)):
             return result
         return tuple(guarded) if type(result) is tuple else guarded
     if type(result) is not Tensor or torch._C._are_functorch_transforms_active() or result.device.type == "meta":
         return result
-    if any(result is dense for dense in made.values()):  # to_dense() and the like
+    if any(result is one for one in dense):  # to_dense() and the like
         return result
     storage = result.untyped_storage().data_ptr()
-    if storage and any(storage == dense.untyped_storage().data_ptr() for dense in made.values()):
+    if storage and any(storage == one.untyped_storage().data_ptr() for one in dense):
         return result.as_subclass(_PartOfDense)
     return result
 

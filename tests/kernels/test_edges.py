@@ -202,3 +202,37 @@ def test_training_never_makes_the_host_wait():
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert loss.isfinite()  # in the mode "error", waiting has raised
+
+
+@pytest.mark.parametrize("wrong", [44.0, 60.0, 76.0, 84.0, 88.0])
+@pytest.mark.parametrize("flush", [False, True])
+def test_one_pixel_with_a_large_wrong_logit_keeps_its_gradient(wrong, flush):
+    x = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    x[0, 1, 0, 0], x[0, 2, 0, 0] = wrong, wrong - 1
+    labels = torch.zeros(2, 160, 160, dtype=torch.long)
+    torch.set_flush_denormal(flush)
+    try:
+        ours = gradient_by(x, lambda logits: cross_entropy(logits, smooth_labels(logits, labels, 0.1)))
+    finally:
+        torch.set_flush_denormal(False)
+    wanted = gradient_by(x.double(), lambda logits: F.cross_entropy(logits, labels, label_smoothing=0.1))
+    assert_close(ours.double(), wanted, rtol=1e-5, atol=1e-6 * wanted.abs().max().item())
+
+
+def gradient_by(x, loss):
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(loss(x), x)[0]
+
+
+@pytest.mark.parametrize("top", [-20.0, 10.0, 30.0])
+@pytest.mark.parametrize("shape", [(2, 8, 96, 96), (9000, 8)])
+def test_small_losses_are_as_precise_as_those_of_pytorch(top, shape):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(8, (shape[0], *shape[2:]), generator=generator)
+    x = 0.3 * torch.randn(shape, generator=generator) + top - 12
+    x.scatter_(1, labels.unsqueeze(1), top)
+    expected = F.cross_entropy(x.double(), labels, reduction="none")
+    losses = cross_entropy(x, smooth_labels(x, labels, 0.0), reduction="none")
+    theirs = F.cross_entropy(x, labels, reduction="none")
+    assert (losses >= 0).all()
+    assert (losses - expected).abs().max() <= 1.5 * (theirs - expected).abs().max()

@@ -191,6 +191,13 @@ def trained_layer(mesh):
     return max(float((a - b).abs().max()) for a, b in zip(ours, train(fresh()), strict=True))
 
 
+def backward_after_a_change(logits, labels):
+    prior = torch.arange(K, dtype=logits.dtype).softmax(0)
+    loss = cross_entropy(logits.detach().requires_grad_(), smooth_labels(logits, labels, 0.1, prior=prior))
+    prior.fill_(1 / K)
+    loss.backward()
+
+
 def refusals(mesh):
     """The messages of what is refused."""
     x, labels, _, _ = problem()
@@ -209,12 +216,13 @@ def refusals(mesh):
         "plain logits": lambda: cross_entropy(x, distribute_tensor(labels, mesh, [Replicate()])),
         "gradient": lambda: cross_entropy(logits, smooth_labels(logits, labels, learning)),
         "label": lambda: cross_entropy(logits, torch.full((N,), K)),
+        "a changed prior": lambda: backward_after_a_change(logits, labels),
     }
     messages = {}
     for name, attempt in tries.items():
         try:
             attempt()
-        except (ValueError, IndexError) as error:
+        except (ValueError, IndexError, RuntimeError) as error:
             messages[name] = str(error)
     return messages
 

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -166,6 +167,120 @@ def test_fields_and_class_weights_that_learn_get_their_gradients(kernel, shape, 
     assert_close(loss, expected)
     inputs = [x] if logits_learn else []
     assert_close(torch.autograd.grad(loss, [*ours, *inputs]), torch.autograd.grad(expected, [*theirs, *inputs]))
+
+
+def reweighted(kind, x, labels):
+    """Functions of one weight per row: the loss, and the same loss written out over the rows that count."""
+    target = smooth_labels(x, labels, 0.1)
+    target = 0.7 * target + 0.3 * target.flip(0) if kind == "mixed" else target
+    target = target.dense() if kind == "dense" else target
+    rows = target.dense() if isinstance(target, SoftTargets) else target
+    each = -(rows * x.log_softmax(1)).sum(1, keepdim=True)
+    return lambda weights, **options: cross_entropy(x, target * weights, **options), lambda weights: each * weights
+
+
+@pytest.mark.parametrize("kind", ["labels", "mixed", "dense"])
+@pytest.mark.parametrize("shape", [(4, 5), (2, 5, 3), (40, 1000)])
+@pytest.mark.parametrize("start", ["all zero", "some zero"])
+@pytest.mark.parametrize("ignore_index", [-100, 2])
+def test_a_weight_of_zero_learns_from_the_loss_of_its_row(kind, shape, start, ignore_index):
+    x, labels = problem(shape, ignored=False)
+    loss, each = reweighted(kind, x, labels.clamp_min(3) if ignore_index == 2 else labels)
+    weights = torch.zeros(shape[0], 1, *shape[2:], dtype=torch.float64)
+    if start == "some zero":
+        weights[::2] = 0.5
+    counted = int((weights != 0).sum())
+    weights.requires_grad_()
+    for reduction, divisor in (("sum", 1), ("none", 1), ("mean", counted)):
+        if divisor:
+            found = loss(weights, reduction=reduction, ignore_index=ignore_index).sum()
+            wanted = each(weights).sum() / divisor
+            assert_close(found, wanted)
+            assert_close(*(torch.autograd.grad(one, weights)[0] for one in (found, wanted)))
+
+
+@pytest.mark.parametrize("kind", ["labels", "mixed", "dense"])
+def test_a_weight_of_zero_learns_inside_transforms_and_in_forward_mode(kind):
+    x, labels = problem((4, 5), ignored=False)
+    loss, each = reweighted(kind, x, labels)
+    loss, each = partial(loss, reduction="sum"), lambda weights, each=each: each(weights).sum()
+    zero = torch.zeros(4, 1, dtype=torch.float64)
+    for transform in (torch.func.grad, torch.func.jacfwd, torch.func.jacrev):
+        assert_close(transform(loss)(zero), transform(each)(zero))
+    several = torch.zeros(3, 4, 1, dtype=torch.float64)
+    for per_model in (
+        lambda f: torch.vmap(torch.func.grad(f)),
+        lambda f: torch.func.grad(lambda w: torch.vmap(f)(w).sum()),
+    ):
+        assert_close(per_model(loss)(several), per_model(each)(several))
+    assert_close(torch.func.jvp(loss, (zero,), (zero + 1,)), torch.func.jvp(each, (zero,), (zero + 1,)))
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, F.cross_entropy])
+@pytest.mark.parametrize("dense", [False, True])
+def test_examples_are_reweighted_by_what_a_step_on_them_does_to_another_loss(loss, dense):
+    """Ren et al., 2018, "Learning to Reweight Examples", https://arxiv.org/abs/1803.09050."""
+    x, labels = problem((4, 5), ignored=False)
+    layer = torch.randn(5, 5, dtype=torch.float64, requires_grad=True)
+
+    def gradient_by_weights(loss, target):
+        weights = torch.zeros(4, 1, dtype=torch.float64, requires_grad=True)
+        inner = loss(x @ layer, target * weights, reduction="sum")
+        (step,) = torch.autograd.grad(inner, layer, create_graph=True)
+        return torch.autograd.grad(F.cross_entropy(x @ (layer - step), labels), weights)[0]
+
+    target = smooth_labels(x, labels, 0.1)
+    found = gradient_by_weights(loss, target.dense() if dense else target)
+    assert_close(found, gradient_by_weights(F.cross_entropy, target.dense()))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("kind", ["labels", "mixed", "dense"])
+@pytest.mark.parametrize("where", [slice(None), slice(1)])
+def test_bad_logits_of_ignored_rows_spoil_no_weight_that_learns(bad, kind, where):
+    x, labels = problem((4, 5), ignored=False)
+    labels[[0, 3]] = -100  # mixed with one another
+    x[[0, 3], where] = bad
+    x.requires_grad_()
+    weights = torch.ones(4, 1, dtype=torch.float64, requires_grad=True)
+    loss, _ = reweighted(kind, x, labels)
+    by_logits, by_weights = torch.autograd.grad(loss(weights), (x, weights))
+    assert not by_logits[[0, 3]].any()
+    assert not by_weights[[0, 3]].any()
+    assert by_logits[[1, 2]].all()
+    assert by_weights[[1, 2]].all()
+
+
+def test_masked_classes_do_not_keep_a_weight_of_zero_from_learning():
+    x, labels = problem((4, 5), ignored=False)
+    x[:, 0] = float("-inf")
+    target = smooth_labels(x, labels.clamp_min(1), 0.0)
+    weights = torch.zeros(4, 1, dtype=torch.float64, requires_grad=True)
+    loss = cross_entropy(x, target * weights, reduction="sum")
+    expected = F.cross_entropy(x, labels.clamp_min(1), reduction="none")
+    assert_close(torch.autograd.grad(loss, weights)[0].flatten(), expected)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_ignored_rows_get_a_gradient_of_zero_while_smoothing_and_prior_learn(reduction):
+    x, labels = problem((4, 5))
+    x.requires_grad_()
+    smoothing, prior = (torch.full(shape, 0.2, dtype=torch.float64, requires_grad=True) for shape in ((), (5,)))
+    loss = cross_entropy(x, smooth_labels(x, labels, smoothing, prior=prior), reduction=reduction)
+    upstream = torch.full_like(loss, float("nan"))
+    assert not torch.autograd.grad(loss, x, upstream)[0][0].any()
+
+
+def test_a_weight_of_zero_learns_in_a_compiled_graph():
+    x, labels = problem((4, 5), ignored=False)
+    weights = torch.zeros(4, 1, dtype=torch.float64, requires_grad=True)
+
+    def loss(weights):
+        return cross_entropy(x, smooth_labels(x, labels, 0.1) * weights, reduction="sum")
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    expected = F.cross_entropy(x, labels, label_smoothing=0.1, reduction="none")
+    assert_close(torch.autograd.grad(compiled(weights), weights)[0].flatten(), expected)
 
 
 def test_a_smoothing_factor_learns_from_zero_and_through_a_mix():

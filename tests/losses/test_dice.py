@@ -122,6 +122,37 @@ def test_a_loss_that_wants_dense_rows_sees_them():
     torch.testing.assert_close(gradient(loss, logits), gradient(expected, logits))
 
 
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_weight_of_zero_gets_the_gradient_of_the_formula(dense):
+    logits, labels = drawn()
+    target = smooth_labels(logits, labels, 0.1)
+    target = target.dense() if dense else target
+    weights = torch.ones(2, 1, 5, 6, dtype=torch.float64)
+    weights[0] = 0
+    weights.requires_grad_()
+    rows = smooth_labels(logits, labels, 0.1).dense() * weights
+    probabilities, others = logits.softmax(1) * rows.sum(1, keepdim=True), (0, 2, 3)
+    overlap, size = torch.minimum(probabilities, rows).sum(others), (probabilities + rows).sum(others)
+    expected = gradient((1 - 2 * overlap / size).mean(), weights)
+    assert expected[0].count_nonzero() == (labels[0] >= 0).sum()
+    torch.testing.assert_close(gradient(dice_loss(logits, target * weights), weights), expected)
+    with torch.no_grad():
+        logits.movedim(1, -1)[labels < 0] = float("nan")
+    torch.testing.assert_close(gradient(dice_loss(logits, target * weights), weights), expected)
+
+
+@pytest.mark.parametrize("label", [2, -100])
+@pytest.mark.parametrize("form", ["label", "targets", "dense"])
+def test_one_row_is_a_batch_of_one_row(label, form):
+    logits, label = torch.randn(K, dtype=torch.float64), torch.tensor(label)
+    target = label if form == "label" else smooth_labels(logits, label, 0.2)
+    target = target.dense() if form == "dense" else target
+    row, batch = logits.clone().requires_grad_(), logits[None].clone().requires_grad_()
+    found, expected = dice_loss(row, target), dice_loss(batch, target[None])
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradient(found, row)[None], gradient(expected, batch))
+
+
 def test_half_precision_is_summed_in_float32():
     logits, labels = drawn(shape=(1, 64, 64))
     exact = dice_loss(logits, smooth_labels(logits, labels, 0.1))

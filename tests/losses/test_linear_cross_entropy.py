@@ -237,6 +237,28 @@ def test_float16_keeps_what_the_mean_over_many_rows_divides():
         assert_close(one.double(), other, rtol=2.0**-6, atol=2.0**-7 * other.abs().max().item())
 
 
+@pytest.mark.parametrize(("rows", "classes"), [(8192, 1000), (20_000, 5)])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("kind", ["labels", "dense"])
+def test_float16_sums_over_many_rows_stay_finite(rows, classes, autocast, kind):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(rows, 16, generator=generator).half().float()
+    hidden[:, 3] = 12.0
+    weight = (0.02 * torch.randn(classes, 16, generator=generator)).half().float().requires_grad_()
+    target = torch.zeros(rows, dtype=torch.long)
+    target[::20] = torch.randint(classes, (len(target[::20]),), generator=generator)
+    target = F.one_hot(target, classes).half() if kind == "dense" else target
+    expected = gradient_of_layer(hidden.double(), weight.double(), target.double() if kind == "dense" else target)
+    with torch.autocast("cpu", torch.float16, enabled=autocast):
+        found = gradient_of_layer(*((hidden, weight) if autocast else (hidden.half(), weight.half())), target)
+    assert_close(found.double(), expected, rtol=2.0**-9, atol=2.0**-10)
+
+
+def gradient_of_layer(hidden, weight, target):
+    weight = weight.detach().requires_grad_()
+    return torch.autograd.grad(linear_cross_entropy(hidden, weight, target), weight)[0]
+
+
 @pytest.mark.parametrize("shift", [0.0, -300.0, 1e4])
 def test_labels_that_are_all_but_impossible_keep_their_loss(shift):
     leaves = layer(dtype=torch.float32)
@@ -343,6 +365,24 @@ def test_what_backward_needs_may_not_be_changed_in_between(reduction, changed):
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize(("changed", "dense"), [("prior", False), ("prior", True), ("smoothing", True)])
+@pytest.mark.parametrize("use", ["first", "second"])
+def test_what_smooths_may_not_be_changed_before_backward(reduction, changed, dense, use):
+    leaves = layer()
+    target = smooth_labels(like_logits(leaves[0]), labels_for(ignored=False), 0.0)
+    held = {"prior": torch.arange(K).double().softmax(0), "smoothing": torch.tensor(0.1, dtype=torch.float64)}
+    smoothing = held["smoothing"] if changed == "smoothing" else 0.1
+    loss = ours(
+        leaves, target.dense() if dense else target, reduction=reduction, label_smoothing=smoothing, prior=held["prior"]
+    ).sum()
+    if use == "second":
+        torch.autograd.grad(loss, leaves, retain_graph=True)
+    held[changed].mul_(0.5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, leaves)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("dense", [False, True])
 def test_second_derivatives_are_those_of_the_logits(reduction, dense):
     leaves = layer()
@@ -397,6 +437,29 @@ def test_class_weights_smoothing_and_dense_rows_that_learn_get_their_gradients()
         torch.autograd.grad(ours(leaves, rows), [*leaves, rows]),
         torch.autograd.grad(through_logits(leaves, rows), [*leaves, rows]),
     )
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("ndim", [1, 2])
+def test_smoothing_and_prior_of_the_loss_learn_with_dense_rows_too(reduction, ndim):
+    leaves, prior = layer(), torch.full((K,) * ndim, 1 / K, dtype=torch.float64, requires_grad=True)
+    amount = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    rows = smooth_labels(like_logits(leaves[0]), labels_for(), 0.0).dense()
+    found = ours(leaves, rows, reduction=reduction, label_smoothing=amount, prior=prior)
+    smoothed = smooth_labels(like_logits(leaves[0]), rows, amount, prior=prior)
+    expected = through_logits(leaves, smoothed, reduction=reduction)
+    learns = [*leaves, amount, prior]
+    assert_close(torch.autograd.grad(found.sum(), learns), torch.autograd.grad(expected.sum(), learns))
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_weight_of_zero_learns_from_the_loss_of_its_row(dense):
+    leaves, weights = layer(), torch.zeros(N, 1, dtype=torch.float64, requires_grad=True)
+    target = smooth_labels(like_logits(leaves[0]), labels_for(ignored=False), 0.1)
+    target = target.dense() if dense else target
+    loss = ours(leaves, target * weights, reduction="sum")
+    expected = ours(leaves, target, reduction="none")
+    assert_close(torch.autograd.grad(loss, weights)[0].flatten(), expected)
 
 
 @pytest.mark.parametrize("learns", [[0], [1], [2], [0, 1], []])

@@ -53,6 +53,7 @@ def test_what_does_not_fit_is_refused_with_both_names(said):
         "plain logits": ("target is a DTensor, but input is not", "full_tensor"),
         "gradient": ("need a gradient", "detach"),
         "label": ("is 10, but the logits have 10 classes",),
+        "a changed prior": ("modified by an inplace operation",),
     }
     refused = said[2][0]["refused"]
     assert refused.keys() == parts.keys()

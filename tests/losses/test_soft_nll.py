@@ -71,6 +71,14 @@ def test_ignored_rows_get_no_gradient_even_of_nan_scores():
     assert x.grad[[0, 1, 3, 4, 5]].all()
 
 
+def test_a_weight_of_zero_learns_from_the_loss_of_its_row():
+    scores, labels = scores_and_labels((6, K))
+    weights = torch.zeros(6, 1, dtype=torch.float64, requires_grad=True)
+    loss = soft_nll_loss(scores, smooth_labels(scores, labels, 0.0) * weights, reduction="sum")
+    expected = F.nll_loss(scores, labels, reduction="none")
+    assert_close(torch.autograd.grad(loss, weights)[0].flatten(), expected)
+
+
 def test_a_score_of_minus_infinity_without_mass_counts_nothing():
     scores, labels = scores_and_labels((6, K))
     labels.clamp_(max=K - 2)

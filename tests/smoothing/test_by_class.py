@@ -89,6 +89,22 @@ def test_one_factor_for_all_classes_is_label_smoothing():
     assert_close(smooth_by_class(logits, rows, [0.1] * 4, kind="binary"), expected)
 
 
+@pytest.mark.parametrize("form", ["labels", "targets", "dense", "binary"])
+@pytest.mark.parametrize("spread", ["all", "others"])
+def test_factors_learn_as_the_factors_of_each_example_do(form, spread):
+    logits, labels = torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 1, 0])
+    factors = torch.tensor([0.1, 0.0, 0.3, 0.2], dtype=torch.float64, requires_grad=True)
+    rows = F.one_hot(labels, 4).double()
+    if form == "binary":
+        found = smooth_by_class(logits, rows, factors, kind="binary").square().sum()
+        expected = ((1 - factors) * rows + factors / 2).square().sum()
+    else:
+        target = {"labels": labels, "targets": smooth_labels(logits, labels, 0.0), "dense": rows}[form]
+        found = cross_entropy(logits, smooth_by_class(logits, target, factors, spread=spread))
+        expected = cross_entropy(logits, smooth_labels(logits, labels, factors[labels], spread=spread))
+    assert_close(*(torch.autograd.grad(one, factors)[0] for one in (found, expected)))
+
+
 def test_each_binary_label_moves_by_its_own_factor():
     rows = torch.tensor([[1.0, 0.0, 1.0]])
     smoothed = smooth_by_class(torch.zeros(1, 3), rows, [0.0, 0.2, 0.4], kind="binary")

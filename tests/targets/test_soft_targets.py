@@ -624,6 +624,11 @@ REFUSED = {
     "one class": lambda t: t[:, 1].fill_(0),
     "transposed": lambda t: t.T.mul_(0),
     "a view": lambda t: t.view(-1).zero_(),
+    "a row of a transposed one": lambda t: t.T[0].zero_(),
+    "a view of a view of a view": lambda t: t.unsqueeze(0)[0][:, 0].view(-1).zero_(),
+    "a piece of a transposed one": lambda t: t.T.split(2)[1].mul_(0),
+    "what is detached from a view": lambda t: t.T.detach().mul_(0),
+    "out of a view of a view": lambda t: torch.mul(torch.ones(4), 2, out=t.T[0]),
     "unbound classes": lambda t: t.unbind(1)[0].mul_(0),
     "out of a view": lambda t: torch.mul(torch.ones(20), 2, out=t.view(-1)),
     "item of a view": lambda t: t.view(-1).__setitem__(0, 1.0),
@@ -664,8 +669,10 @@ def test_what_is_no_alias_can_be_written_to():
     for changed in (target.clone(), target[torch.tensor([0, 1])], 2 * target, target.flip(0), target.double()):
         changed.mul_(0)
         assert not changed.dense().any()
-    for view in (target[:, 1], target.T, target.view(-1)):  # they are read as ever
+    for view in (target[:, 1], target.T, target.view(-1), target.T[0]):  # they are read as ever
         assert_close(view + view, 2 * view.clone())
+        for made in (view.clone(), 2 * view, view.double()):
+            assert type(made.zero_()) is torch.Tensor
     assert_close(target.dense(), expected)
 
 
@@ -896,6 +903,13 @@ def test_compile_takes_and_makes_soft_targets():
             expected, actual = function(logits, target), compiled(logits, target)
             assert_close(actual, expected)
             assert_close(torch.autograd.grad(actual, logits), torch.autograd.grad(expected, logits))
+
+
+def test_compile_takes_views_of_the_dense_tensor():
+    view = example().T
+    for function in (lambda rows: 2 * rows[0], lambda rows: rows.T.reshape(-1)[2:]):
+        compiled = torch.compile(function, backend="aot_eager")
+        assert_close(compiled(view), function(example().dense().T))
 
 
 def test_autocast_leaves_it_the_same():
