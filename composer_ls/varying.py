@@ -47,9 +47,9 @@ def as_factor(value: Any, name: str, check: Check, *, by_class: bool = True) -> 
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
     if by_class and not isinstance(value, numbers.Number) and isinstance(value, (Tensor, list, tuple)):
-        return as_factors(value)
+        return as_factors(value).detach()  # its graph would be gone after one step
     if by_class and type(value).__module__ == "numpy" and getattr(value, "ndim", 0) == 1:
-        return as_factors(value)
+        return as_factors(value).detach()  # its graph would be gone after one step
     return check(value)
 
 

@@ -15,7 +15,7 @@ from composer.core import State
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from composer_ls.composition.asking import BINARY, CLASSES, Call, Listening
+from composer_ls.composition.asking import BINARY, CLASSES, MADE, Call, Listening
 from composer_ls.composition.batches import Path, TargetKeyError, path_of
 from composer_ls.losses.cross_entropy import cross_entropy, soft_nll_loss
 
@@ -52,7 +52,7 @@ class Answering:
         self.smoother, self.model = smoother, model
         self.methods = [name for name, used in (("forward", in_forward), ("loss", in_loss)) if used]
         self.names = list(dict.fromkeys(call.name for call in calls))
-        self.labels = sorted({".".join(map(str, path)) for call in calls for path in call.origins})
+        self.labels = sorted({".".join(map(str, path)) for call in calls for path in call.origins - {MADE}})
         self._replaced: list[_Method] = []
         self._answers, self._told = 0, False
 

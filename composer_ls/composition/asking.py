@@ -25,6 +25,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 import composer_ls
@@ -65,7 +66,8 @@ LIKE = {"to", "type_as", "view", "expand"}
 KEEPS = {
     *("__get__", "bfloat16", "chunk", "clone", "contiguous", "cpu", "cuda", "detach", "double", "expand", "flatten"),
     *("float", "half", "int", "long", "movedim", "narrow", "pad", "permute", "reshape", "select", "split", "squeeze"),
-    *("swapaxes", "swapdims", "t", "to", "transpose", "type", "type_as", "unbind", "unflatten", "unsqueeze", "view"),
+    *("cat", "concat", "expand_as", "flip", "moveaxis", "ravel", "reshape_as", "roll", "short", "stack", "swapaxes"),
+    *("swapdims", "t", "to", "transpose", "type", "type_as", "unbind", "unflatten", "unsqueeze", "view", "view_as"),
 }
 """Functions after which a label is still the same, wherever it is then."""
 CONTAINERS = (list, dict, set, deque)
@@ -129,17 +131,19 @@ class _Origin:
     Attributes:
         paths: The paths in the batch.
         changes: The functions that changed or selected labels on the way.
+        has_floats: Whether floating-point tensors of the batch, such as images, are among them.
 
     """
 
     paths: frozenset[Path] = frozenset()
     changes: frozenset[str] = frozenset()
+    has_floats: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.paths)
 
     def __or__(self, other: _Origin) -> _Origin:
-        return _Origin(self.paths | other.paths, self.changes | other.changes)
+        return _Origin(self.paths | other.paths, self.changes | other.changes, self.has_floats or other.has_floats)
 
 
 @dataclass
@@ -206,7 +210,8 @@ class Listening(TorchFunctionMode):
             self._origins.labels[id(thing)] = (thing, _Origin(frozenset([MADE])))
         for path, leaf in leaves(batch):
             if isinstance(leaf, (Tensor, list, tuple)) or type(leaf).__module__ == "numpy":
-                self._origins.labels[id(leaf)] = (leaf, _Origin(frozenset([path])))
+                has_floats = isinstance(leaf, Tensor) and leaf.is_floating_point()
+                self._origins.labels[id(leaf)] = (leaf, _Origin(frozenset([path]), has_floats=has_floats))
 
     def origins_of(self, thing: Any) -> frozenset[Path]:
         """The paths in the batch from which something comes, if it counts as labels."""
@@ -227,7 +232,7 @@ class Listening(TorchFunctionMode):
         sources = _sources(name, args, kwargs)
         of_labels = self._origins.of(sources)
         if origin := of_labels or self._origins.of_labels_alone(sources):
-            if name not in KEEPS and not (name == "__getitem__" and _is_slice(args[1])):
+            if name not in KEEPS and not (name in ("__getitem__", "__setitem__") and _is_slice(args[1])):
                 origin |= _Origin(changes=frozenset([name]))
             for made in result if isinstance(result, (list, tuple)) else [result]:
                 if isinstance(made, Tensor):
@@ -241,8 +246,8 @@ class Listening(TorchFunctionMode):
             self._origins.labels[id(made)] = (made, origin)
         elif name in MOVES and (moved := self._origins.of(one for one in sources if not _is_mask(one))):
             # what a mask selects of other numbers is not labels
-            self._origins.labels[id(made)] = (made, _Origin(moved.paths, origin.changes))
-        elif self._origins.of_labels_alone(sources):
+            self._origins.labels[id(made)] = (made, _Origin(moved.paths, origin.changes, moved.has_floats))
+        elif not origin.has_floats and self._origins.of_labels_alone(sources):
             self._origins.numbers[id(made)] = (made, origin)
 
 
@@ -361,7 +366,7 @@ class _Writes(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Copy a weight before the first function that changes it, and keep the ``data`` that is replaced by other."""
-        if func == _SET_DATA and id(args[0]) in self.parameters:
+        if func == _SET_DATA and id(args[0]) in self.parameters and not is_lazy(args[0]):
             self.data.setdefault(id(args[0]), args[0].data)
         if args and out_of_place(getattr(func, "__name__", "")) is not None:
             for one in args[0] if isinstance(args[0], (list, tuple)) else [args[0]]:
@@ -450,14 +455,16 @@ def _is_other(value: Any, before: Any, kept: Any) -> bool:
     return len(now) != len(kept) or any(_is_other(one, *item[1:]) for one, item in zip(now, kept, strict=True))
 
 
-def with_other_containers(value: Any) -> Any:
-    """A copy of nested containers that holds the same things."""
-    if not isinstance(value, CONTAINERS):
+def with_other_containers(value: Any, depth: int = 0) -> Any:
+    """A copy of nested containers that holds the same things, as deep as they are kept."""
+    if not isinstance(value, CONTAINERS) or depth == 3 or len(value) >= 1000:
         return value
     other = copy.copy(value)
     if not isinstance(other, set):
         for key, item in list(other.items() if isinstance(other, dict) else enumerate(other)):
-            other[key] = with_other_containers(item)
+            copied = with_other_containers(item, depth + 1)
+            if copied is not item:
+                other[key] = copied
     return other
 
 

@@ -143,7 +143,7 @@ class _Asked:
         return self.counts and not (ignored and all(ignored))
 
     def way(self) -> Way:
-        forward = Listening(self.batch, lambda _: own_loss.numbered(forward.calls))
+        forward = Listening(self.batch, _numbering())
         try:
             with on_trial(self.model) as held, forward:
                 self.outputs = self.model(self.batch)
@@ -156,10 +156,10 @@ class _Asked:
         self.made = [leaf for leaf in made if (origins := forward.origins_of(leaf)) and is_of(origins, self.paths)]
         hard, loss_calls = self._hard_loss()
         uses_forward = own_loss.makes_its_loss(self.model) or (
-            hard is not None and (self._uses_calls(hard, forward.calls) or self._uses_scalars(hard))
+            hard is not None and (self._uses_calls(hard, forward.calls) or self._uses_scalars(hard, forward.calls))
         )
         self.heard = calls = [*(forward.calls if uses_forward else []), *loss_calls]
-        if any(call.is_of_labels and MADE in call.origins for call in loss_calls):
+        if any(call.is_of_labels and call.origins == {MADE} for call in loss_calls):
             self._refuse(TargetError(f"the loss of {type(self.model).__name__} {MADE_IN_FORWARD}"))
         self._object_to_smoothing({"forward": forward.calls if uses_forward else [], "loss": loss_calls})
         if uses_forward and not loss_calls and isinstance(self.model, HuggingFaceModel):
@@ -179,7 +179,7 @@ class _Asked:
         kind, ignored = self.smoother.kind, self.smoother.ignore_index
         try:
             head = own_loss.understand(
-                self.model, self.batch, self.outputs, calls, kind, -100 if ignored is None else ignored
+                self.model, cloned(self.state.batch), self.outputs, calls, kind, -100 if ignored is None else ignored
             )
         except own_loss.NotReplaceableError:
             answerable = self._answerable(calls)
@@ -393,27 +393,39 @@ class _Asked:
         return torch.allclose(a, b, rtol=1e-3 if in_half else 2e-5, atol=1e-5, equal_nan=True)
 
     def _uses_calls(self, hard: Tensor, calls: list[Call]) -> bool:
-        """Whether the result of ``loss()`` depends on a loss of labels that was computed in ``forward()``, wherever it was left."""
-        if not any(call.is_of_labels for call in calls):
+        """Whether the result of ``loss()`` depends on a loss of labels that ``forward()`` computed, wherever it was left.
+
+        The model runs again with other results of these losses, and once more with the same ones, whose result would differ
+        only if the model does not repeat itself. Every process runs it equally often.
+        """
+        if not any(self._is_of_targets(call) for call in calls):
             return False
+        moved, repeated = (self._loss_with(_numbering(more, self._is_of_targets)) for more in (1, 0))
+        return not self._same(hard, moved) and self._same(hard, repeated)
+
+    def _is_of_targets(self, call: Call) -> bool:
+        return call.is_of_labels and is_of(call.origins, self.paths)
+
+    def _loss_with(self, answer: Callable[[Call], Tensor]) -> Tensor | None:
+        """The loss if the losses of the forward pass are answered in this way; None if there is none."""
         outputs, left = self.outputs, self.left
-        other = Listening(self.batch, lambda call: own_loss.numbered(other.calls) + call.is_of_labels)
         try:
-            with on_trial(self.model) as held, other:
+            with on_trial(self.model) as held, Listening(self.batch, answer):
                 self.outputs = self.model(self.batch)
                 self.left = held.left()
-            return not self._same(hard, total(self._loss(self.batch)))
+            with Listening(self.batch, self._exact):
+                return total(self._loss(self.batch))
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            return True
+            return None
         finally:
             self.outputs, self.left = outputs, left
 
-    def _uses_scalars(self, hard: Tensor) -> bool:
+    def _uses_scalars(self, hard: Tensor, calls: list[Call]) -> bool:
         """Whether the result of ``loss()`` depends on a 0-dim number in the output of ``forward()`` that is of labels."""
         scalars = _scalars(self.outputs)
-        if not scalars or not self._reads_labels():
+        if not scalars or not (any(call.is_of_labels for call in calls) or self._reads_labels()):
             return False
         before = [scalar.clone() for scalar in scalars]
         with torch.no_grad():
@@ -504,6 +516,17 @@ def _scalars(outputs: Any) -> list[Tensor]:
     """The 0-dim numbers in the output of a model."""
     found = [leaf for _, leaf in leaves(outputs) if isinstance(leaf, Tensor)]
     return [leaf for leaf in found if leaf.ndim == 0 and leaf.is_floating_point()]
+
+
+def _numbering(more: float = 0.0, of: Callable[[Call], bool] = bool) -> Callable[[Call], Tensor]:
+    """Answers the calls of a forward pass by `own_loss.numbered`, some of them with ``more``."""
+    calls: list[Call] = []
+
+    def answer(call: Call) -> Tensor:
+        calls.append(call)
+        return own_loss.numbered(calls) + more * of(call)
+
+    return answer
 
 
 def _as_it_is(call: Call) -> Tensor:

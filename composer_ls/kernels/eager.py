@@ -15,7 +15,7 @@ CHUNK = 1 << 20
 """Number of logits per chunk when extra memory is needed. Operations on more may wait for cores that are busy."""
 NEAR = 32.0
 """If the labels' logits are at most this far from 0, subtracting them from other logits loses no significant digits."""
-LARGEST = 2.0**64
+LARGEST = 2.0**80
 """Sums of exponentials up to this can divide the gradient's scale without leaving float32's normal range."""
 
 

@@ -110,6 +110,8 @@ def masked_rows(ignored: Tensor, weights: Tensor, x: Tensor, dim: int = 1) -> Te
 
 def may_learn(field: Tensor) -> bool:
     """Whether a derivative by it is needed, or, in forward mode, may be needed."""
+    if torch.compiler.is_compiling():
+        return field.requires_grad
     if field.requires_grad or forward_ad._current_level >= 0:
         return True
     functorch = torch._C._functorch

@@ -821,3 +821,53 @@ def test_a_network_whose_weights_are_replaced_by_an_average_is_as_it_was_after_a
         return weights(model, algorithms)
 
     assert_close(trained(LabelSmoothing(0)), trained())
+
+
+def test_a_mask_of_labels_in_the_output_is_no_label_of_its_own():
+    def forward(model, b):
+        return {"logits": model.layer(b[0]), "counted": b[1] != -100}
+
+    target = labels()
+    target[N // 2 :: 3] = -100  # none in the first batch
+    masked = lambda o, b: F.cross_entropy(o["logits"][o["counted"]], b[1][o["counted"]])  # noqa: E731
+    by_hand = lambda o, b: smoothed(o["logits"][o["counted"]], b[1][o["counted"]])  # noqa: E731
+    found = weights(Model(masked, forward), [LabelSmoothing(0.1, output_key="logits")], target)
+    assert_close(found, weights(Model(by_hand, forward), [], target))
+
+
+@pytest.mark.parametrize("name", ["squared error", "other labels", "unused", "noise"])
+def test_other_losses_of_the_forward_pass_are_left_as_they_are(name):
+    generator = torch.Generator().manual_seed(9)
+
+    def forward(model, b):
+        other = model.auxiliary(b[0])
+        model.kept = {
+            "squared error": lambda: F.mse_loss(other, b[0][:, :K]),
+            "other labels": lambda: F.cross_entropy(other, b[2]),
+            "unused": lambda: 0 * other.sum() + 0 * F.cross_entropy(other, b[1]).detach(),
+            "noise": lambda: torch.rand((), generator=generator) + 0 * F.cross_entropy(other, b[1]).detach(),
+        }[name]()
+        return model.layer(b[0])
+
+    def loss(cross_entropy):
+        return lambda o, b, model: cross_entropy(o, b[1]) + 0.5 * model.kept
+
+    other = torch.randint(0, K, (N,), generator=torch.Generator().manual_seed(5))
+    found = weights(Model(loss(F.cross_entropy), forward), [LabelSmoothing(0.1)], labels(), other)
+    assert_close(found, weights(Model(loss(smoothed), forward), [], labels(), other))
+
+
+def test_a_layer_whose_size_is_not_known_yet_survives_asking():
+    def model(loss):
+        model = Model(loss)
+        model.layer = nn.LazyLinear(K)
+        return model
+
+    loader = DataLoader(TensorDataset(inputs(), labels()), 8)
+
+    def trained(loss, *algorithms):
+        torch.manual_seed(3)
+        return fit(algorithms, model=model(loss), loader=loader)
+
+    found = trained(lambda o, b: F.cross_entropy(o, b[1]), LabelSmoothing(0.1))
+    assert_close(found, trained(lambda o, b: smoothed(o, b[1])))

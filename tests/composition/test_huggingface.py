@@ -570,6 +570,64 @@ def test_labels_that_a_model_masks_by_their_own_value_stay_masked(monkeypatch, f
     torch.testing.assert_close(found, trained(), rtol=1e-5, atol=1e-6)
 
 
+class ShiftedInItsOwnWay(hf.GPT2LMHeadModel):
+    """Moves its labels by concatenation, or writes them into others."""
+
+    way = "cat"
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None):
+        output = super().forward(input_ids, attention_mask=attention_mask)
+        if labels is None:
+            return output
+        shifted = torch.full_like(labels, -100)
+        if self.way == "cat":
+            shifted = torch.cat([labels[:, 1:], shifted[:, :1]], 1)
+        else:
+            shifted[..., :-1] = labels[..., 1:]
+            shifted[..., -1] = -100
+        loss = F.cross_entropy(output.logits.flatten(0, 1), shifted.flatten())
+        return hf.modeling_outputs.CausalLMOutput(loss=loss, logits=output.logits)
+
+
+@pytest.mark.parametrize("way", ["cat", "write"])
+def test_labels_that_are_moved_in_another_way_are_shifted_by_one(monkeypatch, way):
+    plans = []
+
+    class Watch(Callback):
+        def batch_end(self, state, logger):
+            plans.append(describe(state))
+
+    def trained(*algorithms, **options):
+        torch.manual_seed(3)
+        model = HuggingFaceModel(ShiftedInItsOwnWay(gpt2()))
+        model.model.way = way
+        return train("", algorithms, model, data=examples("causal LM"), **options)
+
+    found = trained(LabelSmoothing(0.1), callbacks=[Watch()])
+    assert "labels shifted by one, which are not passed" in plans[-1]
+    smoothing_by_themselves(monkeypatch)
+    torch.testing.assert_close(found, trained(), rtol=1e-5, atol=1e-6)
+
+
+def test_labels_that_a_model_writes_over_by_their_place_are_left_out(monkeypatch):
+    class WithoutStart(hf.BertForTokenClassification):
+        def forward(self, input_ids=None, attention_mask=None, labels=None):
+            if labels is not None:
+                labels[:, :3] = -100
+            return super().forward(input_ids, attention_mask=attention_mask, labels=labels)
+
+    def trained(*algorithms):
+        torch.manual_seed(3)
+        return train("", algorithms, HuggingFaceModel(WithoutStart(bert(num_labels=5))), data=data())
+
+    def data():
+        return [{key: value.clone() for key, value in one.items()} for one in examples("token classification")]
+
+    found = trained(LabelSmoothing(0.1))
+    smoothing_by_themselves(monkeypatch)
+    torch.testing.assert_close(found, trained(), rtol=1e-5, atol=1e-6)
+
+
 def test_labels_that_a_model_masks_stay_masked_though_the_first_batch_has_no_padding(monkeypatch):
     data = examples("token classification", 12)
     for example in data:

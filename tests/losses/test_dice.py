@@ -159,3 +159,9 @@ def test_half_precision_is_summed_in_float32():
     half = dice_loss(logits.bfloat16(), smooth_labels(logits.bfloat16(), labels, 0.1))
     assert half.dtype == torch.float32
     assert half.item() == pytest.approx(exact.item(), abs=2e-3)
+
+
+def test_compiles_whole():
+    logits, labels = drawn()
+    compiled = torch.compile(dice_loss, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(logits, labels), dice_loss(logits, labels))

@@ -723,6 +723,23 @@ def test_what_reads_labels_is_refused_with_the_way_out(name):
         READS_LABELS[name](example())
 
 
+@pytest.mark.parametrize(
+    "fill",
+    [
+        lambda t, rows: t.masked_fill(rows, 0),
+        lambda t, rows: t.masked_fill(mask=rows, value=0.0),
+        lambda t, rows: torch.where(rows, 0, t),
+        lambda t, rows: t.where(~rows, 0),
+    ],
+)
+def test_rows_and_classes_can_be_filled_with_zeros(fill):
+    target = example()
+    for mask in (torch.tensor([True, False, False, True])[:, None], torch.arange(5).expand(4, 5) == 2):
+        torch.testing.assert_close(fill(target, mask), target.dense() * ~mask)
+    with pytest.raises(TargetError, match="class ids"):
+        target.masked_fill(torch.ones(5, dtype=torch.bool), 0)  # of 5 labels, perhaps
+
+
 def test_a_loss_that_drops_ignored_labels_itself_is_refused_not_wrong():
     logits, target = torch.randn(4, 5), example()
 
