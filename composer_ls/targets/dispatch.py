@@ -271,7 +271,7 @@ def _refuse_labels(kind: type[Tensor], name: str, args: Sequence[Any], kwargs: d
         what = f"{name} asks for class ids"
     elif name == "__getitem__" and isinstance(args[0], kind) and _holds_mask(args[1]):
         what = "a mask of more than one dimension selects class ids"
-    elif name in _FILLS and _fills_class_ids(name, args, kwargs):
+    elif name in _FILLS and _fills_class_ids(kind, name, args, kwargs):
         what = f"{name} with an integer writes class ids (0.0 would be a number)"
     elif name == "roll" and len(args) < 3 and kwargs.get("dims") in (None, ()):
         what = "roll without dims=0 moves entries from class to class"
@@ -287,19 +287,14 @@ def _refuse_labels(kind: type[Tensor], name: str, args: Sequence[Any], kwargs: d
         )
 
 
-def _fills_class_ids(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+def _fills_class_ids(kind: type[Tensor], name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     """Whether integers are written, but for a 0 with a mask that has the class dimension, which cannot be one of labels."""
     first, keyword = _FILLS[name]
     values = (*args[first:], *(kwargs[key] for key in (keyword, "input", "self") if key in kwargs))
-    mask = kwargs.get("condition", args[0] if name == "where" and args and _is_mask(args[0]) else kwargs.get("mask"))
-    mask = args[1] if mask is None and len(args) > 1 else mask
-    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value is not mask]
-    has_classes = _is_mask(mask) and any(mask.ndim == tensor.ndim for tensor in tensors)
+    things = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
+    dims = {one.ndim for one in things if isinstance(one, kind)}
+    has_classes = any(one.dtype == torch.bool and one.ndim in dims for one in things)
     return any(_is_integer(value) and not (has_classes and _is_zero(value)) for value in values)
-
-
-def _is_mask(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dtype == torch.bool
 
 
 def _is_zero(value: Any) -> bool:
