@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,9 +45,8 @@ def as_factor(value: Any, name: str, check: Check, *, by_class: bool = True) -> 
         return value
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
-    if by_class and not isinstance(value, numbers.Number) and isinstance(value, (Tensor, list, tuple)):
-        return as_factors(value).detach()  # its graph would be gone after one step
-    if by_class and type(value).__module__ == "numpy" and getattr(value, "ndim", 0) == 1:
+    is_array = type(value).__module__ == "numpy" and getattr(value, "ndim", 0) == 1
+    if by_class and (isinstance(value, (Tensor, list, tuple)) or is_array):
         return as_factors(value).detach()  # its graph would be gone after one step
     return check(value)
 

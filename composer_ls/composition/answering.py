@@ -107,7 +107,7 @@ class Answering:
 
     def _answer(self, call: Call, paths: list[Path] | None) -> Tensor:
         if not is_answerable(call, self.smoother.kind, paths):
-            return call.function(call.input, call.target, **call.options)
+            return call.as_it_is()
         return self._counted(answered(call, self.smoother.smoothed, self.smoother.ignore_index))
 
     def _counted(self, loss: Tensor) -> Tensor:

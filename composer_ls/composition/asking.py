@@ -123,6 +123,10 @@ class Call:
         has_rows = self.target.shape == self.input.shape
         return bool(self.origins) and (has_rows or not self.target.is_floating_point())
 
+    def as_it_is(self) -> Tensor:
+        """The loss of the call as PyTorch computes it."""
+        return self.function(self.input, self.target, **self.options)
+
 
 @dataclass(frozen=True)
 class _Origin:

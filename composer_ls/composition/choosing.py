@@ -244,7 +244,7 @@ class _Asked:
         others = {call.ignore_index for call in answerable} - {-100, self.smoother.ignore_index}
         if others and not mixers_among(self.state.algorithms):  # such labels may come in later batches only
             return self._answering(answerable, in_loss=True)
-        of_rows = Listening(batch, _as_it_is)
+        of_rows = Listening(batch, Call.as_it_is)
         try:
             with of_rows:
                 soft = total(self._loss(batch))
@@ -297,7 +297,7 @@ class _Asked:
             for amount in (0, 1e-4, 0.15):  # the largest entries stay so
                 rows = smooth_labels(logits, target, amount, kind=kind, validate=False) if amount else target
                 batch = with_target(self.batch, self.smoother.target_key, rows)
-                with Listening(batch, _as_it_is) as heard:
+                with Listening(batch, Call.as_it_is) as heard:
                     losses.append(self._loss(batch))
                 weights.append([call.options.get(name) for call in heard.calls for name in ("weight", "pos_weight")])
         except Exception as error:
@@ -369,7 +369,7 @@ class _Asked:
         """The loss of a call, after checking its labels: on a GPU a wrong label would end the process."""
         is_other = call.function in BINARY or call.target.is_floating_point()
         if is_other or not is_answerable(call, "multiclass", None):
-            return call.function(call.input, call.target, **call.options)
+            return call.as_it_is()
         try:
             return answered(call, self._unsmoothed, self.smoother.ignore_index)
         except ValueError as error:
@@ -527,11 +527,6 @@ def _numbering(more: float = 0.0, of: Callable[[Call], bool] = bool) -> Callable
         return own_loss.numbered(calls) + more * of(call)
 
     return answer
-
-
-def _as_it_is(call: Call) -> Tensor:
-    """The loss of a call as PyTorch computes it."""
-    return call.function(call.input, call.target, **call.options)
 
 
 def _is_same_weight(one: Any, other: Any) -> bool:

@@ -160,7 +160,7 @@ class AnsweringWithoutLogits(Answering):
 
     def _answer(self, call: Call, paths: list[Path] | None) -> Tensor:
         if not is_answerable(call, self.smoother.kind, paths):
-            return call.function(call.input, call.target, **call.options)
+            return call.as_it_is()
         if not self._layer.made(call.input):
             return self._counted(answered(call, self.smoother.smoothed, self.smoother.ignore_index))
         return self._counted(self._answered(call, self.smoother.smoothed))

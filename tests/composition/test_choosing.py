@@ -611,7 +611,7 @@ def test_a_model_that_could_not_be_asked_but_trains_is_told():
 
 
 def auxiliary(logits, target, cross_entropy):
-    """An auxiliary cross entropy, as `in_forward` leaves it."""
+    """The auxiliary cross entropy that the forward passes below leave in different places."""
     return 0.5 * cross_entropy(logits, target)
 
 
