@@ -58,7 +58,7 @@ class Schedule:
 
     def __call__(self, state: Any) -> float:
         """The factor at the timestamp of ``state``."""
-        return self.at(_progress(state, self.duration))
+        return self.start if self.shape == "constant" else self.at(_progress(state, self.duration))
 
     def at(self, progress: float) -> float:
         """The factor after this fraction of ``duration``, clipped to between 0 and 1."""
@@ -152,6 +152,11 @@ def _progress(state: Any, duration: str) -> float:
     whole = state.max_duration
     if whole is None:
         raise ValueError(f"a schedule over {duration!r} needs the Trainer's max_duration, which is not set")
+    if whole.unit.value == "iter":  # whose number stays the same for many epochs
+        raise ValueError(
+            f"a schedule over {duration!r} needs a max_duration that grows with every step, but it is '{whole.value}iter': "
+            f"give the schedule a duration in {', '.join(UNITS[1:])}, such as '10ep'"
+        )
     return _elapsed(state, whole.unit.value) / float(whole.value) / amount
 
 

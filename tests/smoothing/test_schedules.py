@@ -87,3 +87,10 @@ def test_a_share_of_an_unknown_length_is_refused():
     state = SimpleNamespace(timestamp=None, max_duration=None, dataloader_len=None)
     with pytest.raises(ValueError, match="needs the Trainer's max_duration, which is not set"):
         linear(0.0, 0.1)(state)
+
+
+def test_a_share_of_iterations_is_refused_because_their_number_stays_the_same_for_many_epochs():
+    with pytest.raises(ValueError, match="needs a max_duration that grows with every step, but it is '1iter'"):
+        at(linear(0.0, 0.1), batch=6, whole="1iter")
+    assert at(linear(0.0, 0.1, "12ba"), batch=6, whole="1iter") == pytest.approx(0.05)
+    assert at(constant(0.1), batch=6, whole="1iter") == 0.1
