@@ -37,7 +37,7 @@ def export(
 ) -> None:
     """Write the network of a run as ONNX, as a program of torch.export, or as safetensors.
 
-    It takes preprocessed images and gives logits. Class names and preprocessing are written along, and the file is read again and
+    It takes preprocessed images and gives logits. Class names and preprocessing are written into the file, which is read again and
     compared with the network. A run whose recipe has a `model.target` runs its code.
     """
     from composer_ls.lab.inference.exporting import export as write

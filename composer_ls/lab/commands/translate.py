@@ -49,7 +49,7 @@ def translate(
     length_penalty: Annotated[
         float | None,
         typer.Option(
-            help="0 favors short translations, 1 compares means per subword. Default: the recipe's, or the network's own."
+            help="0 favours short translations, 1 compares means per subword. Default: the recipe's, or the network's own."
         ),
     ] = None,
     temperature: Annotated[float, typer.Option(help="Of the softmax; above 1 is flatter.")] = 1.0,

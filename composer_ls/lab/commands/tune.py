@@ -57,7 +57,7 @@ def tune(
         list[str] | None, typer.Argument(help="Changes to the recipe, as `key.path=value`; values are YAML.")
     ] = None,
     purpose: Purpose = None,
-    trials: Annotated[int, typer.Option(help="How many trials there are to be, including earlier ones.")] = 20,
+    trials: Annotated[int, typer.Option(help="How many trials in all, including earlier ones.")] = 20,
     vary: Annotated[
         list[str] | None,
         typer.Option(

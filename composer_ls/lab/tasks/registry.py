@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from composer_ls.lab.tasks.task import Task
     from composer_ls.lab.tasks.task_report import TaskReport
 
-__all__ = ["ROOMS", "open_task", "task_class", "task_report"]
+__all__ = ["BUILT_IN", "open_task", "task_class", "task_report"]
 
-ROOMS = (
+BUILT_IN = (
     "composer_ls.lab.tasks.classification",
     "composer_ls.lab.tasks.segmentation",
     "composer_ls.lab.tasks.translation",
@@ -35,11 +35,11 @@ ENTRY_POINTS = "composer_ls.tasks"
 
 
 @functools.cache
-def _rooms() -> dict[str, str]:
+def _packages() -> dict[str, str]:
     """The package of each task, by the task's name."""
-    rooms: dict[str, str] = {}
+    packages: dict[str, str] = {}
     names: dict[tuple[str, str], str] = {}
-    for package in (*ROOMS, *sorted({point.value for point in entry_points(group=ENTRY_POINTS)})):
+    for package in (*BUILT_IN, *sorted({point.value for point in entry_points(group=ENTRY_POINTS)})):
         schema = _load(package, "schema", "SCHEMA")
         taken = [("task", schema.task)]
         for section, of_task in (("data.name", schema.data), ("model.name", schema.model)):
@@ -50,15 +50,15 @@ def _rooms() -> dict[str, str]:
                     f"the tasks in {names[key]} and {package} both have {key[0]} {key[1]}: rename one of them"
                 )
             names[key] = package
-        rooms[schema.task] = package
-    return rooms
+        packages[schema.task] = package
+    return packages
 
 
 def _load(package: str, module: str, name: str) -> Any:
     try:
         return getattr(import_module(f"{package}.{module}"), name)
     except (ImportError, AttributeError) as error:
-        if package in ROOMS:
+        if package in BUILT_IN:
             raise
         raise InputError(
             f"the task in {package} cannot be used, because {package}.{module}.{name} cannot be loaded ({error}): fix "
@@ -67,7 +67,7 @@ def _load(package: str, module: str, name: str) -> Any:
 
 
 def _schemas() -> Sequence[TaskSchema]:
-    return [_load(package, "schema", "SCHEMA") for package in _rooms().values()]
+    return [_load(package, "schema", "SCHEMA") for package in _packages().values()]
 
 
 use_tasks(_schemas)
@@ -75,13 +75,13 @@ use_tasks(_schemas)
 
 def task_class(name: str) -> type[Task]:
     """The class of the task with this name."""
-    loaded: type[Task] = _load(_rooms()[name], "task", "TASK")
+    loaded: type[Task] = _load(_packages()[name], "task", "TASK")
     return loaded
 
 
 def task_report(name: str) -> TaskReport:
     """The report definition of the task with this name."""
-    loaded: TaskReport = _load(_rooms()[name], "report", "REPORT")
+    loaded: TaskReport = _load(_packages()[name], "report", "REPORT")
     return loaded
 
 

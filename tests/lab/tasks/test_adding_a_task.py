@@ -19,16 +19,14 @@ GUIDE = (ROOT / "examples" / "guides" / "adding-a-task.md").read_text(encoding="
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A folder with the guide's package in it, as pip installs it: with the metadata that name its entry point."""
-    folder = tmp_path_factory.mktemp("installed")
-    for name, text in re.findall(r"```(?:py|yaml)\n# (\S+)\n(.*?)```", GUIDE, re.S):
+    """The guide's folder, installed as ``pip install --editable`` does: with the metadata that name its entry point."""
+    folder = tmp_path_factory.mktemp("rows")
+    for name, text in re.findall(r"```(?:py|yaml|toml)\n# (\S+)\n(.*?)```", GUIDE, re.S):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
-    (entry,) = re.findall(r'\[project\.entry-points\."(.*)"\]\n(\w+) = "(\w+)"', GUIDE)
-    metadata = folder / "rows_task-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: rows-task\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[{}]\n{} = {}\n".format(*entry))
+    build = [sys.executable, "-c", "import setuptools; setuptools.setup()", "--quiet", "egg_info"]
+    subprocess.run(build, cwd=folder, check=True)
+    assert "rows = rows_task" in (folder / "rows_task.egg-info" / "entry_points.txt").read_text()
     return folder
 
 
@@ -66,10 +64,10 @@ def test_a_task_that_cannot_be_used_is_named_with_the_way_out(tmp_path, monkeypa
     with pytest.raises(
         InputError, match=r"the task in toy_task cannot be used, because toy_task.schema.SCHEMA .*uninstall it"
     ):
-        registry._rooms.__wrapped__()
+        registry._packages.__wrapped__()
     (tmp_path / "toy_task").mkdir()
     (tmp_path / "toy_task" / "schema.py").write_text("from composer_ls.lab.tasks.segmentation.schema import SCHEMA\n")
     with pytest.raises(
         InputError, match=r"composer_ls.lab.tasks.segmentation and toy_task both have task segmentation"
     ):
-        registry._rooms.__wrapped__()
+        registry._packages.__wrapped__()
