@@ -54,9 +54,12 @@ def compare(
         str, typer.Option(help="Smoothing factors, separated by commas; 0 is the baseline.")
     ] = "0,0.1",
     methods: Annotated[
-        str,
-        typer.Option(help="What smooths, separated by commas: none, label_smoothing, max_sup, online_label_smoothing."),
-    ] = "label_smoothing",
+        str | None,
+        typer.Option(
+            help="What smooths, separated by commas: none, label_smoothing, max_sup, online_label_smoothing. Default: the "
+            "recipe's own."
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(help="How many seeds: the recipe's own and those after it.")] = 5,
     vary: Annotated[
         list[str] | None,
@@ -104,7 +107,7 @@ def compare(
             print(run.command)
         return
     words = [recipe, *(overrides or []), "--smoothing", smoothing, "--seeds", str(seeds)]
-    words += [] if methods == "label_smoothing" else ["--methods", methods]
+    words += [] if methods is None else ["--methods", methods]
     words += [word for axis in vary or [] for word in ("--vary", axis)]
     words += [] if jobs is None else ["--jobs", str(jobs)]
     words += [] if out is None else ["--out", str(out)]

@@ -17,7 +17,7 @@ from typing import Any
 from composer_ls.errors import InputError, RecipeError
 from composer_ls.lab.compare.measured_runs import LeftOut, find_runs
 from composer_ls.lab.compare.settings import SMOOTHING, differing_places, is_place, names_of_settings, value_at
-from composer_ls.lab.recipe.methods import METHODS
+from composer_ls.lab.recipe.methods import METHODS, amount_of, method_of
 from composer_ls.lab.recipe.reading import load_recipe
 from composer_ls.lab.recipe.recipe import Recipe, differing_keys
 from composer_ls.lab.recipe.yaml_text import parse_yaml
@@ -189,7 +189,7 @@ def make_plan(
     seeds: int,
     vary: Sequence[str],
     out: Path | None,
-    methods: str = "label_smoothing",
+    methods: str | None = None,
 ) -> Plan:
     """Plan a comparison, and find the runs that already exist in its folder.
 
@@ -200,7 +200,8 @@ def make_plan(
         seeds: The number of seeds: the recipe's own and those after it.
         vary: Additional axes, each ``KEY=[V1, V2]``.
         out: The folder; ``None`` for one below ``runs`` that depends on the recipe and the axes.
-        methods: Methods of smoothing, separated by commas, each with every factor above 0. ``none`` adds the factor 0.
+        methods: Methods of smoothing, separated by commas, each with every factor above 0. ``none`` adds the factor 0. By
+            default the recipe's own, or label smoothing if it does not smooth.
 
     Raises:
         InputError: Factors or axes are wrong, or the folder contains runs of another recipe.
@@ -208,7 +209,8 @@ def make_plan(
 
     """
     factors, notes = parse_smoothing(smoothing)
-    several = parse_methods(methods)
+    base = load_recipe(recipe, overrides)
+    several = (method_of(base.algorithms) or "label_smoothing",) if methods is None else parse_methods(methods)
     factors = tuple(sorted({*factors, *([0.0] if NONE in several else [])}))
     if seeds < 1:
         raise InputError(f"--seeds is {seeds}, but must be at least 1")
@@ -220,7 +222,8 @@ def make_plan(
     others = [f"algorithms.{method}" for method in METHODS if method in several and method != "label_smoothing"]
     amounts = {f"algorithms.{method}.{METHODS[method][0]}" for method in several if method != NONE}
     _refuse_clashes(axes, amounts | {SMOOTHING}, overrides)
-    base = load_recipe(recipe, overrides)
+    _refuse_other_methods(base, several, overrides)
+    notes += _own_smoothing_left_out(base, several, factors)
     if out is None:
         key = json.dumps(
             [
@@ -298,6 +301,42 @@ def _refuse_clashes(axes: Sequence[Axis], amounts: set[str], overrides: Sequence
             raise InputError(f"the override {override!r} and {option} set the same key: leave one of them out")
         if inside := _amounts_in(key, parse_yaml(override.partition("=")[2], "an override"), amounts):
             raise InputError(f"the override {override!r} sets {inside[0]}, as --smoothing does: leave it out there")
+
+
+def _refuse_other_methods(base: Recipe, methods: Sequence[str], overrides: Sequence[str]) -> None:
+    for name in METHODS:
+        if name in methods or base.algorithms.get(name) is None:
+            continue
+        inside = [one for one in overrides if f"{one.partition('=')[0].strip()}.".startswith(f"algorithms.{name}.")]
+        if inside:
+            raise InputError(
+                f"the override {inside[0]!r} is about {name}, which is off in all runs, because they smooth by "
+                f"{', '.join(methods)}: add {name} to --methods, or leave the override out"
+            )
+
+
+def _own_smoothing_left_out(base: Recipe, methods: Sequence[str], factors: Sequence[float]) -> tuple[str, ...]:
+    """A note if no run smooths as the recipe itself does."""
+    own = method_of(base.algorithms)
+    if own is None:
+        return ()
+    arguments = base.algorithms[own] or {}
+    argument, default = METHODS[own]
+    value = arguments.get(argument, default)
+    if own not in methods:
+        return (f"the recipe's own {own} is off in all runs; --methods {own} compares it",)
+    if not isinstance(value, (int, float)):
+        return (
+            f"no run has the recipe's own algorithms.{own}.{argument}={json.dumps(_plain(value))}, because compare takes "
+            f"constant factors, here {', '.join(map(decimal, factors))}; to compare it, train such runs with composer-ls train "
+            f"into folders inside one, and give that to composer-ls report",
+        )
+    amount = amount_of(own, arguments)
+    if amount not in factors:
+        return (
+            f"no run has the recipe's own {argument} of {decimal(amount)}; --smoothing 0,{decimal(amount)} compares it",
+        )
+    return ()
 
 
 def _amounts_in(key: str, value: Any, amounts: set[str]) -> list[str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from composer_ls.lab.recipe.methods import METHODS
 from composer_ls.lab.recipe.recipe import Recipe, differing_keys, order_of
+from composer_ls.lab.recipe.yaml_text import parse_yaml
 
 __all__ = [
     "SMOOTHING",
@@ -16,6 +19,7 @@ __all__ = [
     "names_of_settings",
     "other_keys",
     "value_at",
+    "without_amounts",
     "without_smoothing",
 ]
 
@@ -151,6 +155,30 @@ def value_at(content: Mapping[str, Any], key: str) -> Any:
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
+
+
+def without_amounts(override: str) -> str:
+    """An override without the factors of methods that smooth, which ``compare`` sets; "" if nothing else is in it.
+
+    Example:
+        >>> from composer_ls.lab.compare.settings import without_amounts
+        >>> without_amounts("algorithms.max_sup={strength: 0.2, ignore_index: 0}")
+        'algorithms.max_sup={"ignore_index": 0}'
+
+    """
+    key, _, text = override.partition("=")
+    key = key.strip()
+    for method, (argument, _) in METHODS.items():
+        amount = f"algorithms.{method}.{argument}"
+        if key == amount:
+            return ""
+        value = parse_yaml(text, "an override") if amount.startswith(f"{key}.") else None
+        if value_at(value, amount.removeprefix(f"{key}.")) is not None:
+            *above, last = amount.removeprefix(f"{key}.").split(".")
+            del functools.reduce(operator.getitem, above, value)[last]
+            text = json.dumps(value)
+            override = f"{key}={text}"
+    return override
 
 
 def _part(key: str, name: str, value: Any) -> str:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from composer_ls.errors import InputError, RecipeError
-from composer_ls.lab.compare.settings import SMOOTHING, is_place, value_at
+from composer_ls.lab.compare.settings import is_place, value_at
 from composer_ls.lab.recipe.algorithm_arguments import takes_whole_numbers
+from composer_ls.lab.recipe.methods import METHODS
 from composer_ls.lab.recipe.recipe import Recipe
 from composer_ls.lab.recipe.yaml_text import parse_yaml
 
@@ -119,12 +120,12 @@ class Choice:
 
 Dimension = Range | Choice
 
-_SMOOTHING = Range(SMOOTHING, 0.0, 0.3)
+_AMOUNT = 0.0, 0.3
 _ALPHA = 0.1, 2.0
 
 
 def search_space(recipe: Recipe, vary: Sequence[str]) -> tuple[Dimension, ...]:
-    """What a search varies: the smoothing factor, and ``vary``, or by default the alpha of MixUp and CutMix if they are on.
+    """What a search varies: the factor of the recipe's method, and ``vary``, or by default the alpha of MixUp and CutMix if they are on.
 
     Raises:
         InputError: An entry of ``vary`` is neither a range nor a list, or a key occurs twice.
@@ -147,8 +148,10 @@ def search_space(recipe: Recipe, vary: Sequence[str]) -> tuple[Dimension, ...]:
     if not given:
         on = [name for name in ("mixup", "cutmix") if recipe.algorithms.get(name) is not None]
         given = [Range(f"algorithms.{name}.alpha", *_ALPHA) for name in on]
-    covered = any(one.key == SMOOTHING or SMOOTHING.startswith(f"{one.key}.") for one in given)
-    return (*(() if covered else (_SMOOTHING,)), *given)
+    method = recipe.method or "label_smoothing"
+    amount = f"algorithms.{method}.{METHODS[method][0]}"
+    covered = any(f"{amount}.".startswith(f"{one.key}.") for one in given)
+    return (*(() if covered else (Range(amount, *_AMOUNT),)), *given)
 
 
 def parse_dimension(text: str, recipe: Recipe) -> Dimension:

@@ -75,6 +75,16 @@ def test_the_next_commands_follow_from_the_run(tmp_path):
     (_, compare), (_, look) = next_commands("digits-mlp", ["algorithms.label_smoothing.smoothing=0.3"], 0.3, folder)
     assert compare == "composer-ls compare digits-mlp --smoothing 0,0.3"
     assert look == f"composer-ls diagnose {tmp_path}"
+    penalised = load_recipe(
+        "digits-mlp", overrides := ["algorithms.label_smoothing=null", "algorithms.max_sup={strength: 0.2}"]
+    )
+    (_, compare), (_, without) = next_commands("digits-mlp", overrides, 0.2, RunFolder(tmp_path / "max_sup", penalised))
+    given = "digits-mlp algorithms.label_smoothing=null 'algorithms.max_sup={}'"
+    assert compare == f"composer-ls compare {given} --smoothing 0,0.2"
+    assert without == f"composer-ls train {given} algorithms.max_sup.strength=0"
+    falling = load_recipe("digits-mlp", ["algorithms.label_smoothing.smoothing={schedule: linear, start: 0.2, end: 0}"])
+    (_, compare), _ = next_commands("digits-mlp", [], 0.2, RunFolder(tmp_path / "falling", falling))
+    assert compare == "composer-ls compare digits-mlp"
     translator = RunFolder(tmp_path, load_recipe("multi30k-transformer-small"))
     _, (_, translate) = next_commands("multi30k-transformer-small", [], 0.1, translator)
     assert translate == f"composer-ls translate {tmp_path} < in.txt > out.txt"

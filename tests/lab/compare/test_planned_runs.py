@@ -316,3 +316,48 @@ def test_the_place_of_what_finds_its_own_is_no_part_of_the_run():
 def test_a_factor_inside_a_mapping_is_refused_as_one_of_its_own_is(overrides, vary, tmp_path):
     with pytest.raises(InputError, match="as --smoothing does"):
         plan(tmp_path, *overrides, vary=vary)
+
+
+def test_by_default_the_recipes_own_method_is_compared(tmp_path):
+    made = plan(tmp_path, "algorithms.label_smoothing=null", "algorithms.max_sup={ignore_index: 0}", seeds=1)
+    assert [run.recipe.method for run in made.runs] == [None, "max_sup"]
+    assert made.runs[1].recipe.algorithms["max_sup"] == {"ignore_index": 0, "strength": 0.1}
+    assert made.notes == ()
+
+
+@pytest.mark.parametrize("override", ["algorithms.max_sup={}", "algorithms.max_sup.ignore_index=0"])
+def test_an_override_about_a_method_that_is_off_in_all_runs_is_refused(tmp_path, override):
+    with pytest.raises(InputError, match=r"is about max_sup, which is off in all runs.*add max_sup to --methods"):
+        make_plan("digits-mlp", [override], "0,0.1", 1, (), tmp_path, "label_smoothing")
+    make_plan("digits-mlp", [override], "0,0.1", 1, (), tmp_path, "label_smoothing,max_sup")
+    make_plan("digits-mlp", ["algorithms.max_sup=null"], "0,0.1", 1, (), tmp_path, "label_smoothing")
+
+
+@pytest.mark.parametrize(
+    ("algorithms", "methods", "smoothing", "note"),
+    [
+        ("{max_sup: {strength: 0.2}}", "label_smoothing", "0,0.1", "the recipe's own max_sup is off in all runs"),
+        (
+            "{label_smoothing: {smoothing: 0.05}}",
+            None,
+            "0,0.1",
+            "own smoothing of 0.05; --smoothing 0,0.05 compares it",
+        ),
+        ("{label_smoothing: {smoothing: 0.05}}", None, "0,0.05", None),
+        ("{label_smoothing: {smoothing: 0}}", None, "0,0.1", None),
+        ("{}", None, "0,0.1", None),
+        (
+            "{label_smoothing: {smoothing: {schedule: cosine, start: 0.2, end: 0}}}",
+            None,
+            "0,0.1",
+            r'smoothing={"schedule": "cosine", "start": 0.2, "end": 0.0}, because compare takes constant factors, here 0, 0.1;',
+        ),
+    ],
+)
+def test_a_note_says_if_no_run_smooths_as_the_recipe_does(tmp_path, algorithms, methods, smoothing, note):
+    file = tmp_path / "mine.yaml"
+    text = (Path(__file__).parents[3] / "recipes" / "digits-mlp.yaml").read_text()
+    file.write_text(text[: text.index("algorithms:")] + f"algorithms: {algorithms}\n")
+    made = make_plan(str(file), (), smoothing, 1, (), tmp_path / "all", methods)
+    assert len(made.notes) == (note is not None)
+    assert note is None or note in made.notes[0]

@@ -30,6 +30,12 @@ def test_what_is_asked_for_takes_the_place_of_the_alphas_and_of_the_factors_rang
     ]
 
 
+def test_the_factor_is_that_of_the_recipes_own_method():
+    overrides = ["algorithms.label_smoothing=null", "algorithms.max_sup={}"]
+    assert space(overrides=overrides) == ["algorithms.max_sup.strength=0..0.3"]
+    assert space("algorithms.max_sup.strength=0..0.1", overrides=overrides) == ["algorithms.max_sup.strength=0..0.1"]
+
+
 def test_a_range_over_a_factor_of_ten_is_logarithmic_and_one_of_a_whole_number_stays_whole():
     assert parse_dimension("optimizer.learning_rate=1e-4..1e-2", MLP).logarithmic
     assert not parse_dimension("optimizer.learning_rate=0.001..0.009", MLP).logarithmic
