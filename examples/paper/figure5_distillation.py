@@ -12,7 +12,6 @@ targets, or the α of a student that was trained on smoothed labels.
 
 from matplotlib import pyplot as plt
 from support import BLACK, BLUE, GREEN, GREY, brief, finished_runs, mean, options, run_all, save, shown
-from torch.nn import functional as F
 
 from composer_ls.diagnostics.teaching import equivalent_smoothing
 
@@ -95,9 +94,7 @@ def smoothed(smoothing, seed):
 
 def gamma_of(run, temperature):
     """The smoothing that a teacher's targets amount to, over the training examples that its run kept."""
-    kept = run.features
-    logits = F.linear(kept["train.features"], kept["weight"], kept.get("bias"))
-    return equivalent_smoothing(logits, kept["train.labels"], temperature)
+    return equivalent_smoothing(run.features["train.logits"], run.features["train.labels"], temperature)
 
 
 def paired(opts, pupils, factors, temperatures):

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.nn import functional as F
 
 from composer_ls.diagnostics.inspection import Penultimate
 from composer_ls.errors import DiagnosticsError, InputError, RunFolderError
@@ -74,11 +73,13 @@ class Diagnosed:
             DiagnosticsError: The run kept no features, or they do not fit its last layer.
 
         """
-        weight, bias = self.head
+        weight, _ = self.head
         try:
-            features, labels = self.features[f"{split}.features"], self.features[f"{split}.labels"]
-            return Penultimate(features, F.linear(features, weight, bias), labels)
-        except (KeyError, RuntimeError) as error:
+            features, logits, labels = (self.features[f"{split}.{name}"] for name in ("features", "logits", "labels"))
+            if features.shape != (len(labels), weight.shape[1]) or len(logits) != len(labels):
+                raise KeyError(f"shapes {tuple(features.shape)}, {tuple(logits.shape)} and {tuple(labels.shape)}")
+            return Penultimate(features, logits, labels)
+        except KeyError as error:
             raise DiagnosticsError(
                 f"features.safetensors in {self.folder} is not as a run writes it ({' '.join(str(error).split())}): train "
                 f"it again with --overwrite"

@@ -43,8 +43,8 @@ class RunFolder:
         predictions_file: ``predictions.safetensors``, from which the metrics can be computed again. Its contents depend
             on the task and are documented in the task's class.
         features_file: ``features.safetensors``, if the recipe has ``diagnostics``: for the sets ``train`` and ``test``,
-            penultimate ``<set>.features`` (M, D) and ``<set>.labels`` (M,); the last layer's ``weight`` (K, D) and
-            ``bias`` (K,), if it has one; ``mutual_information`` (steps and nats, (S, 2)), if it was measured.
+            penultimate ``<set>.features`` (M, D), ``<set>.logits`` (M, K) and ``<set>.labels`` (M,); the last layer's
+            ``weight`` (K, D) and ``bias`` (K,), if it has one; ``mutual_information`` (steps and nats, (S, 2)), if it was measured.
         weights_file: ``weights.safetensors``, the network's weights with which the predictions were made, if the task and
             the recipe keep them. Its metadata has what is needed to use them.
         tensorboard_folder: What TensorBoard shows, if the recipe has that logger and names no other folder.

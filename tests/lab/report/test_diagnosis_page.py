@@ -28,7 +28,8 @@ def watched_run(folder, smoothing=0.0, seed=0, *overrides, spread=1.0, history=T
     tensors = {"weight": weight, "bias": torch.zeros(CLASSES)}
     for split, count in (("train", 400), ("test", 150)):
         labels = torch.arange(count) % CLASSES
-        tensors[f"{split}.features"] = 3 * weight[labels] + spread * torch.randn(count, 16, generator=generator)
+        features = 3 * weight[labels] + spread * torch.randn(count, 16, generator=generator)
+        tensors[f"{split}.features"], tensors[f"{split}.logits"] = features, features @ weight.T
         tensors[f"{split}.labels"] = labels
     if history:
         steps = torch.arange(1, 9).double()
@@ -131,6 +132,7 @@ def test_two_classes_are_projected_too(tmp_path, classes):
     [
         ({"train.features": torch.zeros(400, 15)}, "features.safetensors in .* is not as a run writes it"),
         ({"test.labels": None}, "features.safetensors in .* is not as a run writes it"),
+        ({"train.logits": None}, "features.safetensors in .* is not as a run writes it"),
         ({"train.features": torch.full((400, 16), torch.nan)}, "are NaN or infinite"),
         ({"weight": torch.ones(CLASSES, 16)}, "templates of the classes 0, 1 and 2 lie on one line"),
         ({"weight": torch.eye(1, 16), "bias": torch.zeros(1)}, "plane needs the templates of 3 classes.*layer has 1"),

@@ -36,7 +36,8 @@ def build_diagnostics(settings: Diagnostics, splits: Splits, data: Classificatio
     sets = {}
     for name, split in (("train", unaugmented(splits.train, splits.test)), ("test", splits.test)):
         chosen = choose_examples(labels_of(split), settings.examples, classes)
-        sets[name] = _loader(Subset(split, chosen.tolist()), data.batch_size)
+        evaluation = getattr(splits.test, "collate", None)  # which does not augment, as that of training may
+        sets[name] = _loader(Subset(split, chosen.tolist()), data.batch_size, evaluation)
     draws = None
     if settings.mutual_information is not None:
         draws = _draws(settings.mutual_information, splits, data)
@@ -48,7 +49,7 @@ def kept_features(watcher: SmoothingDiagnostics, state: State) -> dict[str, Tens
     weight, bias = watcher.head(state)
     tensors = {"weight": weight} | ({} if bias is None else {"bias": bias})
     for name, taken in watcher.taken.items():
-        tensors |= {f"{name}.features": taken.features, f"{name}.labels": taken.labels}
+        tensors |= {f"{name}.{key}": getattr(taken, key) for key in ("features", "logits", "labels")}
     if watcher.mutual_information:
         tensors["mutual_information"] = torch.tensor(watcher.mutual_information, dtype=torch.float64)
     return tensors
@@ -70,9 +71,10 @@ def _spread(indices: Tensor, count: int) -> Tensor:
     return indices[torch.arange(count) * len(indices) // max(count, 1)]
 
 
-def _loader(split: Subset[Any], batch_size: int) -> DataLoader[Any]:
-    in_memory = isinstance(split.dataset, MemoryImages)
-    return DataLoader(split, batch_size, collate_fn=_whole_batch if in_memory else None)
+def _loader(split: Subset[Any], batch_size: int, collate: Any) -> DataLoader[Any]:
+    return DataLoader(
+        split, batch_size, collate_fn=_whole_batch if isinstance(split.dataset, MemoryImages) else collate
+    )
 
 
 def _whole_batch(batch: Any) -> Any:

@@ -11,9 +11,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from composer_ls.diagnostics.summary import summarise
 from composer_ls.errors import DiagnosticsError, RecipeError
 from composer_ls.lab.images.loaders import labels_of
 from composer_ls.lab.recipe.reading import load_recipe
+from composer_ls.lab.report.diagnosed_runs import read_all
 from composer_ls.lab.run_folder.folder import RunFolder
 from composer_ls.lab.tasks.classification.data import load_splits
 from composer_ls.lab.tasks.classification.networks import build_model
@@ -45,6 +47,7 @@ def test_the_run_folder_keeps_features_that_give_the_logits(watched):
     assert all((kept["train.labels"] == label).sum() >= 100 for label in (0, 1, 2))
     logits = F.linear(kept["test.features"], kept["weight"], kept["bias"])
     torch.testing.assert_close(logits, predictions["logits"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(kept["test.logits"], predictions["logits"], rtol=1e-4, atol=1e-4)
     assert torch.equal(kept["test.labels"], predictions["labels"])
 
 
@@ -168,3 +171,32 @@ def test_the_default_classes_are_both_where_there_are_two():
     assert Diagnostics().classes_of(2) == [0, 1]
     assert Diagnostics().classes_of(10) == [0, 1, 2]
     assert Diagnostics(classes=[1, 0]).classes_of(2) == [1, 0]
+
+
+def test_the_page_shows_the_logits_of_a_network_that_scales_its_last_layer(tmp_path):
+    recipe = load_recipe("digits-mlp", [*QUICK, "model={name: resnet9}", "diagnostics={examples: 200}", "duration=1ep"])
+    result = train(recipe, RunFolder(tmp_path, recipe), progress=False)
+    (run,) = read_all([tmp_path])
+    assert run.taken("train").logits.abs().max() < run.taken("train").features.matmul(run.head[0].T).abs().max() / 4
+    numbers, _ = summarise(run.taken("train"), *run.head)
+    for name in ("equivalent_smoothing", "nll"):
+        assert numbers[name] == pytest.approx(result["diagnostics"][f"train/{name}"])
+
+
+def test_examples_of_ones_own_are_collated_as_for_evaluation(tmp_path, monkeypatch):
+    (tmp_path / "strange.py").write_text(
+        "import torch\nfrom torch.utils.data import DataLoader, TensorDataset\n"
+        "def normalised(batch):\n    images, labels = zip(*batch)\n    return (torch.stack(images) - 0.3) * 50, torch.stack(labels)\n"
+        "def augmented(batch):\n    images, labels = normalised(batch)\n    return images + torch.randn(images.shape), labels\n"
+        "def part(n):\n    labels = torch.arange(n) % 3\n    images = 0.3 * torch.rand(n, 1, 8, 8)\n"
+        "    for image, label in zip(images, labels):\n        image[0, 2 * label : 2 * label + 2] += 1\n"
+        "    return TensorDataset(images, labels)\n"
+        "def data():\n    return {'train': DataLoader(part(120), collate_fn=augmented), 'classes': ['a', 'b', 'c'],\n"
+        "            'test': DataLoader(part(60), collate_fn=normalised)}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = ["data={target: 'strange:data', batch_size: 20}", "diagnostics={}", "duration=6ep"]
+    recipe = load_recipe("digits-mlp", own)
+    result = train(recipe, RunFolder(tmp_path / "run", recipe), progress=False)
+    assert result["metrics"]["accuracy"] == result["diagnostics"]["test/accuracy"] > 0.9
+    assert result["diagnostics"]["train/accuracy"] > 0.9
