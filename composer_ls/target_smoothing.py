@@ -15,7 +15,7 @@ from composer.loss import soft_cross_entropy
 from composer.utils import dist
 from torch import Tensor
 
-from composer_ls.composition.batches import DEFAULT_KEY, NO_LABEL, as_tensor
+from composer_ls.composition.batches import DEFAULT_KEY, NO_LABEL, as_tensor, form_of, has
 from composer_ls.composition.choosing import BINARY_FOR_CLASSES, OWN_LOSS, Way, choose
 from composer_ls.composition.conflicts import (
     Conflict,
@@ -30,7 +30,7 @@ from composer_ls.composition.conflicts import (
 from composer_ls.composition.mixers import check_mixers, is_smoother, refuse_mixers
 from composer_ls.composition.own_loss import makes_its_loss
 from composer_ls.composition.plan import describe, place, unwrapped
-from composer_ls.composition.targets_in_batch import TargetsInBatch, holds_loss
+from composer_ls.composition.targets_in_batch import TargetsInBatch, Untouched, holds_loss
 from composer_ls.errors import TargetError
 from composer_ls.losses import cross_entropy
 
@@ -40,6 +40,16 @@ Factor = float | Tensor
 """A smoothing factor or strength as it is used in a step: one number, or one per class ``(K,)``."""
 
 log = logging.getLogger("composer.composer_ls")  # shown when Trainer(python_log_level=...) shows Composer's own lines
+
+
+MOST_FORMS = 8
+"""For how many forms of batches a model is asked what its loss is."""
+OTHER_FORM = (
+    "a batch has another form than those for which {name} asked the model what its loss is, and is treated as the first one. It "
+    f"asks about at most {MOST_FORMS} forms, and with several processes about one, since all of them would have to ask: give every "
+    "batch the same keys, dimensions and dtypes. This is told once"
+)
+NO_TARGETS = "a batch has no targets at target_key={key!r}, where earlier ones had them, so {name} changes nothing in batches of this form"
 
 
 def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
@@ -97,7 +107,8 @@ class TargetSmoothing(Algorithm):
         self.output_key = output_key
         self.way: Way = TargetsInBatch(self)
         self.factor: Factor | None = None
-        self._asked = self._settled = self._validated = False  # asked what the loss is, and with labels that count
+        self._ways: dict[Any, Way] = {}  # by the form of the batch, for those about which the model was asked
+        self._asked = self._announced = self._had_targets = self._told = self._validated = False
         self._replaced_loss: tuple[Any, Any] | None = None
 
     @abstractmethod
@@ -155,7 +166,8 @@ class TargetSmoothing(Algorithm):
             self._replaced_loss = (model, model._loss_fn)
             model._loss_fn = cross_entropy  # the same loss, without the dense target
         self.way = TargetsInBatch(self)
-        self._asked = self._settled = self._validated = False
+        self._ways = {}
+        self._asked = self._announced = self._had_targets = self._told = self._validated = False
         if self is next(algorithm for algorithm in state.algorithms if is_smoother(algorithm, "composer_ls")):
             self._announce(state, logger)  # once, for all of them
 
@@ -166,13 +178,34 @@ class TargetSmoothing(Algorithm):
 
     def _before_forward(self, state: State, logger: Logger) -> None:
         self.way.put_back(state)  # in case an earlier step was interrupted
-        if not self._settled:
-            self.way, settled = choose(self, state)
-            self._settled = _in_all_processes(settled, state)
-            if self.way.describe() and not self._asked:
-                self._announce(state, logger)
-            self._asked = True
+        form = form_of(state.batch)
+        if form in self._ways:
+            self.way = self._ways[form]
+        elif len(self._ways) < (1 if dist.get_world_size() > 1 else MOST_FORMS):
+            self.way = self._way_for(form, state)
+        else:
+            if not self._told:
+                warnings.warn(OTHER_FORM.format(name=type(self).__name__), stacklevel=2)
+            self._told, self.way = True, next(iter(self._ways.values()))
+        if self.way.describe() and not self._announced:
+            self._announced = True
+            self._announce(state, logger)
         self.way.before_forward(state)
+
+    def _way_for(self, form: Any, state: State) -> Way:
+        """How smoothed targets reach the loss in batches of a form that is new."""
+        has_targets = has(state.batch, self.target_key)
+        way: Way = Untouched(self)
+        settled = True
+        if has_targets or not self._had_targets:
+            way, settled = choose(self, state)
+        else:
+            warnings.warn(NO_TARGETS.format(name=type(self).__name__, key=self.target_key), stacklevel=2)
+        self._had_targets |= has_targets
+        if _in_all_processes(settled, state):
+            self._ways[form] = way
+        self._asked, self._validated = True, False
+        return way
 
     def _before_loss(self, state: State, logger: Logger) -> None:
         if not self._asked and holds_loss(state.outputs):

@@ -5,7 +5,6 @@ The calls are intercepted as described in `composer_ls.composition.asking`, here
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,6 +16,8 @@ from torch.nn import functional as F
 
 from composer_ls.composition.asking import BINARY, CLASSES, MADE, Call, Listening
 from composer_ls.composition.batches import Path, TargetKeyError, path_of
+from composer_ls.composition.plan import may_compute_losses
+from composer_ls.composition.replaced_method import ReplacedMethod
 from composer_ls.losses.cross_entropy import cross_entropy, soft_nll_loss
 
 __all__ = ["Answering", "answered", "is_answerable", "is_of", "key_paths"]
@@ -53,13 +54,15 @@ class Answering:
         self.methods = [name for name, used in (("forward", in_forward), ("loss", in_loss)) if used]
         self.names = list(dict.fromkeys(call.name for call in calls))
         self.labels = sorted({".".join(map(str, path)) for call in calls for path in call.origins - {MADE}})
-        self._replaced: list[_Method] = []
+        self._places = {_place(call) for call in calls}
+        self._replaced: list[ReplacedMethod] = []
+        self._answered_at: set[str] = set()
         self._answers, self._told = 0, False
 
     def before_forward(self, state: State) -> None:
         """Start intercepting loss calls in the forward pass, if the loss is computed there."""
         self.put_back(state)
-        self._answers = 0
+        self._answers, self._answered_at = 0, set()
         if "forward" in self.methods:
             self._listen_to("forward")
 
@@ -74,13 +77,17 @@ class Answering:
             self._listen_to("loss")
 
     def after_loss(self, state: State) -> None:
-        """Keep intercepting: a mixer may compute a second loss before the backward pass. Warn if nothing was smoothed."""
-        if not self._answers and not self._told and self.smoother.smooths:
+        """Stop intercepting, unless another algorithm may compute a second loss. Warn if a loss was not smoothed."""
+        if not may_compute_losses(state.algorithms):
+            self.put_back(state)
+        missing = self._places - self._answered_at
+        if (not self._answers or missing) and not self._told and self.smoother.smooths:
             self._told = True
+            where = f" ({', '.join(sorted(missing))})" if self._answers else ""
             warnings.warn(
-                f"{type(self.smoother).__name__} changed nothing in a step, because {type(self.model).__name__} computed no "
-                f"{' or '.join(self.names)} of {' or '.join(self.labels)} with a gradient in it, as it did when it was asked. "
-                f"This is told once",
+                f"{type(self.smoother).__name__} changed {'only a part of the loss' if self._answers else 'nothing'} in a step, "
+                f"because {type(self.model).__name__} computed no {' or '.join(self.names)} of {' or '.join(self.labels)} with a "
+                f"gradient in it, as it did when it was asked{where}. This is told once",
                 stacklevel=2,
             )
 
@@ -99,20 +106,27 @@ class Answering:
         )
 
     def _listen_to(self, name: str) -> None:
-        self._replaced.append(_Method(self.model, name, self._listening))
+        self._replaced.append(ReplacedMethod(self.model, name, self._listening))
 
-    def _listening(self, *batches: Any) -> Listening:
-        paths = key_paths(batches[-1], self.smoother.target_key)
-        return Listening(batches[-1], lambda call: self._answer(call, paths))
+    def _listening(self, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        batch = args[-1]
+        paths = key_paths(batch, self.smoother.target_key)
+        with Listening(batch, lambda call: self._answer(call, paths)):
+            return method(*args, **options)
 
     def _answer(self, call: Call, paths: list[Path] | None) -> Tensor:
         if not is_answerable(call, self.smoother.kind, paths):
             return call.as_it_is()
-        return self._counted(answered(call, self.smoother.smoothed, self.smoother.ignore_index))
+        return self._counted(call, answered(call, self.smoother.smoothed, self.smoother.ignore_index))
 
-    def _counted(self, loss: Tensor) -> Tensor:
+    def _counted(self, call: Call, loss: Tensor) -> Tensor:
         self._answers += loss.requires_grad  # nothing is smoothed without one, as in an autograd function of the user's
+        self._answered_at.add(_place(call))
         return loss
+
+
+def _place(call: Call) -> str:
+    return call.place or call.name
 
 
 def answered(
@@ -156,40 +170,3 @@ def key_paths(batch: Any, key: Any) -> list[Path] | None:
         return [path_of(batch, key[0] if is_pair else key)]
     except TargetKeyError:
         return None
-
-
-class _Method:
-    """A replacement for a model's method that intercepts loss calls, until it is put back or raises."""
-
-    def __init__(self, model: nn.Module, name: str, listening: Callable[..., Listening]) -> None:
-        self.model, self.name, self.active = model, name, True
-        self.before = vars(model).get(name)  # set by another smoother, or by torch.compile
-        method = getattr(model, name)
-
-        @functools.wraps(method)
-        def listened(*args: Any, **options: Any) -> Any:
-            if not self.active:
-                return method(*args, **options)
-            try:
-                with listening(*args):
-                    result = method(*args, **options)
-            except BaseException:
-                self.put_back()
-                raise
-            return result
-
-        self.method = listened
-        listened.belongs_to = self  # type: ignore[attr-defined]
-        vars(model)[name] = listened
-
-    def put_back(self) -> None:
-        self.active = False
-        if vars(self.model).get(self.name) is not self.method:
-            return  # another smoother has replaced it since, and will restore what it found
-        before = self.before
-        while before is not None and not getattr(getattr(before, "belongs_to", None), "active", True):
-            before = before.belongs_to.before
-        if before is None:
-            del vars(self.model)[self.name]
-        else:
-            vars(self.model)[self.name] = before

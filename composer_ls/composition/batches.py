@@ -13,7 +13,19 @@ from torch import Tensor
 from composer_ls.errors import InputError
 from composer_ls.kernels import NO_LABEL
 
-__all__ = ["NO_LABEL", "Path", "TargetKeyError", "as_tensor", "cloned", "get", "leaves", "path_of", "with_target"]
+__all__ = [
+    "NO_LABEL",
+    "Path",
+    "TargetKeyError",
+    "as_tensor",
+    "cloned",
+    "form_of",
+    "get",
+    "has",
+    "leaves",
+    "path_of",
+    "with_target",
+]
 
 Path = tuple[Any, ...]
 """A path in nested containers: a key, an index or an attribute's name for each level."""
@@ -42,6 +54,15 @@ def get(batch: Any, key: Any) -> Any:
     for step in path_of(batch, key):
         value = _item(value, step)
     return value
+
+
+def has(batch: Any, key: Any) -> bool:
+    """Whether the batch holds something at ``key``."""
+    try:
+        get(batch, key)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError):
+        return False
+    return True
 
 
 def path_of(batch: Any, key: Any) -> Path:
@@ -100,6 +121,22 @@ def leaves(batch: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     else:
         for key, value in _items(batch):
             yield from leaves(value, (*path, key))
+
+
+def form_of(batch: Any) -> frozenset[tuple[Any, ...]]:
+    """What batches have in common that a loss treats alike.
+
+    This is where they hold tensors, with how many dimensions, and whether these are floating-point; but not how many things are
+    in an inner list, such as the boxes of an image.
+    """
+    return frozenset(
+        (*path[:1], *("*" if isinstance(key, int) else key for key in path[1:]), *_kind_of(leaf))
+        for path, leaf in leaves(batch)
+    )
+
+
+def _kind_of(leaf: Any) -> tuple[Any, ...]:
+    return (leaf.ndim, leaf.is_floating_point()) if isinstance(leaf, Tensor) else (leaf is None,)
 
 
 def cloned(batch: Any) -> Any:

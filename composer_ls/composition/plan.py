@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from composer_ls.composition.conflicts import loss_function_of
-from composer_ls.composition.mixers import data_mixers, is_smoother, mixer_of
+from composer_ls.composition.mixers import data_mixers, is_smoother, mixer_of, mixers_among
 from composer_ls.composition.own_loss import before_asking, makes_its_loss
 from composer_ls.composition.reach import fields_of, reachable
 from composer_ls.losses import CrossEntropyLoss, cross_entropy
 
-__all__ = ["describe", "place", "unwrapped"]
+__all__ = ["describe", "has_unknown", "may_compute_losses", "place", "unwrapped"]
 
 
 def place(algorithms: Sequence[Algorithm], smoother: Algorithm) -> list[Algorithm]:
@@ -37,6 +37,16 @@ def _is_unknown(algorithm: Algorithm) -> bool:
     """Whether an algorithm may rewrite targets: neither a registered mixer nor from Composer or this package."""
     known = mixer_of(algorithm) is not None or is_smoother(algorithm)
     return not known and type(algorithm).__module__.partition(".")[0] not in {"composer", "composer_ls"}
+
+
+def may_compute_losses(algorithms: Sequence[Algorithm]) -> bool:
+    """Whether one may compute a loss between the training loss and the backward pass: a mixer of losses, or an unknown one."""
+    return has_unknown(algorithms) or any(mixer.interpolates(one) for one, mixer in mixers_among(algorithms))
+
+
+def has_unknown(algorithms: Sequence[Algorithm]) -> bool:
+    """Whether there is an algorithm that is neither a registered mixer nor from Composer or this package."""
+    return any(map(_is_unknown, algorithms))
 
 
 def describe(trainer_or_state: Any) -> str:

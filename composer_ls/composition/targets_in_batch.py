@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,11 @@ from torch import Tensor
 
 from composer_ls.composition.batches import as_tensor, get, with_target
 from composer_ls.composition.mixers import Mixer, mixers_among
+from composer_ls.composition.plan import has_unknown, unwrapped
+from composer_ls.composition.replaced_method import ReplacedMethod
 from composer_ls.targets import SoftTargets
 
-__all__ = ["TargetsInBatch", "holds_loss", "logits_of"]
+__all__ = ["TargetsInBatch", "Untouched", "holds_loss", "logits_of"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class TargetsInBatch:
         self.smoother, self.unasked = smoother, unasked
         self._target: tuple[Any, Tensor] | None = None
         self._second_labels: list[_SecondLabels] = []
+        self._later: ReplacedMethod | None = None
 
     def before_forward(self, state: State) -> None:
         """Do nothing: the labels stay in the batch."""
@@ -75,7 +78,10 @@ class TargetsInBatch:
         self._target = (target, smoothed)
 
     def after_loss(self, state: State) -> None:
-        """Restore the labels, except the second labels of mixers that interpolate losses and still need them."""
+        """Restore the labels, except the second labels of mixers that interpolate losses and still need them.
+
+        An unknown algorithm may call the model's ``loss()`` again, as adversarial training does; that loss is smoothed too.
+        """
         if self.unasked is not None and self.smoother.smooths:
             warnings.warn(
                 f"{type(self.smoother).__name__} could not ask the model what its loss is "
@@ -91,6 +97,21 @@ class TargetsInBatch:
             if not second.mixer.interpolates(second.algorithm):
                 second.put_back()
         self._second_labels = [second for second in self._second_labels if second.mixer.interpolates(second.algorithm)]
+        if has_unknown(state.algorithms):
+            self._later = ReplacedMethod(unwrapped(state), "loss", self._smoothed_loss)
+
+    def _smoothed_loss(self, loss: Callable[..., Any], outputs: Any, batch: Any, *args: Any, **options: Any) -> Any:
+        """The model's loss with smoothed targets, unless they are smoothed already."""
+        key = self.smoother.target_key
+        with contextlib.suppress(
+            TypeError, ValueError
+        ):  # another form of outputs or batch than that of the training loss
+            target = get(batch, key)
+            ours = isinstance(target, SoftTargets) or any(target is second.smoothed for second in self._second_labels)
+            if not ours:
+                logits = logits_of(outputs, self.smoother.output_key, self.smoother.kind)
+                batch = with_target(batch, key, self.smoother.smoothed(logits, target))
+        return loss(outputs, batch, *args, **options)
 
     def seen(self, state: State) -> tuple[Tensor, list[Any]] | None:
         """After the loss: the logits, and the targets that say which labels each example has, mixed ones included."""
@@ -114,9 +135,19 @@ class TargetsInBatch:
         for second in self._second_labels:
             second.put_back()
         self._second_labels = []
+        if self._later is not None:
+            self._later.put_back()
+            self._later = None
 
     def describe(self) -> None:
         """Nothing to add to the plan."""
+
+
+class Untouched(TargetsInBatch):
+    """For batches without targets: nothing is smoothed."""
+
+    def before_loss(self, state: State) -> None:
+        """Do nothing."""
 
 
 def logits_of(outputs: Any, output_key: Any, kind: str) -> Tensor:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from composer import Evaluator, Trainer
 from composer.algorithms import CutMix, MixUp
+from composer.core import Algorithm, Event
 from composer.models import ComposerModel
 from torch import nn
 from torch.nn import functional as F
@@ -871,3 +872,123 @@ def test_a_layer_whose_size_is_not_known_yet_survives_asking():
 
     found = trained(lambda o, b: F.cross_entropy(o, b[1]), LabelSmoothing(0.1))
     assert_close(found, trained(lambda o, b: smoothed(o, b[1])))
+
+
+def in_turn(model, algorithms, batches):
+    """The weights after a step on each of these batches."""
+    loader = DataLoader(batches, batch_size=None)
+    return fit(algorithms, model=model, loader=loader, steps=len(batches), device_train_microbatch_size=8)
+
+
+def test_a_batch_of_another_form_is_asked_about_anew():
+    x, y = inputs()[:8], labels()[:8]
+
+    def model(cross_entropy):
+        def loss(o, b):
+            return cross_entropy(o, b["y"] if "weights" in b else b["y"].where(b["y"] != 99, -100))
+
+        return Model(loss, lambda model, b: model.layer(b["x"]))
+
+    rows = 0.7 * F.one_hot(y, K) + 0.3 * F.one_hot(y.flip(0), K)
+    batches = 2 * [{"x": x, "y": y}, {"x": x, "y": rows, "weights": torch.full((8,), 0.7)}]
+    smoothing = LabelSmoothing(0.1, target_key="y")
+    assert_close(in_turn(model(F.cross_entropy), [smoothing], batches), in_turn(model(smoothed), [], batches))
+    assert [type(way).__name__ for way in smoothing._ways.values()] == ["Answering", "TargetsInBatch"]
+
+
+def test_a_mix_that_first_comes_later_is_refused_as_if_it_came_first():
+    x, y = inputs()[:8], labels()[:8]
+
+    def loss(o, b):
+        return (
+            F.cross_entropy(o, b[1]) if len(b) == 2 else 0.6 * F.cross_entropy(o, b[1]) + 0.4 * F.cross_entropy(o, b[2])
+        )
+
+    with pytest.raises(TargetError, match="would smooth only the first"):
+        in_turn(Model(loss), [LabelSmoothing(0.1)], [(x, y), (x, y), (x, y, y.flip(0))])
+
+
+@pytest.mark.parametrize("key", [1, "labels"])
+def test_batches_without_targets_stay_as_they_are_and_that_is_told(key):
+    x, y, turns = inputs()[:8], labels()[:8], labels(4)[8:16]
+
+    def model(cross_entropy):
+        def loss(o, b):
+            of_turns = F.cross_entropy(o["turns"], b["turns"])
+            return of_turns + cross_entropy(o["classes"], b["labels"].clone()) if "labels" in b else of_turns
+
+        return Model(loss, lambda model, b: {"classes": model.layer(b["x"]), "turns": model.auxiliary(b["x"])})
+
+    batches = 2 * [{"x": x, "labels": y, "turns": turns}, {"x": x, "turns": turns}]
+    with pytest.warns(UserWarning, match="has no targets at target_key=.*, where earlier ones had them") as told:
+        found = in_turn(model(F.cross_entropy), [LabelSmoothing(0.1, target_key=key)], batches)
+    assert len([one for one in told if "where earlier ones" in str(one.message)]) == 1
+    assert_close(found, in_turn(model(smoothed), [], batches))
+
+
+def test_a_model_is_asked_about_a_few_forms_only_and_that_is_told(monkeypatch):
+    asked = []
+    monkeypatch.setattr(target_smoothing, "choose", lambda *given: asked.append(given) or choosing.choose(*given))
+    batches = [{"x": inputs()[:8], "labels": labels()[:8], f"name {i}": torch.zeros(8)} for i in range(20)]
+
+    def model(cross_entropy):
+        return Model(lambda o, b: cross_entropy(o, b["labels"]), lambda model, b: model.layer(b["x"]))
+
+    with pytest.warns(UserWarning, match="is treated as the first one") as told:
+        found = in_turn(model(F.cross_entropy), [LabelSmoothing(0.1)], batches)
+    assert len(asked) == target_smoothing.MOST_FORMS
+    assert len([one for one in told if "treated as the first" in str(one.message)]) == 1
+    assert_close(found, in_turn(model(smoothed), [], batches))
+
+
+def test_a_step_that_ends_in_the_backward_pass_leaves_the_model_as_it_was():
+    class Interrupted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            raise KeyboardInterrupt
+
+    model = Model(
+        lambda o, b: F.cross_entropy(o, b[1].where(b[1] != 0, -100)),
+        lambda model, b: Interrupted.apply(model.layer(b[0])),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        weights(model, [LabelSmoothing(0.1)])
+    assert "loss" not in vars(model)
+
+
+class Adversarial(Algorithm):
+    """Adds the loss of perturbed inputs."""
+
+    def match(self, event, state):
+        return event == Event.BEFORE_BACKWARD
+
+    def apply(self, event, state, logger):
+        x, y = state.batch
+        state.loss = 0.5 * state.loss + 0.5 * state.model.loss(state.model((x + 0.1 * x.sign(), y)), state.batch)
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_a_second_loss_by_an_algorithm_of_the_users_is_smoothed_too(is_masked):
+    def loss_of(cross_entropy):
+        return lambda o, b: cross_entropy(o, b[1].where(b[1] != 99, -100) if is_masked else b[1])
+
+    model = Model(loss_of(F.cross_entropy))
+    found = weights(model, [Adversarial(), LabelSmoothing(0.1)])
+    assert "loss" not in vars(model)
+    assert_close(found, weights(Model(loss_of(smoothed)), [Adversarial()]))
+
+
+def test_a_part_of_the_loss_that_is_not_smoothed_any_more_is_told():
+    def by_steps(o, b, model):
+        model.steps = getattr(model, "steps", 0) + 1
+        loss = F.cross_entropy(o, b[1].where(b[1] != 99, -100))
+        if model.steps > 2:
+            return loss
+        return loss + F.cross_entropy(2 * o, b[1].where(b[1] != 99, -100))
+
+    with pytest.warns(UserWarning, match=r"changed only a part of the loss in a step.*test_choosing.py"):
+        weights(Model(by_steps), [LabelSmoothing(0.1)])
