@@ -24,6 +24,7 @@ __all__ = [
     "has",
     "leaves",
     "path_of",
+    "with_leaves",
     "with_target",
 ]
 
@@ -141,7 +142,12 @@ def _kind_of(leaf: Any) -> tuple[Any, ...]:
 
 def cloned(batch: Any) -> Any:
     """A copy of nested containers and of the tensors in them."""
-    return _copied(batch, lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
+    return with_leaves(batch, lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
+
+
+def with_leaves(batch: Any, change: Callable[[Any], Any]) -> Any:
+    """A copy of nested containers, with each value in them changed."""
+    return _copied(batch, change)
 
 
 def _is_pair(key: Any) -> bool:

@@ -29,7 +29,18 @@ from composer_ls.composition.asking import (
     total,
     with_other_containers,
 )
-from composer_ls.composition.batches import DEFAULT_KEY, NO_LABEL, as_tensor, cloned, get, leaves, path_of, with_target
+from composer_ls.composition.batches import (
+    DEFAULT_KEY,
+    NO_LABEL,
+    as_tensor,
+    cloned,
+    get,
+    has,
+    leaves,
+    path_of,
+    with_leaves,
+    with_target,
+)
 from composer_ls.composition.conflicts import Conflict, DoubleSmoothingError, smoothing_of
 from composer_ls.composition.mixers import mixers_among, refuse_mixers
 from composer_ls.composition.plan import unwrapped
@@ -92,6 +103,13 @@ WEIGHTS = (
 MADE_IN_FORWARD = (
     "takes the cross entropy of labels that forward() made of those in the batch and put into its output, where LabelSmoothing "
     "cannot follow them: make them in loss(), or use on_conflict='warn' if they are to stay hard"
+)
+
+
+MIXED_ROWS = (
+    "{mixer} gives the loss of {model} rows of mixed labels, and of these it computes no {call}, as it does of labels, so that "
+    "LabelSmoothing could not smooth it (composer.loss.soft_cross_entropy with weight= or ignore_index= is such a loss): take "
+    "composer_ls.cross_entropy in its place, or {mixer}(interpolate_loss=True); use on_conflict='warn' to continue"
 )
 
 
@@ -272,54 +290,76 @@ class _Asked:
         """What the loss does with targets that smoothing would make wrong, or an empty string.
 
         If it does not change when ``target`` is smoothed, it takes others, or turns rows back into labels. If it jumps when
-        ``target`` is smoothed by very little, it compares their entries with 0 or 1. Every tensor of the logits' shape in the
-        output is filled with noise for this, because the loss of logits that are all equal, as those of a layer that begins
-        with zeros, does not depend on the target.
+        ``target`` is smoothed by very little, it compares their entries with 0 or 1. This may show only for other labels than
+        those of this batch, so it is asked about labels of one class too.
         """
-        kind = self.smoother.kind
         counts = target.weights.any() if isinstance(target, SoftTargets) else target.any()  # some row has a label
         self.counts = bool(counts)
-        if not counts or (kind == "multiclass" and logits.shape[1] == 1):
+        if not counts or (self.smoother.kind == "multiclass" and logits.shape[1] == 1):
             return ""
+        problem = self._problem(self.batch, target, logits)
+        labels = _of_one_class(as_tensor(get(self.batch, self.smoother.target_key), logits.device), self.smoother)
+        if problem or labels is None:
+            return problem
+        target = self._unsmoothed(logits, labels, self.smoother.ignore_index, self.smoother.kind)
+        problem = self._problem(with_target(self.batch, self.smoother.target_key, labels), target, logits)
+        return (
+            "" if problem == UNUSED else problem
+        )  # a loss of pairs, for example, may not depend on what they are then
+
+    def _problem(self, batch: Any, target: Tensor, logits: Tensor) -> str:
+        """What the loss does with ``target``, the rows of the labels in ``batch``.
+
+        Every tensor of the logits' shape in the output is filled with noise for this, because the loss of logits that are all
+        equal, as those of a layer that begins with zeros, does not depend on the target.
+        """
         filled: list[tuple[Tensor, Tensor]] = []
-        losses = []
-        weights: list[list[Any]] = []
+        outputs = self.outputs
         try:
             for _, leaf in leaves(self.outputs):
                 if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.shape == logits.shape:
-                    before = (
-                        leaf.clone()
-                    )  # noise between 0 and 1, since probabilities may be wanted, and another in each
+                    filled.append((leaf, leaf.clone()))
+                    # between 0 and 1, since probabilities may be wanted, and another in each
                     leaf.uniform_(0.1, 0.9, generator=torch.Generator(leaf.device).manual_seed(len(filled)))
-                    filled.append((leaf, before))
-            with Listening(self.batch, self._exact):
-                of_labels = total(self._loss(self.batch))
-            for amount in (0, 1e-4, 0.15):  # the largest entries stay so
-                rows = smooth_labels(logits, target, amount, kind=kind, validate=False) if amount else target
-                batch = with_target(self.batch, self.smoother.target_key, rows)
-                with Listening(batch, Call.as_it_is) as heard:
-                    losses.append(self._loss(batch))
-                weights.append([call.options.get(name) for call in heard.calls for name in ("weight", "pos_weight")])
+            losses, weights = self._losses_of(batch, target, logits)
+            if any(isinstance(leaf, Tensor) and leaf.dtype in HALF for _, leaf in leaves(losses)):
+                self.outputs = with_leaves(outputs, _in_float32)  # they may have been rounded to the same number
+                losses, weights = self._losses_of(batch, target, logits)
+            of_labels, hard, little, much = map(total, losses)
+            if of_labels is None or hard is None or little is None or much is None:
+                return ""
+            if any(loss.dtype in HALF for loss in (hard, little, much)):
+                return ""
+            if not self._same(of_labels, hard):
+                return _differs(hard, of_labels)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             return ""
         finally:
+            self.outputs = outputs
             for leaf, before in reversed(filled):  # the output may hold a tensor twice
                 leaf.copy_(before)
-        if any(isinstance(leaf, Tensor) and leaf.dtype in HALF for _, leaf in leaves(losses)):
-            return ""  # it may have been rounded to the same number
-        hard, little, much = map(total, losses)
-        if hard is None or little is None or much is None:
-            return ""
-        if not self._same(of_labels, hard):
-            return _differs(hard, of_labels)
         if torch.equal(hard, much):
             return UNUSED
         if not all(map(_is_same_weight, weights[0], weights[-1])):
             return WEIGHTS
         jump = (little - hard).abs()  # of a loss that is linear in its targets, 1/1500 of the other difference
         return JUMPS if jump > 0.1 * (much - hard).abs() and jump > 1e-3 * hard.abs() else ""
+
+    def _losses_of(self, batch: Any, target: Tensor, logits: Tensor) -> tuple[list[Any], list[list[Any]]]:
+        """The losses of labels, of their rows, and of these smoothed by little and by more, and the weights that the last three took."""
+        losses: list[Any] = []
+        weights: list[list[Any]] = []
+        with Listening(batch, self._exact):
+            losses.append(self._loss(batch))
+        for amount in (0, 1e-4, 0.15):  # the largest entries stay so
+            rows = smooth_labels(logits, target, amount, kind=self.smoother.kind, validate=False) if amount else target
+            of_rows = with_target(batch, self.smoother.target_key, rows)
+            with Listening(of_rows, Call.as_it_is) as heard:
+                losses.append(self._loss(of_rows))
+            weights.append([call.options.get(name) for call in heard.calls for name in ("weight", "pos_weight")])
+        return losses, weights
 
     def _is_of_other_logits(self, call: Call, logits: Tensor) -> bool:
         """Whether a call does not take these logits, or ignores a class, which may be the largest of other examples."""
@@ -338,7 +378,33 @@ class _Asked:
                     f"LabelSmoothing cannot smooth it: move it out of the checkpoint, or give it label_smoothing= "
                     f"there and take LabelSmoothing out of algorithms"
                 )
+        if in_loss:
+            self._object_to_mixed_rows(calls)
         return Answering(self.smoother, self.model, calls, in_forward, in_loss)
+
+    def _object_to_mixed_rows(self, calls: list[Call]) -> None:
+        """Object to a mixer of labels if the loss computes the cross entropy of mixed rows where it cannot be heard."""
+        mixing = [
+            type(one).__name__ for one, mixer in mixers_among(self.state.algorithms) if not mixer.interpolates(one)
+        ]
+        key, logits = self.smoother.target_key, calls[0].input
+        labels = as_tensor(get(self.batch, key), logits.device) if mixing and has(self.batch, key) else None
+        if not isinstance(labels, Tensor) or labels.is_floating_point() or logits.ndim < 2:
+            return
+        rows = F.one_hot(labels.long().clamp(0, logits.shape[1] - 1), logits.shape[1]).movedim(-1, 1).to(logits.dtype)
+        try:
+            batch = with_target(self.batch, key, rows)
+            with Listening(batch, Call.as_it_is) as heard:
+                self._loss(batch)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return  # the training step will show it
+        missing = [call for call in calls if call.place not in {one.place for one in self._answerable(heard.calls)}]
+        if missing:
+            self._refuse(
+                TargetError(MIXED_ROWS.format(mixer=mixing[0], model=type(self.model).__name__, call=missing[0].name))
+            )
 
     def _hard_loss(self) -> tuple[Tensor | None, list[Call]]:
         """The loss of the unsmoothed labels, and the loss calls made while computing it."""
@@ -510,6 +576,27 @@ class _Asked:
 
     def _refuse(self, error: ValueError) -> None:
         self.smoother.object_to(error)
+
+
+def _of_one_class(labels: Any, smoother: Any) -> Tensor | None:
+    """Labels that are all of the first one's class, but for ignored ones; of several per example, one that is positive alone.
+
+    None for rows over classes.
+    """
+    if not isinstance(labels, Tensor) or not labels.numel():
+        return None
+    if smoother.kind == "binary":
+        alone = labels.new_zeros(labels.shape)
+        alone.view(-1)[0] = 1
+        return alone
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        return None
+    counted = (labels >= 0) & (labels != (NO_LABEL if smoother.ignore_index is None else smoother.ignore_index))
+    return torch.where(counted, labels[counted][0], labels) if counted.any() else None
+
+
+def _in_float32(leaf: Any) -> Any:
+    return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype in HALF else leaf
 
 
 def _scalars(outputs: Any) -> list[Tensor]:

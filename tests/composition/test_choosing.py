@@ -1,5 +1,6 @@
 """Losses that use their labels in unusual ways: smoothed as if written by hand, or refused, and never silently left as they are."""
 
+import functools
 import random
 import warnings
 from collections import deque
@@ -11,12 +12,13 @@ import torch
 from composer import Evaluator, Trainer
 from composer.algorithms import CutMix, MixUp
 from composer.core import Algorithm, Event
+from composer.loss import soft_cross_entropy
 from composer.models import ComposerModel
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
-from trainer_support import fit
+from trainer_support import classifier, fit
 
 from composer_ls import LabelSmoothing, MaxSup, OnlineLabelSmoothing, target_smoothing
 from composer_ls.composition import choosing
@@ -992,3 +994,57 @@ def test_a_part_of_the_loss_that_is_not_smoothed_any_more_is_told():
 
     with pytest.warns(UserWarning, match=r"changed only a part of the loss in a step.*test_choosing.py"):
         weights(Model(by_steps), [LabelSmoothing(0.1)])
+
+
+def test_a_loss_that_misuses_the_rows_of_later_batches_only_is_smoothed_where_it_is_computed():
+    """The second batch lacks a class, which smoothing would make present."""
+    target = labels(3)
+    target[8:16] = 0
+    assert len(target[:8].unique()) == 3
+
+    def loss_of(cross_entropy):
+        def loss(o, b):
+            rows = b[1] if b[1].is_floating_point() else F.one_hot(b[1], 3)
+            return cross_entropy(o, b[1]) + ((rows.sum(0) > 0) * o.softmax(1).mean(0).log()).sum()
+
+        return Model(loss, classes=3)
+
+    assert_close(
+        weights(loss_of(F.cross_entropy), [LabelSmoothing(0.1)], target), weights(loss_of(smoothed), [], target)
+    )
+
+
+def test_weights_of_a_first_batch_of_which_half_is_positive_do_not_hide_that_they_are_of_the_labels():
+    target = torch.zeros(N, 1)
+    target[[0, 1, 2, 3, 8, 16, 17]] = 1
+
+    def weighed(amount):
+        def loss(o, b):
+            positive = (1 - b[1]).sum() / b[1].sum()
+            rows = (1 - amount) * b[1] + amount / 2 if amount else b[1]
+            return F.binary_cross_entropy_with_logits(o, rows, pos_weight=positive)
+
+        return Model(loss, classes=1)
+
+    found = weights(weighed(0.0), [LabelSmoothing(0.1, kind="binary")], target)
+    assert_close(found, weights(weighed(0.1), [], target))
+
+
+@pytest.mark.parametrize("take", [lambda t: (t > 0.0).float(), lambda t: F.one_hot(t.argmax(1), K).float()])
+def test_a_loss_in_half_precision_that_misuses_rows_is_refused(take):
+    def loss(o, b):
+        rows = b[1] if b[1].is_floating_point() else F.one_hot(b[1], K)
+        return -(take(rows).to(o.dtype) * o.log_softmax(1)).sum(1).mean()
+
+    with pytest.raises(TargetError, match="jumps when|is the same number"):
+        weights(Model(loss, lambda model, b: model.layer(b[0]).bfloat16()), [LabelSmoothing(0.1)])
+
+
+def test_a_loss_of_mixed_rows_that_cannot_be_smoothed_is_refused():
+    loss = functools.partial(soft_cross_entropy, weight=torch.arange(1.0, K + 1))
+    for mixer in (MixUp, CutMix):
+        with pytest.raises(TargetError, match=f"{mixer.__name__} gives the loss of .* rows of mixed labels"):
+            fit([mixer(alpha=0.8), LabelSmoothing(0.1)], model=classifier(loss))
+    fit([MixUp(alpha=0.8, interpolate_loss=True), LabelSmoothing(0.1)], model=classifier(loss))
+    with pytest.warns(UserWarning, match="rows of mixed labels"):
+        fit([MixUp(alpha=0.8), LabelSmoothing(0.1, on_conflict="warn")], model=classifier(loss))
