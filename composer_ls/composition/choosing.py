@@ -318,9 +318,10 @@ class _Asked:
         try:
             for _, leaf in leaves(self.outputs):
                 if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.shape == logits.shape:
-                    filled.append((leaf, leaf.clone()))
+                    before = leaf.clone()
                     # between 0 and 1, since probabilities may be wanted, and another in each
                     leaf.uniform_(0.1, 0.9, generator=torch.Generator(leaf.device).manual_seed(len(filled)))
+                    filled.append((leaf, before))  # not if it could not be filled
             losses, weights = self._losses_of(batch, target, logits)
             if any(isinstance(leaf, Tensor) and leaf.dtype in HALF for _, leaf in leaves(losses)):
                 self.outputs = with_leaves(outputs, _in_float32)  # they may have been rounded to the same number

@@ -22,6 +22,9 @@ __all__ = ["FEWEST", "Comparison", "Difference", "Verdict", "compare_runs", "lis
 
 FEWEST = 3
 """The minimum number of seeds for a verdict. With two, intervals are too wide to be useful."""
+NOT_HELD_OUT = (
+    "it has no validation part, by which most of the other runs are judged: run it again with data.validation"
+)
 MOST = 1000
 """The largest number of seeds that is ever suggested."""
 
@@ -300,11 +303,15 @@ def compare_runs(
         )
     task = task_report(runs[0].recipe.task)
     metric = task.metric(purpose)
-    part = "validation" if all("validation" in run.parts for run in runs) else "test"
-    left_out = list(left_out)
+    left_out, judged = list(left_out), [run for run in runs if "validation" in run.parts]
+    part = "validation" if 2 * len(judged) > len(runs) else "test"
+    if part == "validation":
+        left_out += [LeftOut(run.folder, NOT_HELD_OUT) for run in runs if "validation" not in run.parts]
+    else:
+        judged = list(runs)
     sorted_runs: dict[str, dict[float, dict[int, Run]]] = {}
     for setting, run in sorted(
-        zip(names_of_settings([run.recipe for run in runs]), runs, strict=True),
+        zip(names_of_settings([run.recipe for run in judged]), judged, strict=True),
         key=lambda pair: (_natural(pair[0]), pair[1].recipe.smoothing, pair[1].recipe.seed, pair[1].folder),
     ):
         seeds = sorted_runs.setdefault(setting, {}).setdefault(run.recipe.smoothing, {})

@@ -15,8 +15,8 @@ Runs = Mapping[float, Mapping[int, Run]]
 def data_differences(run: Run, other: Run, part: str = "test", *, others: bool = True) -> list[str]:
     """How the data of two runs differs, in words. Empty if it is the same as far as is known.
 
-    The comparison covers classes, numbers of examples and the labels of one part. Images are not kept, so they are not
-    compared.
+    The comparison covers classes, the shape and preprocessing of images, numbers of examples and the labels of one part. Images
+    are not kept, so they are not compared.
 
     Args:
         run: A finished run.
@@ -29,6 +29,10 @@ def data_differences(run: Run, other: Run, part: str = "test", *, others: bool =
     mine, theirs = run.result.get("classes"), other.result.get("classes")
     if mine != theirs and None not in (mine, theirs):
         found.append(_classes(list(mine), list(theirs)))  # type: ignore[arg-type]
+    for key, name in (("image_shape", "images of shape"), ("preprocessing", "preprocessing")):
+        one, another = run.result.get(key), other.result.get(key)
+        if one != another and None not in (one, another):
+            found.append(f"{name} {one} instead of {another}")
     sizes, other_sizes = dict(run.result.get("examples") or {}), dict(other.result.get("examples") or {})
     labels, other_labels = run.parts[part].labels, other.parts[part].labels
     for name in sizes if others else ():

@@ -119,11 +119,28 @@ def cautions(results: Sequence[Mapping[str, Any]]) -> list[str]:
         of_run = {_NUMBER.sub("0", warning): warning for warning in result.get("warnings") or ()}
         for kind, warning in of_run.items():
             kinds.setdefault(kind, []).append(warning)
-    texts = []
+    texts = _unlike(results)
     for warnings in sorted(kinds.values(), key=len, reverse=True):
         runs = "all runs" if len(warnings) == len(results) else f"{len(warnings)} of {len(results)} runs"
         texts.append(f"{runs}{', for example' if len(set(warnings)) > 1 else ''}: {warnings[0]}")
     return texts if len(texts) <= MOST_CAUTIONS else [*texts[:MOST_CAUTIONS], f"and {len(texts) - MOST_CAUTIONS} more"]
+
+
+def _unlike(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What runs were made with that is not the same for all and may make a difference by itself, in a sentence."""
+    made_with: dict[str, set[str]] = {}
+    for result in results:
+        versions, hardware = result.get("versions") or {}, result.get("hardware") or {}
+        known = {name: versions.get(name) for name in ("composer_ls", "mosaicml", "torch")}
+        for name, value in {
+            **known,
+            "precision": result.get("precision"),
+            "processes": hardware.get("processes"),
+        }.items():
+            if value is not None:
+                made_with.setdefault(name, set()).add(str(value))
+    unlike = [f"{name} ({', '.join(sorted(values))})" for name, values in made_with.items() if len(values) > 1]
+    return [f"the runs differ in {', '.join(unlike)}, which may make a difference by itself."] if unlike else []
 
 
 def failures(left_out: Sequence[LeftOut]) -> str:

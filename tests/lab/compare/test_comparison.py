@@ -155,7 +155,7 @@ def test_the_purpose_can_be_any_metric_of_the_task_and_no_other(comparison):
         compare_runs(comparison.folder, runs, (), "bleu")
 
 
-def test_runs_are_judged_on_the_validation_part_if_all_have_one(tmp_path):
+def test_runs_are_judged_on_the_validation_part_if_most_have_one(tmp_path):
     for smoothing in (0.0, 0.1):
         for seed in range(2):
             make_run(tmp_path / f"{smoothing}-{seed}", smoothing, seed, held_out=3 * smoothing)
@@ -164,10 +164,14 @@ def test_runs_are_judged_on_the_validation_part_if_all_have_one(tmp_path):
     # The test parts are equal: only what was held out can have said that smoothing helps.
     assert found.differences["", 0.1, "accuracy"].interval.mean > 1
     assert found.on_test.differences["", 0.1, "accuracy"].interval.mean == 0
-    make_run(tmp_path / "without", 0.1, seed=2)
-    mixed = compare_runs(tmp_path, *read_runs(tmp_path))
-    assert (mixed.part, mixed.on_test) == ("test", None)
-    assert mixed.differences["", 0.1, "accuracy"].interval.mean == 0
+    for seed in range(4):
+        make_run(tmp_path / f"without-{seed}", 0.1, seed, "data.batch_size=32")
+        mixed = compare_runs(tmp_path, *read_runs(tmp_path))
+        assert mixed.part == ("validation" if seed < 3 else "test")
+        told = [one.folder.name for one in mixed.left_out if "has no validation part" in one.reason]
+        assert told == ([f"without-{other}" for other in range(seed + 1)] if seed < 3 else [])
+    assert mixed.on_test is None
+    assert mixed.differences["batch_size 64", 0.1, "accuracy"].interval.mean == 0
 
 
 def test_from_two_pairs_no_interval_no_verdict_and_no_number_of_seeds_is_said(tmp_path):

@@ -11,9 +11,9 @@ from composer_ls.lab.compare.measured_runs import read_runs
 from composer_ls.lab.compare.same_data import data_differences
 
 
-def on_other_data(folder, *, classes=None, train=None, relabelled=(), examples=None, part=""):
+def on_other_data(folder, *, classes=None, train=None, relabelled=(), examples=None, part="", **others):
     """Rewrite a run as if it had been done on other data."""
-    result = json.loads((folder / "result.json").read_text())
+    result = json.loads((folder / "result.json").read_text()) | others
     if classes:
         result["classes"] = classes
     if train:
@@ -36,6 +36,8 @@ def comparison(folder):
     [
         ({"relabelled": (3, 5, 8)}, "3 of 240 test labels differ"),
         ({"examples": 200}, "200 test labels instead of 240"),
+        ({"image_shape": [1, 16, 16]}, "images of shape [1, 16, 16] instead of [1, 8, 8]"),
+        ({"preprocessing": {"mean": [0.1]}}, "preprocessing {'mean': [0.1]} instead of {'mean': [0.3]}"),
         ({"train": 1400}, "1,400 train examples instead of 1,437"),
         ({"classes": ["a", "b", "c", "d", "e", "f"]}, "6 classes instead of 5"),
         ({"classes": ["a", "b", "c", "d", "x"]}, "other classes, such as x instead of e"),
@@ -44,7 +46,7 @@ def comparison(folder):
 def test_runs_on_other_data_are_named_and_left_out(tmp_path, changes, words):
     make_comparison(tmp_path, (0.0, 0.1), 3)
     for result in tmp_path.rglob("result.json"):
-        on_other_data(result.parent, classes=list("abcde"))
+        on_other_data(result.parent, classes=list("abcde"), image_shape=[1, 8, 8], preprocessing={"mean": [0.3]})
     odd = tmp_path / "0-0.1" / "2"
     on_other_data(odd, **changes)
     found = comparison(tmp_path)

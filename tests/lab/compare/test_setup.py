@@ -48,3 +48,13 @@ def test_many_warnings_and_failures_are_counted():
     words = failures([LeftOut(Path(name), "it diverged") for name in "abcd"])
     assert words.startswith("4 runs are left out: a (it diverged); ")
     assert words.endswith("and 1 more, named at the end")
+
+
+def test_runs_of_other_versions_precisions_and_processes_are_told():
+    alike = {"versions": {"torch": "2.7.0", "python": "3.11"}, "precision": "fp32", "hardware": {"processes": 1}}
+    other = {"versions": {"torch": "2.4.1", "python": "3.12"}, "precision": "amp_bf16", "hardware": {"processes": 8}}
+    assert cautions([alike, alike, {}]) == []
+    assert cautions([alike, other]) == [
+        "the runs differ in torch (2.4.1, 2.7.0), precision (amp_bf16, fp32), processes (1, 8), which may make a difference by "
+        "itself."
+    ]
