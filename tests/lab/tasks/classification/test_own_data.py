@@ -132,6 +132,10 @@ def test_targets_that_are_not_the_labels_of_the_examples_are_not_used(own):
         (lambda: loaders(test=[]), 'returned no examples for "test"'),
         (lambda: loaders(classes=None), '"classes": None, but it must be the names of two classes or more'),
         (lambda: loaders(classes=["a"]), "must be the names of two classes or more"),
+        (lambda: loaders(classes={"a", "b", "c"}), '"classes" as a set, which has no order: return a list'),
+        (lambda: loaders(classes={"a": "ant", "b": "bee"}), "a mapping must be of names to the numbers 0 to 1"),
+        (lambda: loaders(classes={"a": 1, "b": 2, "c": 3}), "a mapping must be of names to the numbers 0 to 2"),
+        (lambda: loaders(classes={0: 1, 1: 2, 2: 0}), "a mapping must be of names to the numbers 0 to 2"),
         (lambda: loaders(classes=["a", "a", "b"]), "returned two classes of one name: a, a, b"),
         (lambda: loaders(classes=["a", "b"], test=examples(3, 3)[2:3]), "but must be \\(image, label\\)"),
         (lambda: loaders(train=[(torch.zeros(1, 2, 2), 3)]), "has the label 3, but there are classes 0 to 2"),
@@ -226,3 +230,16 @@ def test_parts_that_number_their_classes_differently_are_refused(own):
         own_splits(own(loaders(train=Named(9, "blue", "green", "red"), test=Named(6, "blue", "red"), classes=None)))
     parts = {"train": Named(9, "a", "b", "c"), "test": Named(6, "a", "b", "c"), "classes": ["Ant", "Bee", "Cat"]}
     assert own_splits(own(loaders(**parts))).classes == ("Ant", "Bee", "Cat")
+
+
+@pytest.mark.parametrize("classes", [{"c": 2, "b": 1, "a": 0}, {2: "c", 0: "a", 1: "b"}, iter("abc")])
+def test_class_names_are_in_the_order_of_their_numbers(own, classes):
+    assert own_splits(own(loaders(classes=classes))).classes == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_class_names_in_another_order_than_the_data_sets_are_refused(own, part):
+    with pytest.raises(
+        RecipeError, match=f'other order than the classes of "{part}": c is class 0 in the one and 2 in'
+    ):
+        own_splits(own(loaders(classes=["c", "b", "a"], **{part: Named(9, "a", "b", "c")})))
