@@ -14,7 +14,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extensi
 
 from composer_ls.errors import DataNotFoundError
 
-__all__ = ["ImageTree", "is_hidden", "is_turned", "read_image"]
+__all__ = ["ImageTree", "as_seen", "is_hidden", "is_turned", "read_image"]
 
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 BITS, PHOTOMETRY = TiffImagePlugin.BITSPERSAMPLE, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION
@@ -23,9 +23,7 @@ UNBOUNDED = {"I": "32-bit integers", "F": "floating point numbers"}
 
 
 def read_image(file: str | Path) -> Image.Image:
-    """The image in a file as a viewer shows it: upright, in mode RGB with 8 bits.
-
-    16-bit grey is scaled to 8 bits, transparency is shown on white, and the EXIF rotation is applied.
+    """The image in a file :func:`as_seen`.
 
     Args:
         file: The path of the image.
@@ -37,8 +35,7 @@ def read_image(file: str | Path) -> Image.Image:
     """
     try:
         with Image.open(file) as opened:
-            tags = getattr(opened, "tag_v2", {})  # of a TIFF; exif_transpose() loses them
-            return _eight_bits(_upright(opened), str(file), opened.format, tags)
+            return as_seen(opened)
     except DataNotFoundError:
         raise
     except Image.DecompressionBombError as error:
@@ -47,6 +44,19 @@ def read_image(file: str | Path) -> Image.Image:
         raise DataNotFoundError(f"{file} is missing, or is a broken link: restore it or delete it") from error
     except Exception as error:  # for broken files, Pillow's readers raise almost anything
         raise DataNotFoundError(f"{file} cannot be read as an image ({error}): restore it or delete it") from error
+
+
+def as_seen(image: Image.Image) -> Image.Image:
+    """The image as a viewer shows it: upright, in mode RGB with 8 bits.
+
+    16-bit grey is scaled to 8 bits, transparency is shown on white, and the EXIF rotation is applied.
+
+    Raises:
+        DataNotFoundError: Its pixels have no known range to scale to 8 bits.
+
+    """
+    tags = getattr(image, "tag_v2", {})  # of a TIFF; exif_transpose() loses them
+    return _eight_bits(_upright(image), getattr(image, "filename", "") or "the image", image.format, tags)
 
 
 def _upright(image: Image.Image) -> Image.Image:

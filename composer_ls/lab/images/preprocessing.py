@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,12 +13,16 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from composer_ls.lab.images.image_files import as_seen, read_image
+
 __all__ = ["Preprocessing"]
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resizing and normalisation. Called with an image in mode RGB, it returns a float32 tensor ``(C, H, W)``.
+    """Resizing and normalisation. Called with the path of an image, it returns a float32 tensor ``(C, H, W)``.
+
+    An image of Pillow is taken too, as ``Image.open`` returns it: ``convert("RGB")`` would drop transparency and clip 16 bits.
 
     Attributes:
         size: Height and width in pixels.
@@ -39,8 +44,9 @@ class Preprocessing:
     std: tuple[float, ...]
     crop: bool = False
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """The image as the network's input ``(C, H, W)``."""
+    def __call__(self, image: Image.Image | str | Path) -> Tensor:
+        """The image, read as in training, as the network's input ``(C, H, W)``."""
+        image = as_seen(image) if isinstance(image, Image.Image) else read_image(image)
         if len(self.mean) == 1:
             image = image.convert("L")
         transformed: Tensor = v2.Compose([*self.geometry(), *self.normalisation()])(image)
