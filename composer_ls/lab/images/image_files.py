@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-import functools
 import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from composer_ls.errors import DataNotFoundError
 
-__all__ = ["ImageTree", "as_seen", "is_hidden", "is_turned", "read_image"]
+__all__ = [
+    "ENDINGS",
+    "UNREAD",
+    "ImageTree",
+    "as_seen",
+    "is_hidden",
+    "is_turned",
+    "left_out",
+    "read_image",
+]
+
+ENDINGS = (*IMG_EXTENSIONS, ".apng", ".dib", ".gif", ".jfif", ".jpe", ".pbm", ".pnm")
+"""The endings of files that are read as images."""
+UNREAD = (
+    ".arw", ".avif", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".j2k", ".jp2", ".jxl", ".nef", ".orf", ".psd", ".raf", ".rw2", ".svg",
+    ".tga", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm",
+)  # fmt: skip
+"""The endings of images and videos that are not read, because Pillow cannot, or not in every installation."""
 
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 BITS, PHOTOMETRY = TiffImagePlugin.BITSPERSAMPLE, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION
@@ -109,6 +127,23 @@ def is_hidden(path: str | Path) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
+def left_out(files: Sequence[str]) -> list[str]:
+    """A caution about files that are of a kind in ``UNREAD``; none if there are no such files.
+
+    Example:
+        >>> from composer_ls.lab.images.image_files import left_out
+        >>> left_out(["photos/1.heic", "photos/2.HEIC", "photos/3.mov"])
+        ['3 images or videos are left out, because such files are not read (2 .heic, 1 .mov): save images as .png or .jpg.']
+
+    """
+    counts = Counter(os.path.splitext(file)[1].lower() for file in files)
+    kinds = ", ".join(f"{count} {ending}" for ending, count in counts.most_common())
+    many = "1 image or video is" if len(files) == 1 else f"{len(files)} images or videos are"
+    return (
+        [f"{many} left out, because such files are not read ({kinds}): save images as .png or .jpg."] if files else []
+    )
+
+
 class ImageTree(ImageFolder):
     """Images in one folder per class, at any depth, without hidden files and folders.
 
@@ -116,12 +151,14 @@ class ImageTree(ImageFolder):
         root: The folder that contains the class folders.
         transform: The transform of each image.
 
+    Attributes:
+        unread: Files in the class folders that are images or videos of a kind that is not read.
+
     """
 
     def __init__(self, root: str | Path, transform: Any) -> None:
-        super().__init__(
-            str(root), transform, loader=read_image, is_valid_file=functools.partial(_is_shown_image, str(root))
-        )
+        self.unread: list[str] = []
+        super().__init__(str(root), transform, loader=read_image, is_valid_file=self._is_shown_image)
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         """The names of the class folders, sorted, and their numbers.
@@ -141,7 +178,9 @@ class ImageTree(ImageFolder):
                 )
         return names, {name: number for number, name in enumerate(names)}
 
-
-def _is_shown_image(root: str, path: str) -> bool:
-    below = os.path.relpath(path, root).split(os.sep)
-    return has_file_allowed_extension(path, IMG_EXTENSIONS) and not any(map(is_hidden, below))
+    def _is_shown_image(self, path: str) -> bool:
+        if any(map(is_hidden, os.path.relpath(path, self.root).split(os.sep))):
+            return False
+        if path.lower().endswith(UNREAD):
+            self.unread.append(path)
+        return path.lower().endswith(ENDINGS)

@@ -166,6 +166,17 @@ def test_images_are_found_in_files_folders_patterns_and_lines(photos, monkeypatc
             list(image_paths([name]))
 
 
+def test_images_of_kinds_that_are_not_read_are_counted(photos, capsys, tmp_path):
+    tree, run = photos
+    shutil.copy(tree / "bright" / "0.png", tmp_path / "0.png")
+    for name in ("1.heic", "2.mp4", ".3.heic", "notes.txt"):
+        (tmp_path / name).touch()
+    _finished(["predict", str(run), str(tmp_path)])
+    out, err = capsys.readouterr()
+    assert len(rows(out)) == 1
+    assert "2 images or videos are left out, because such files are not read (1 .heic, 1 .mp4)" in err
+
+
 def test_images_in_linked_folders_are_found_once_and_circles_end(photos, tmp_path):
     tree, _ = photos
     (tmp_path / "plain").mkdir()

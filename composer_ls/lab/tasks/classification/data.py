@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from composer_ls.errors import DataNotFoundError, RecipeError
 from composer_ls.lab.images.decoded_cache import decoded
-from composer_ls.lab.images.image_files import ImageTree, is_hidden
+from composer_ls.lab.images.image_files import ENDINGS, ImageTree, is_hidden, left_out
 from composer_ls.lab.images.label_noise import noisy_labels, relabel
 from composer_ls.lab.images.loaders import IMAGENET_MEAN, IMAGENET_STD, Splits, labels_of, unaugmented
 from composer_ls.lab.images.memory_images import MemoryImages
@@ -176,8 +176,8 @@ def _image_folder(data: ClassificationData, device: torch.device | str, pretrain
         )
     except FileNotFoundError as error:
         raise DataNotFoundError(
-            f"a class folder in {root.absolute()} holds no images ({error}): fill it or delete it in both splits, "
-            f"or set data.root=DIR to another tree"
+            f"a class folder in {root.absolute()} holds no images ({error}): fill it with files that end in "
+            f"{', '.join(ENDINGS)}, or delete it in both splits, or set data.root=DIR to another tree"
         ) from error
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))
@@ -190,6 +190,7 @@ def _image_folder(data: ClassificationData, device: torch.device | str, pretrain
             f"{folders[0].absolute()} holds one class folder, {classes[0]}, but classification needs at least two: add "
             f"another, or set data.root=DIR to another tree"
         )
+    cautions = tuple(left_out(train.unread + test.unread))
     if _held_in_memory(data, len(train) + len(test), size):
         with dist.run_local_rank_zero_first():  # the others find the images in the cache
             images = decoded(root, [file for file, _ in train.samples + test.samples], size)
@@ -197,7 +198,8 @@ def _image_folder(data: ClassificationData, device: torch.device | str, pretrain
             MemoryImages(part, torch.tensor(split.targets), mean=mean, std=std, device=device)
             for part, split in zip(images.split([len(train), len(test)]), (train, test), strict=True)
         )
-    return Splits(train, test, len(classes), (3, size, size), classes, preprocessing=preprocessing)
+    shape = (3, size, size)
+    return Splits(train, test, len(classes), shape, classes, preprocessing=preprocessing, cautions=cautions)
 
 
 def _split_folder(root: Path, names: tuple[str, ...]) -> Path:
