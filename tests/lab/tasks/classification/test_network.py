@@ -187,6 +187,30 @@ def test_a_head_of_the_same_size_for_other_classes_is_left_out_and_told(tmp_path
     assert not torch.equal(network[-1].weight, source[-1].weight)
 
 
+class Prototypes(nn.Module):
+    """A network without a last layer of its own: logits are similarities to a vector of each class."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.body, self.vectors = nn.Linear(4, 8), nn.Parameter(torch.randn(count, 8))
+
+    def forward(self, images):
+        return self.body(images) @ self.vectors.T
+
+
+def test_weights_for_other_classes_are_refused_where_the_last_layer_is_not_known(tmp_path):
+    source, network, file = Prototypes(3), Prototypes(3), tmp_path / "weights.safetensors"
+    settings = model("cnn", weights=str(file))
+    save_file(source.state_dict(), file, weights_metadata(["x", "y", "z"], None))
+    with pytest.raises(
+        RecipeError, match="for the classes x, y, z, and the data has a, b, c, but .*in the function of"
+    ):
+        load_weights(network, settings, CLASSES)
+    save_file(source.state_dict(), file, weights_metadata(CLASSES, None))
+    load_weights(network, settings, CLASSES)
+    assert torch.equal(network.vectors, source.vectors)
+
+
 def test_a_file_of_ours_brings_its_preprocessing(tmp_path):
     known = {"size": [8, 8], "mean": [0.1] * 3, "std": [0.2] * 3, "crop": False}
     file, _ = saved(tmp_path, 3, classes=CLASSES, preprocessing=known)
