@@ -65,6 +65,17 @@ class Preprocessing:
         """The transforms that make an image a normalised tensor."""
         return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)]
 
+    def is_normalised_as(self, other: Preprocessing) -> bool:
+        """Whether mean and standard deviation are another's, to three digits."""
+        own, theirs = (*self.mean, *self.std), (*other.mean, *other.std)
+        return len(own) == len(theirs) and all(abs(a - b) < 1e-3 for a, b in zip(own, theirs, strict=True))
+
+    @property
+    def normalisation_in_words(self) -> str:
+        """Mean and standard deviation, for messages."""
+        mean, std = (", ".join(f"{number:.3g}" for number in numbers) for numbers in (self.mean, self.std))
+        return f"mean {mean} and standard deviation {std}"
+
     def as_dict(self) -> dict[str, Any]:
         """The same for JSON."""
         return {"size": list(self.size), "mean": list(self.mean), "std": list(self.std), "crop": self.crop}

@@ -42,22 +42,42 @@ def load_splits(
         data: The data section of the recipe.
         device: The device for images that are held in memory.
         pretrained: What pretrained weights expect: mean and standard deviation of images of three channels, and the size of
-            a folder of images whose recipe has no ``image_size``.
+            a folder of images whose recipe has no ``image_size``. Data with another normalisation of its own gets a caution.
 
     Raises:
         DataNotFoundError: The data is not at ``data.root``; the message says where we looked and what to change.
-        RecipeError: ``data.in_memory``, ``data.validation`` or ``data.examples`` asks for something impossible.
+        RecipeError: ``data.in_memory``, ``data.validation`` or ``data.examples`` asks for something impossible, or the weights
+            are for images that are not square and there is no ``data.image_size``.
 
     """
     if data.name == "target":
-        return own_splits(data)
-    if data.name == "digits":
+        splits = own_splits(data)
+    elif data.name == "digits":
         splits = _digits(data, device)
     else:
         splits = (_image_folder if data.name == "imagefolder" else _cifar)(data, device, pretrained)
     if data.validation is not None or data.examples is not None:
         splits = _divided(splits, data)
-    return splits if data.label_noise is None else _with_noise(splits, data.label_noise)
+    if data.label_noise is not None:
+        splits = _with_noise(splits, data.label_noise)
+    return replace(splits, cautions=(*splits.cautions, *_normalisation_cautions(data, splits, pretrained)))
+
+
+def _normalisation_cautions(data: ClassificationData, splits: Splits, pretrained: Preprocessing | None) -> list[str]:
+    """A caution if the images are not known to be normalised as pretrained weights expect; none for grey images of colour weights."""
+    if pretrained is None or len(pretrained.mean) != splits.image_shape[0]:
+        return []
+    if splits.preprocessing is None:
+        return [
+            f"It is not known whether the images of {data.called} are normalised as model.weights expects "
+            f'({pretrained.normalisation_in_words}): let the function return "preprocessing" too.'
+        ]
+    if splits.preprocessing.is_normalised_as(pretrained):
+        return []
+    return [
+        f"The images of {data.called} are not normalised as model.weights expects: by "
+        f"{splits.preprocessing.normalisation_in_words} instead of {pretrained.normalisation_in_words}."
+    ]
 
 
 def _divided(splits: Splits, data: ClassificationData) -> Splits:
@@ -161,6 +181,11 @@ def _at_size(images: NDArray[np.uint8], size: int) -> torch.Tensor:
 
 def _image_folder(data: ClassificationData, device: torch.device | str, pretrained: Preprocessing | None) -> Splits:
     root = Path(data.root).expanduser()
+    if data.image_size is None and pretrained is not None and pretrained.size[0] != pretrained.size[1]:
+        raise RecipeError(
+            f"model.weights expects images of {pretrained.size[0]} by {pretrained.size[1]} pixels, but those in a folder become "
+            f"square: choose a size with data.image_size={max(pretrained.size)}"
+        )
     expected = pretrained.size[0] if pretrained else 224 if data.augmentation == "resized_crop" else 32
     size = data.image_size or expected
     usual = (IMAGENET_MEAN, IMAGENET_STD) if size > 64 else (CIFAR_MEAN, CIFAR_STD)

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from composer_ls.errors import MissingPackageError, RecipeError
+from composer_ls.lab.images.preprocessing import Preprocessing
 from composer_ls.lab.recipe.reading import load_recipe
 from composer_ls.lab.run_folder.folder import RunFolder
 from composer_ls.lab.tasks.classification import network as network_module
@@ -140,6 +141,12 @@ def test_pretrained_weights_bring_the_librarys_preprocessing(tmp_path):
     assert splits.preprocessing == of_timm
     small = load_splits(ClassificationData(**data, image_size=16), pretrained=of_timm)
     assert small.image_shape == (3, 16, 16)
+    wide = Preprocessing((24, 48), (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(
+        RecipeError, match=r"images of 24 by 48 pixels, but .* square: choose a size with data\.image_size=48"
+    ):
+        load_splits(ClassificationData(**data), pretrained=wide)
+    assert load_splits(ClassificationData(**data, image_size=16), pretrained=wide).image_shape == (3, 16, 16)
     torch.testing.assert_close(small.test[0][0], torch.full((3, 16, 16), (128 / 255 - 0.5) / 0.5))
 
 
