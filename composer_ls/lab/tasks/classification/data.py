@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def load_splits(
         splits = _divided(splits, data)
     if data.label_noise is not None:
         splits = _with_noise(splits, data.label_noise)
-    return replace(splits, cautions=(*splits.cautions, *_normalisation_cautions(data, splits, pretrained)))
+    more = [*_normalisation_cautions(data, splits, pretrained), *_number_cautions(data, splits.classes)]
+    return replace(splits, cautions=(*splits.cautions, *more))
 
 
 def _normalisation_cautions(data: ClassificationData, splits: Splits, pretrained: Preprocessing | None) -> list[str]:
@@ -77,6 +79,19 @@ def _normalisation_cautions(data: ClassificationData, splits: Splits, pretrained
     return [
         f"The images of {data.called} are not normalised as model.weights expects: by "
         f"{splits.preprocessing.normalisation_in_words} instead of {pretrained.normalisation_in_words}."
+    ]
+
+
+def _number_cautions(data: ClassificationData, classes: Sequence[str]) -> list[str]:
+    """A caution if classes have whole numbers as names that are out of order, or that pairs of label noise may be confused with."""
+    numbers = [int(name) for name in classes if name.isdecimal()]
+    in_use = data.label_noise is not None and data.label_noise.pairs
+    if len(numbers) < len(classes) or numbers == (list(range(len(numbers))) if in_use else sorted(numbers)):
+        return []
+    one = next(number for number, own in enumerate(numbers) if number != own)
+    return [
+        f"The classes are named by numbers, but not by their own: class number {one} is {classes[one]}, because classes "
+        f"count from 0, and folders are sorted as text. data.label_noise.pairs and the classes of diagnostics are class numbers."
     ]
 
 
