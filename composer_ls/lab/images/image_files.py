@@ -37,22 +37,27 @@ UNREAD = (
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 BITS, PHOTOMETRY = TiffImagePlugin.BITSPERSAMPLE, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION
 WHITE_IS_ZERO = 0
+KIND_OF_PAGE, SMALLER, MASK = 254, 1, 4  # a TIFF's tag, and bits of its value
 UNBOUNDED = {"I": "32-bit integers", "F": "floating point numbers"}
 
 
 def read_image(file: str | Path) -> Image.Image:
-    """The image in a file :func:`as_seen`.
+    """The image in a file :func:`as_seen`; of an animation, the first one.
 
     Args:
         file: The path of the image.
 
     Raises:
-        DataNotFoundError: The file cannot be read, exceeds Pillow's limit of pixels, or its pixels have no known range
-            to scale to 8 bits; the message names the file.
+        DataNotFoundError: The file cannot be read, exceeds Pillow's limit of pixels, is a TIFF of several pages, or its
+            pixels have no known range to scale to 8 bits; the message names the file.
 
     """
     try:
         with Image.open(file) as opened:
+            if isinstance(opened, TiffImagePlugin.TiffImageFile) and _has_pages(opened):
+                raise DataNotFoundError(
+                    f"{file} has several pages, which are images of their own: save those that you mean as files, and delete it"
+                )
             return as_seen(opened)
     except DataNotFoundError:
         raise
@@ -62,6 +67,16 @@ def read_image(file: str | Path) -> Image.Image:
         raise DataNotFoundError(f"{file} is missing, or is a broken link: restore it or delete it") from error
     except Exception as error:  # for broken files, Pillow's readers raise almost anything
         raise DataNotFoundError(f"{file} cannot be read as an image ({error}): restore it or delete it") from error
+
+
+def _has_pages(image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Whether there is a second page that is no smaller version of the first and no mask."""
+    kinds = []
+    for page in range(1, image.n_frames):
+        image.seek(page)
+        kinds.append(image.tag_v2.get(KIND_OF_PAGE, 0))
+    image.seek(0)
+    return any(not kind & (SMALLER | MASK) for kind in kinds)
 
 
 def as_seen(image: Image.Image) -> Image.Image:

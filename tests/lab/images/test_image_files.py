@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from composer_ls.errors import DataNotFoundError, RecipeError
 from composer_ls.lab.images.image_files import read_image
@@ -226,3 +226,22 @@ def test_a_class_of_images_that_are_not_read_is_refused_with_the_endings_that_ar
         DataNotFoundError, match=r"holds no images .*dog.*fill it with files that end in \.jpg, .*\.gif"
     ):
         splits(tree)
+
+
+def test_a_tiff_of_several_pages_is_refused_but_not_one_with_smaller_versions_of_itself(tmp_path):
+    image, file = Image.fromarray(GREY), tmp_path / "pages.tif"
+    image.save(file, save_all=True, append_images=[image, image])
+    with pytest.raises(DataNotFoundError, match=r"pages\.tif has several pages, .*: save those"):
+        read_image(file)
+    with TiffImagePlugin.AppendingTiffWriter(str(file), new=True) as pages:
+        image.save(pages)
+        pages.newFrame()
+        image.resize((4, 3)).save(pages, tiffinfo={254: 1})
+    with Image.open(file) as opened:
+        assert opened.n_frames == 2
+    assert (np.asarray(read_image(file)) == GREY[..., None]).all()
+
+
+def test_the_first_image_of_an_animation_is_read(tmp_path):
+    Image.fromarray(GREY).save(tmp_path / "moves.gif", save_all=True, append_images=[Image.fromarray(GREY + 9)])
+    assert (np.asarray(read_image(tmp_path / "moves.gif")) == GREY[..., None]).all()
