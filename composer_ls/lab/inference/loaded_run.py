@@ -81,8 +81,9 @@ class LoadedRun:
         """
         if self.temperature is None:
             raise RunFolderError(
-                f"no temperature fits the {self.fitted_on} images of {self.folder} best, as the network is right for all of "
-                f"them: leave out --calibrated, or hold out more images with data.validation"
+                f"no temperature fits the {self.fitted_on} images of {self.folder} best: the network is right for all of "
+                f"them, its logits say nothing about the labels, or it masks a label's class; leave out --calibrated, or hold "
+                f"out more images with data.validation"
             )
         return self.temperature
 

@@ -311,6 +311,15 @@ def test_calibrated_predictions_are_scaled_by_the_temperature_that_is_told(digit
     torch.testing.assert_close((plain / run.temperature).softmax(0), scaled, atol=1e-3, rtol=1e-2)
 
 
+def test_a_run_without_a_temperature_says_what_the_reason_can_be(digits, tmp_path):
+    folder = shutil.copytree(digits, tmp_path / "run")
+    _edit(folder, "temperature", {"value": None, "fitted_on": "validation"})
+    with pytest.raises(
+        RunFolderError, match="no temperature fits .*right for all of them, .*or it masks a label's class"
+    ):
+        composer_ls.load_run(folder).calibrated_temperature()
+
+
 def test_wrong_options_of_predict_are_told(digits, tmp_path, capsys):
     for arguments, message in (
         (["--format", "xml", "a.png"], "--format is 'xml', but must be csv or jsonl"),
