@@ -420,6 +420,17 @@ def test_what_cannot_be_exported_is_told(digits, tmp_path, monkeypatch):
     assert [one.name for one in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("wrong", [2, 5])
+def test_logits_that_are_no_numbers_in_either_check_are_refused(digits, tmp_path, monkeypatch, wrong):
+    def read(run, file):
+        return lambda images: run.network(images) * (torch.nan if len(images) == wrong else 1)
+
+    monkeypatch.setattr(exporting, "_read_safetensors", read)
+    with pytest.raises(InputError, match="differ by up to nan"):
+        export(composer_ls.load_run(digits), tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_network_whose_evaluation_an_algorithm_changed_is_refused(digits, tmp_path):
     folder = shutil.copytree(digits, tmp_path / "run")
     recipe = folder / "recipe.yaml"
