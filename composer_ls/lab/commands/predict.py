@@ -64,6 +64,7 @@ def predict(
     from rich.console import Console
     from rich.progress import track
 
+    from composer_ls.lab.images.image_files import left_out
     from composer_ls.lab.inference.image_paths import image_paths
     from composer_ls.lab.inference.loaded_run import load_run
     from composer_ls.lab.inference.predictions import predict as predict_images
@@ -77,7 +78,8 @@ def predict(
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")  # a file's name may be any bytes
-    paths: Iterable[str] = image_paths(images, sys.stdin)
+    unread: list[str] = []
+    paths: Iterable[str] = image_paths(images, sys.stdin, unread.append)
     if "-" not in images:
         names = list(paths)  # so that a folder without images is told before anything is written
         paths = track(names, "predicting", console=errors, transient=True, disable=not sys.stderr.isatty())
@@ -96,6 +98,8 @@ def predict(
     except BrokenPipeError:  # whoever reads wants no more, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+    for caution in left_out(unread):
+        errors.print(caution)
     if broken:
         errors.print(
             f"{len(broken)} image{'' if len(broken) == 1 else 's'} could not be read and {'is' if len(broken) == 1 else 'are'} left out"

@@ -65,6 +65,8 @@ class Splits:
     validation: Dataset[Any] | None = None
     preprocessing: Preprocessing | None = None
     """How an image file becomes such an image, if that is known."""
+    cautions: tuple[str, ...] = ()
+    """What to be careful about in this data, in sentences."""
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,12 +13,16 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from composer_ls.lab.images.image_files import as_seen, read_image
+
 __all__ = ["Preprocessing"]
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resizing and normalisation. Called with an image in mode RGB, it returns a float32 tensor ``(C, H, W)``.
+    """Resizing and normalisation. Called with the path of an image, it returns a float32 tensor ``(C, H, W)``.
+
+    An image of Pillow is taken too, as ``Image.open`` returns it: ``convert("RGB")`` would drop transparency and clip 16 bits.
 
     Attributes:
         size: Height and width in pixels.
@@ -39,8 +44,9 @@ class Preprocessing:
     std: tuple[float, ...]
     crop: bool = False
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """The image as the network's input ``(C, H, W)``."""
+    def __call__(self, image: Image.Image | str | Path) -> Tensor:
+        """The image, read as in training, as the network's input ``(C, H, W)``."""
+        image = as_seen(image) if isinstance(image, Image.Image) else read_image(image)
         if len(self.mean) == 1:
             image = image.convert("L")
         transformed: Tensor = v2.Compose([*self.geometry(), *self.normalisation()])(image)
@@ -58,6 +64,17 @@ class Preprocessing:
     def normalisation(self) -> Sequence[v2.Transform]:
         """The transforms that make an image a normalised tensor."""
         return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)]
+
+    def is_normalised_as(self, other: Preprocessing) -> bool:
+        """Whether mean and standard deviation are another's, to three digits."""
+        own, theirs = (*self.mean, *self.std), (*other.mean, *other.std)
+        return len(own) == len(theirs) and all(abs(a - b) < 1e-3 for a, b in zip(own, theirs, strict=True))
+
+    @property
+    def normalisation_in_words(self) -> str:
+        """Mean and standard deviation, for messages."""
+        mean, std = (", ".join(f"{number:.3g}" for number in numbers) for numbers in (self.mean, self.std))
+        return f"mean {mean} and standard deviation {std}"
 
     def as_dict(self) -> dict[str, Any]:
         """The same for JSON."""

@@ -58,13 +58,14 @@ def export(run: LoadedRun, file: Path, *, calibrated: bool = False) -> float:
     exported = Scaled(run.network, temperature).eval() if temperature != 1 else run.network
     with _replacing(file) as temporary, _quietly():
         write(run, exported, temperature, temporary)
-        difference = max(_difference(exported, read(run, temporary), _images(run, count)) for count in (2, 5))
-        if not difference <= TOLERANCE:
-            raise InputError(
-                f"the network in {file.suffix} form gives logits that differ by up to {difference:.2g}, which is more than "
-                f"{TOLERANCE:g}, so {file} is not written: choose another kind of file"
-            )
-    return difference
+        differences = [_difference(exported, read(run, temporary), _images(run, count)) for count in (2, 5)]
+        for difference in differences:  # one by one, as max() loses NaN
+            if not difference <= TOLERANCE:
+                raise InputError(
+                    f"the network in {file.suffix} form gives logits that differ by up to {difference:.2g}, which is more than "
+                    f"{TOLERANCE:g}, so {file} is not written: choose another kind of file"
+                )
+    return max(differences)
 
 
 class Scaled(nn.Module):

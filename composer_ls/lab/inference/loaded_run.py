@@ -33,7 +33,7 @@ class LoadedRun:
         recipe: The run's recipe.
         result: The contents of ``result.json``.
         network: Maps images ``(N, C, H, W)`` to logits ``(N, K)``; in evaluation mode.
-        preprocessing: Called with an image of Pillow, returns the network's input ``(C, H, W)``.
+        preprocessing: Called with the path of an image, or an image of Pillow, returns the network's input ``(C, H, W)``.
         classes: The names of the K classes, in the order of the logits.
 
     """
@@ -81,8 +81,9 @@ class LoadedRun:
         """
         if self.temperature is None:
             raise RunFolderError(
-                f"no temperature fits the {self.fitted_on} images of {self.folder} best, as the network is right for all of "
-                f"them: leave out --calibrated, or hold out more images with data.validation"
+                f"no temperature fits the {self.fitted_on} images of {self.folder} best: the network is right for all of "
+                f"them, its logits say nothing about the labels, or it masks a label's class; leave out --calibrated, or hold "
+                f"out more images with data.validation"
             )
         return self.temperature
 
@@ -119,7 +120,7 @@ def load_run(folder: str | Path, device: torch.device | str = "cpu") -> LoadedRu
     Example:
         >>> import composer_ls
         >>> run = composer_ls.load_run("runs/my-run")  # doctest: +SKIP
-        >>> run.probabilities(run.preprocessing(image)[None], run.temperature)  # doctest: +SKIP
+        >>> run.probabilities(run.preprocessing("cat.jpg")[None], run.temperature)  # doctest: +SKIP
 
     """
     path = Path(folder).expanduser()

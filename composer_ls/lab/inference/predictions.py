@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from composer_ls.errors import DataNotFoundError
-from composer_ls.lab.images.image_files import read_image
 from composer_ls.lab.inference.loaded_run import LoadedRun
 
 __all__ = ["Prediction", "predict", "writer_of"]
@@ -80,7 +79,7 @@ def predict(
 def _reading(run: LoadedRun) -> Callable[[str], Tensor | DataNotFoundError]:
     def read(name: str) -> Tensor | DataNotFoundError:
         try:
-            return run.preprocessing(read_image(name))
+            return run.preprocessing(name)
         except DataNotFoundError as error:
             return error
 

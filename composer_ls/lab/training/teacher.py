@@ -150,22 +150,33 @@ class DistillationFromRun(Distillation):
             self.teacher = _Renormalised(self.run.module, own, given).eval()
 
 
-def check_teachers(algorithms: Sequence[Algorithm], facts: Mapping[str, Any]) -> None:
+def check_teachers(algorithms: Sequence[Algorithm], facts: Mapping[str, Any]) -> list[str]:
     """Check that teachers were trained for a task's classes and images, and adapt them to the images' normalisation.
 
     Args:
         algorithms: The algorithms of the student's run.
         facts: The facts of its task; see :class:`~composer_ls.lab.tasks.task.Task`.
 
+    Returns:
+        Cautions about teachers that could not be adapted, because the normalisation is known of only one: teacher or student.
+
     Raises:
         TeacherError: The classes or the shape of images differ.
 
     """
+    cautions = []
     for algorithm in algorithms:
         if isinstance(algorithm, DistillationFromRun) and "classes" in facts and "image_shape" in facts:
             algorithm.check_data(facts["classes"], facts["image_shape"])
-            if facts.get("preprocessing") is not None:
-                algorithm.adapt_to(Preprocessing.from_dict(facts["preprocessing"]))
+            given, known = facts.get("preprocessing"), algorithm.run.preprocessing is not None
+            if given is not None:
+                algorithm.adapt_to(Preprocessing.from_dict(given))
+            if known != (given is not None):
+                cautions.append(
+                    f"It is not known whether the teacher in {algorithm.name} expects images that are normalised like these: let "
+                    f'the function of the {"student" if known else "teacher"}\'s data return "preprocessing" too.'
+                )
+    return cautions
 
 
 class _Renormalised(nn.Module):

@@ -132,7 +132,7 @@ def _train(
     task = open_task(recipe, device.tensor_to_device(torch.empty(0)).device)
     algorithms = build_algorithms(recipe.algorithms, task.num_classes, task.label_counts)
     task.check(algorithms)
-    check_teachers(algorithms, task.facts)
+    of_teachers = check_teachers(algorithms, task.facts)
     reproducibility.seed_all(recipe.seed)  # again, so that initial weights do not depend on data and algorithms
     model = task.model()
     chosen = build_callbacks(recipe.callbacks, task.watched, model.get_metrics(is_train=False))
@@ -227,6 +227,7 @@ def _train(
                 *training_cautions(steps, measured.metrics, divergence.found),
                 *([_kept(folder)] if stopped else []),
                 *measured.warnings,
+                *of_teachers,
                 *stopping_cautions(recipe.callbacks, task.watched),
             ],
             "precision": precision.value,

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from composer_ls.errors import DataNotFoundError, RecipeError
 from composer_ls.lab.images.image_files import read_image
@@ -205,3 +205,43 @@ def test_two_folders_whose_names_differ_in_capitals_only_are_refused(tmp_path):
         DataNotFoundError, match="the class folders Cat and cat, whose names differ in nothing but capit"
     ):
         load_splits(ClassificationData(name="imagefolder", root=str(tmp_path)))
+
+
+def test_files_of_other_kinds_are_images_or_are_counted_in_a_caution(tree):
+    assert splits(tree).cautions == ()
+    for number, name in enumerate(("a.gif", "b.JFIF", "c.pbm")):
+        Image.fromarray(GREY + number).save(tree / "train" / "cat" / name, {0: "GIF", 1: "JPEG", 2: "PPM"}[number])
+    for name in ("d.HEIC", "e.heic", "f.mov", ".g.heic", "Thumbs.db", "notes.txt", "cat.json"):
+        (tree / "train" / "dog" / name).touch()
+    for in_memory in (True, False):
+        found = splits(tree, in_memory=in_memory)
+        assert len(found.train) == 9
+        assert [caution.partition(" (")[2][:15] for caution in found.cautions] == ["2 .heic, 1 .mov"]
+
+
+def test_a_class_of_images_that_are_not_read_is_refused_with_the_endings_that_are(tree):
+    for file in (tree / "train" / "dog").iterdir():
+        file.rename(file.with_suffix(".heic"))
+    with pytest.raises(
+        DataNotFoundError, match=r"holds no images .*dog.*fill it with files that end in \.jpg, .*\.gif"
+    ):
+        splits(tree)
+
+
+def test_a_tiff_of_several_pages_is_refused_but_not_one_with_smaller_versions_of_itself(tmp_path):
+    image, file = Image.fromarray(GREY), tmp_path / "pages.tif"
+    image.save(file, save_all=True, append_images=[image, image])
+    with pytest.raises(DataNotFoundError, match=r"pages\.tif has several pages, .*: save those"):
+        read_image(file)
+    with TiffImagePlugin.AppendingTiffWriter(str(file), new=True) as pages:
+        image.save(pages)
+        pages.newFrame()
+        image.resize((4, 3)).save(pages, tiffinfo={254: 1})
+    with Image.open(file) as opened:
+        assert opened.n_frames == 2
+    assert (np.asarray(read_image(file)) == GREY[..., None]).all()
+
+
+def test_the_first_image_of_an_animation_is_read(tmp_path):
+    Image.fromarray(GREY).save(tmp_path / "moves.gif", save_all=True, append_images=[Image.fromarray(GREY + 9)])
+    assert (np.asarray(read_image(tmp_path / "moves.gif")) == GREY[..., None]).all()

@@ -68,7 +68,7 @@ def test_a_loaded_network_gives_the_logits_that_the_run_kept(photos):
     assert not run.network.training
     kept = load_file(folder / "predictions.safetensors")
     files = [tree / name / f"{index}.png" for name in run.classes for index in sorted(map(str, range(6)))]
-    images = torch.stack([run.preprocessing(Image.open(file)) for file in files])
+    images = torch.stack([run.preprocessing(file) for file in files])
     torch.testing.assert_close(run.network(images), kept["logits"], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(run.probabilities(images, 2.0), (kept["logits"] / 2).softmax(1), rtol=1e-4, atol=1e-4)
 
@@ -77,7 +77,7 @@ def test_a_grey_image_of_a_digit_is_what_the_run_was_trained_on(digits, tmp_path
     run = composer_ls.load_run(digits)
     pixels = load_digits().images[0]
     Image.fromarray((pixels / 16 * 255).round().astype(np.uint8)).save(tmp_path / "digit.png")
-    image = run.preprocessing(Image.open(tmp_path / "digit.png").convert("RGB"))
+    image = run.preprocessing(tmp_path / "digit.png")
     mean, std = run.preprocessing.mean[0], run.preprocessing.std[0]
     expected = (torch.tensor(pixels, dtype=torch.float32)[None] / 16 - mean) / std
     torch.testing.assert_close(image, expected, atol=0.01, rtol=0)
@@ -164,6 +164,17 @@ def test_images_are_found_in_files_folders_patterns_and_lines(photos, monkeypatc
     for name, message in (("empty", "the folder empty holds no images"), ("*.gif", "no file matches \\*.gif")):
         with pytest.raises(DataNotFoundError, match=message):
             list(image_paths([name]))
+
+
+def test_images_of_kinds_that_are_not_read_are_counted(photos, capsys, tmp_path):
+    tree, run = photos
+    shutil.copy(tree / "bright" / "0.png", tmp_path / "0.png")
+    for name in ("1.heic", "2.mp4", ".3.heic", "notes.txt"):
+        (tmp_path / name).touch()
+    _finished(["predict", str(run), str(tmp_path)])
+    out, err = capsys.readouterr()
+    assert len(rows(out)) == 1
+    assert "2 images or videos are left out, because such files are not read (1 .heic, 1 .mp4)" in err
 
 
 def test_images_in_linked_folders_are_found_once_and_circles_end(photos, tmp_path):
@@ -300,6 +311,15 @@ def test_calibrated_predictions_are_scaled_by_the_temperature_that_is_told(digit
     torch.testing.assert_close((plain / run.temperature).softmax(0), scaled, atol=1e-3, rtol=1e-2)
 
 
+def test_a_run_without_a_temperature_says_what_the_reason_can_be(digits, tmp_path):
+    folder = shutil.copytree(digits, tmp_path / "run")
+    _edit(folder, "temperature", {"value": None, "fitted_on": "validation"})
+    with pytest.raises(
+        RunFolderError, match="no temperature fits .*right for all of them, .*or it masks a label's class"
+    ):
+        composer_ls.load_run(folder).calibrated_temperature()
+
+
 def test_wrong_options_of_predict_are_told(digits, tmp_path, capsys):
     for arguments, message in (
         (["--format", "xml", "a.png"], "--format is 'xml', but must be csv or jsonl"),
@@ -398,6 +418,17 @@ def test_what_cannot_be_exported_is_told(digits, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="differ by up to .* is not written"):
         export(run, tmp_path / "model.safetensors")
     assert [one.name for one in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("wrong", [2, 5])
+def test_logits_that_are_no_numbers_in_either_check_are_refused(digits, tmp_path, monkeypatch, wrong):
+    def read(run, file):
+        return lambda images: run.network(images) * (torch.nan if len(images) == wrong else 1)
+
+    monkeypatch.setattr(exporting, "_read_safetensors", read)
+    with pytest.raises(InputError, match="differ by up to nan"):
+        export(composer_ls.load_run(digits), tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_network_whose_evaluation_an_algorithm_changed_is_refused(digits, tmp_path):

@@ -130,6 +130,33 @@ def test_a_teacher_sees_the_same_pixels_in_whatever_normalisation_the_student_ha
     )
 
 
+@pytest.mark.parametrize(
+    ("own", "given", "caution"),
+    [(True, True, None), (True, False, "student"), (False, True, "teacher"), (False, False, None)],
+)
+def test_a_teacher_whose_normalisation_cannot_be_compared_is_a_caution(teachers, own, given, caution):
+    distillation = DistillationFromRun(teachers / "hard")
+    known = distillation.run.preprocessing.as_dict()
+    if not own:
+        object.__setattr__(distillation.run, "preprocessing", None)
+    facts = {"classes": distillation.run.classes, "image_shape": (1, 8, 8), "preprocessing": known if given else None}
+    cautions = check_teachers([distillation], facts)
+    assert len(cautions) == (caution is not None)
+    assert all(f"the function of the {caution}'s data return" in one for one in cautions)
+
+
+def test_a_caution_about_a_teacher_is_among_the_runs_warnings(tmp_path, monkeypatch, teachers):
+    original = DistillationFromRun.check_data
+
+    def checked(self, classes, image_shape):
+        object.__setattr__(self.run, "preprocessing", None)
+        original(self, classes, image_shape)
+
+    monkeypatch.setattr(DistillationFromRun, "check_data", checked)
+    result = run(tmp_path / "student", f"algorithms.distillation.teacher={teachers / 'hard'}")
+    assert any("It is not known whether the teacher in" in one for one in result["warnings"])
+
+
 def test_a_recipe_names_what_distillation_takes(tmp_path):
     with pytest.raises(
         RecipeError, match="unknown key algorithms.distillation.heat: allowed are teacher, temperature, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from composer_ls.errors import DataNotFoundError, RecipeError
 from composer_ls.lab.images.decoded_cache import decoded
-from composer_ls.lab.images.image_files import ImageTree, is_hidden
+from composer_ls.lab.images.image_files import ENDINGS, ImageTree, is_hidden, left_out
 from composer_ls.lab.images.label_noise import noisy_labels, relabel
 from composer_ls.lab.images.loaders import IMAGENET_MEAN, IMAGENET_STD, Splits, labels_of, unaugmented
 from composer_ls.lab.images.memory_images import MemoryImages
@@ -42,22 +43,56 @@ def load_splits(
         data: The data section of the recipe.
         device: The device for images that are held in memory.
         pretrained: What pretrained weights expect: mean and standard deviation of images of three channels, and the size of
-            a folder of images whose recipe has no ``image_size``.
+            a folder of images whose recipe has no ``image_size``. Data with another normalisation of its own gets a caution.
 
     Raises:
         DataNotFoundError: The data is not at ``data.root``; the message says where we looked and what to change.
-        RecipeError: ``data.in_memory``, ``data.validation`` or ``data.examples`` asks for something impossible.
+        RecipeError: ``data.in_memory``, ``data.validation`` or ``data.examples`` asks for something impossible, or the weights
+            are for images that are not square and there is no ``data.image_size``.
 
     """
     if data.name == "target":
-        return own_splits(data)
-    if data.name == "digits":
+        splits = own_splits(data)
+    elif data.name == "digits":
         splits = _digits(data, device)
     else:
         splits = (_image_folder if data.name == "imagefolder" else _cifar)(data, device, pretrained)
     if data.validation is not None or data.examples is not None:
         splits = _divided(splits, data)
-    return splits if data.label_noise is None else _with_noise(splits, data.label_noise)
+    if data.label_noise is not None:
+        splits = _with_noise(splits, data.label_noise)
+    more = [*_normalisation_cautions(data, splits, pretrained), *_number_cautions(data, splits.classes)]
+    return replace(splits, cautions=(*splits.cautions, *more))
+
+
+def _normalisation_cautions(data: ClassificationData, splits: Splits, pretrained: Preprocessing | None) -> list[str]:
+    """A caution if the images are not known to be normalised as pretrained weights expect; none for grey images of colour weights."""
+    if pretrained is None or len(pretrained.mean) != splits.image_shape[0]:
+        return []
+    if splits.preprocessing is None:
+        return [
+            f"It is not known whether the images of {data.called} are normalised as model.weights expects "
+            f'({pretrained.normalisation_in_words}): let the function return "preprocessing" too.'
+        ]
+    if splits.preprocessing.is_normalised_as(pretrained):
+        return []
+    return [
+        f"The images of {data.called} are not normalised as model.weights expects: by "
+        f"{splits.preprocessing.normalisation_in_words} instead of {pretrained.normalisation_in_words}."
+    ]
+
+
+def _number_cautions(data: ClassificationData, classes: Sequence[str]) -> list[str]:
+    """A caution if classes have whole numbers as names that are out of order, or that pairs of label noise may be confused with."""
+    numbers = [int(name) for name in classes if name.isdecimal()]
+    in_use = data.label_noise is not None and data.label_noise.pairs
+    if len(numbers) < len(classes) or numbers == (list(range(len(numbers))) if in_use else sorted(numbers)):
+        return []
+    one = next(number for number, own in enumerate(numbers) if number != own)
+    return [
+        f"The classes are named by numbers, but not by their own: class number {one} is {classes[one]}, because classes "
+        f"count from 0, and folders are sorted as text. data.label_noise.pairs and the classes of diagnostics are class numbers."
+    ]
 
 
 def _divided(splits: Splits, data: ClassificationData) -> Splits:
@@ -161,6 +196,11 @@ def _at_size(images: NDArray[np.uint8], size: int) -> torch.Tensor:
 
 def _image_folder(data: ClassificationData, device: torch.device | str, pretrained: Preprocessing | None) -> Splits:
     root = Path(data.root).expanduser()
+    if data.image_size is None and pretrained is not None and pretrained.size[0] != pretrained.size[1]:
+        raise RecipeError(
+            f"model.weights expects images of {pretrained.size[0]} by {pretrained.size[1]} pixels, but those in a folder become "
+            f"square: choose a size with data.image_size={max(pretrained.size)}"
+        )
     expected = pretrained.size[0] if pretrained else 224 if data.augmentation == "resized_crop" else 32
     size = data.image_size or expected
     usual = (IMAGENET_MEAN, IMAGENET_STD) if size > 64 else (CIFAR_MEAN, CIFAR_STD)
@@ -176,8 +216,8 @@ def _image_folder(data: ClassificationData, device: torch.device | str, pretrain
         )
     except FileNotFoundError as error:
         raise DataNotFoundError(
-            f"a class folder in {root.absolute()} holds no images ({error}): fill it or delete it in both splits, "
-            f"or set data.root=DIR to another tree"
+            f"a class folder in {root.absolute()} holds no images ({error}): fill it with files that end in "
+            f"{', '.join(ENDINGS)}, or delete it in both splits, or set data.root=DIR to another tree"
         ) from error
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))
@@ -190,6 +230,7 @@ def _image_folder(data: ClassificationData, device: torch.device | str, pretrain
             f"{folders[0].absolute()} holds one class folder, {classes[0]}, but classification needs at least two: add "
             f"another, or set data.root=DIR to another tree"
         )
+    cautions = tuple(left_out(train.unread + test.unread))
     if _held_in_memory(data, len(train) + len(test), size):
         with dist.run_local_rank_zero_first():  # the others find the images in the cache
             images = decoded(root, [file for file, _ in train.samples + test.samples], size)
@@ -197,7 +238,8 @@ def _image_folder(data: ClassificationData, device: torch.device | str, pretrain
             MemoryImages(part, torch.tensor(split.targets), mean=mean, std=std, device=device)
             for part, split in zip(images.split([len(train), len(test)]), (train, test), strict=True)
         )
-    return Splits(train, test, len(classes), (3, size, size), classes, preprocessing=preprocessing)
+    shape = (3, size, size)
+    return Splits(train, test, len(classes), shape, classes, preprocessing=preprocessing, cautions=cautions)
 
 
 def _split_folder(root: Path, names: tuple[str, ...]) -> Path:

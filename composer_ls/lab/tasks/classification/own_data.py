@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import zip_longest
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -95,15 +96,8 @@ def own_splits(data: ClassificationData) -> Splits:
         for name in ("train", "validation", "test")
         if returned.get(name) is not None
     }
-    classes = returned.get("classes", getattr(parts["train"].dataset, "classes", None))
-    if isinstance(classes, str) or not hasattr(classes, "__iter__") or len(tuple(classes)) < 2:
-        raise RecipeError(
-            f'data.target={data.target} returned "classes": {classes!r}, but it must be the names of two classes or more'
-        )
-    names = tuple(str(name) for name in classes)
-    if len(set(names)) < len(names):
-        raise RecipeError(f"data.target={data.target} returned two classes of one name: {', '.join(names)}")
-    _require_same_classes(data.target, parts)
+    names = _class_names(data.target, returned.get("classes", getattr(parts["train"].dataset, "classes", None)))
+    _require_same_classes(data.target, names, parts)
     shapes = {name: _checked(data.target, name, part, len(names)) for name, part in parts.items()}
     shape = shapes["train"]
     for name, other in shapes.items():
@@ -122,9 +116,47 @@ def own_splits(data: ClassificationData) -> Splits:
     )
 
 
-def _require_same_classes(target: str, parts: Mapping[str, OwnExamples]) -> None:
-    """Refuse data sets that number their classes differently, as two ImageFolders of which one lacks a class."""
-    named = {name: list(part.dataset.classes) for name, part in parts.items() if hasattr(part.dataset, "classes")}
+def _class_names(target: str, classes: Any) -> tuple[str, ...]:
+    """The names of the classes, in the order of their numbers."""
+    if isinstance(classes, (set, frozenset)):
+        raise RecipeError(
+            f'data.target={target} returned "classes" as a {type(classes).__name__}, which has no order: return a list, in the '
+            f"order of the labels"
+        )
+    listed = _by_number(target, classes) if isinstance(classes, Mapping) else classes
+    names = () if isinstance(listed, str) or not hasattr(listed, "__iter__") else tuple(str(name) for name in listed)
+    if len(names) < 2:
+        raise RecipeError(
+            f'data.target={target} returned "classes": {classes!r}, but it must be the names of two classes or more'
+        )
+    if len(set(names)) < len(names):
+        raise RecipeError(f"data.target={target} returned two classes of one name: {', '.join(names)}")
+    return names
+
+
+def _by_number(target: str, classes: Mapping[Any, Any]) -> list[Any]:
+    """The names in a mapping of names to numbers, or of numbers to names, in the order of the numbers."""
+    keys, values = list(classes), list(classes.values())
+    orders = [
+        [name for _, name in sorted(zip(numbers, names, strict=True), key=lambda pair: pair[0])]
+        for numbers, names in ((keys, values), (values, keys))
+        if all(isinstance(number, Integral) for number in numbers) and set(numbers) == set(range(len(numbers)))
+    ]
+    if not orders or orders[0] != orders[-1]:
+        raise RecipeError(
+            f'data.target={target} returned "classes": {classes!r}, but a mapping must be of names to the numbers 0 to '
+            f"{len(classes) - 1}, or of these to names: return a list of names, in the order of the labels"
+        )
+    return orders[0]
+
+
+def _require_same_classes(target: str, names: tuple[str, ...], parts: Mapping[str, OwnExamples]) -> None:
+    """Refuse data sets that number their classes differently, as two ImageFolders of which one lacks a class.
+
+    The names that were returned may be others than the data sets', but not the same in another order.
+    """
+    known = {name: getattr(part.dataset, "classes", None) for name, part in parts.items()}
+    named = {name: list(classes) for name, classes in known.items() if isinstance(classes, (list, tuple))}
     first = named.get("train")
     for name, classes in named.items():
         if first is not None and classes != first:
@@ -132,6 +164,14 @@ def _require_same_classes(target: str, parts: Mapping[str, OwnExamples]) -> None
             raise RecipeError(
                 f'data.target={target} returned data sets with other classes for "train" than for "{name}" ({one[0]} and '
                 f"{one[1]} have one number): give both the same classes in the same order"
+            )
+        numbers = {str(one): number for number, one in enumerate(classes)}
+        moved = next((one for number, one in enumerate(names) if numbers.get(one, number) != number), None)
+        if moved is not None:
+            raise RecipeError(
+                f'data.target={target} returned "classes" in another order than the classes of "{name}": {moved} is class '
+                f"{names.index(moved)} in the one and {numbers[moved]} in the other; return them in the order of the labels, "
+                f"or leave them out"
             )
 
 

@@ -21,6 +21,7 @@ from composer_ls.diagnostics.calibration import (
     reliability_bins,
 )
 from composer_ls.diagnostics.selective import aurc, log_odds
+from composer_ls.errors import DiagnosticsError
 from composer_ls.lab.tasks.metric import ACCURACY, ECE, NLL, Metric, Predictions
 from composer_ls.lab.tasks.no_better import largest_share
 from composer_ls.lab.tasks.task_report import Curve, TaskReport
@@ -46,12 +47,16 @@ def cross_fitted(logits: Tensor, labels: Tensor) -> tuple[CrossFitted, bool]:
 
 
 def best_temperature(logits: Tensor, labels: Tensor) -> float | None:
-    """The temperature that fits best; ``None`` if the best is beyond all bounds, or the network has diverged."""
-    if not logits.isfinite().all():
-        return None
+    """The temperature that fits best.
+
+    ``None`` if the best is beyond all bounds, the network has diverged, or it masks a label's own class.
+    """
     with warnings.catch_warnings(record=True) as beyond:
         warnings.simplefilter("always")
-        fitted = fit_temperature(logits, labels)
+        try:
+            fitted = fit_temperature(logits, labels)
+        except DiagnosticsError:
+            return None
     return None if beyond else fitted
 
 

@@ -71,7 +71,9 @@ class LabelNoise(Section):
 
     rate: Number = Field(ge=0, le=1, description="probability that a label is changed")
     pairs: dict[Integer, Integer] | None = Field(
-        None, description="which class replaces which, as class: class; null: any other class"
+        None,
+        description="which class replaces which, as class: class; null: any other class. Class numbers count the sorted folders "
+        "from 0",
     )
     seed: Seed = Field(0, description="seed of the choice, independent of the run's seed")
 
@@ -196,7 +198,10 @@ class MutualInformation(Section):
     """Whether the logits still tell single training examples apart (Müller et al., 2019, section 4)."""
 
     classes: list[Integer] = Field(
-        [0, 1], min_length=2, max_length=2, description="the two classes whose difference of logits is measured"
+        [0, 1],
+        min_length=2,
+        max_length=2,
+        description="the two classes whose difference of logits is measured; class numbers count the sorted folders from 0",
     )
     examples: Integer = Field(600, ge=2, description="training examples, half of each class")
     draws: Integer = Field(6, ge=2, description="augmentations per example: one draw, and the others for its mean")
@@ -213,7 +218,8 @@ class Diagnostics(Section):
         [0, 1, 2],
         min_length=2,
         max_length=3,
-        description="the three classes to project, or two; the images include up to 100 of each",
+        description="the three classes to project, or two; the images include up to 100 of each; class "
+        "numbers count the sorted folders from 0",
     )
     layer: str | None = Field(
         None, description="name of the layer that computes the logits; null: the last linear layer"

@@ -171,6 +171,7 @@ class Classification(Task):
             facts=facts,
             warnings=[
                 *no_better_than_nothing(metrics, labels.bincount(minlength=self.num_classes), self.facts["classes"]),
+                *self._splits.cautions,
                 *(self._weights or {}).get("left_out", []),
             ],
         )

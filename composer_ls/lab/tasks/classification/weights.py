@@ -88,7 +88,7 @@ def fit_weights(
         Sentences about what is left out.
 
     Raises:
-        RecipeError: The weights are of another network.
+        RecipeError: The weights are of another network, or for other classes while the last layer is not known.
 
     """
     own = network.state_dict()
@@ -100,6 +100,12 @@ def fit_weights(
     # Not all of a head's weights have a dimension for the classes, but a head is taken whole or not at all.
     same_shapes = all(key in weights and weights[key].shape == own[key].shape for key in head_keys)
     other_classes = theirs is not None and tuple(theirs) != tuple(classes)
+    if theirs is not None and other_classes and not head_keys:
+        raise RecipeError(
+            f"{name} is for the classes {_some(theirs)}, and the data has {_some(classes)}, but which weights are the last "
+            f"layer's is not known, as no linear layer or convolution has {len(classes)} outputs: load the weights that you "
+            f"mean in the function of model.target, and leave out model.weights"
+        )
     left_out = bool(head_keys) and (not same_shapes or other_classes)
     wanted = {key for key in own if not (left_out and of_head(key))}
     missing = sorted(wanted - weights.keys())

@@ -239,3 +239,25 @@ def test_the_real_cifar_images_load():
     images, _ = next(iter(training_loader(splits, data, seed=0)))
     assert images.shape == (128, 3, 32, 32)
     assert images.mean().abs() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("names", "pairs", "caution"),
+    [
+        (["0", "1", "2", "10"], None, "class number 2 is 10, because"),
+        (["1", "2", "3"], {1: 2}, "class number 0 is 1, because"),
+        (["1", "2", "3"], None, None),
+        (["00", "01", "02"], {1: 2}, None),
+        (["0", "10", "2b"], None, None),
+    ],
+)
+def test_classes_named_by_numbers_that_are_not_theirs_are_a_caution(tmp_path, names, pairs, caution):
+    for split in ("train", "test"):
+        for name in names:
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / split / name / "one.png")
+    noise = pairs and {"rate": 1.0, "pairs": pairs}
+    data = ClassificationData(name="imagefolder", root=str(tmp_path), label_noise=noise)
+    cautions = load_splits(data).cautions
+    assert len(cautions) == (caution is not None)
+    assert all(caution in one for one in cautions)

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from composer_ls.errors import MissingPackageError, RecipeError
+from composer_ls.lab.images.preprocessing import Preprocessing
 from composer_ls.lab.recipe.reading import load_recipe
 from composer_ls.lab.run_folder.folder import RunFolder
 from composer_ls.lab.tasks.classification import network as network_module
@@ -140,6 +141,12 @@ def test_pretrained_weights_bring_the_librarys_preprocessing(tmp_path):
     assert splits.preprocessing == of_timm
     small = load_splits(ClassificationData(**data, image_size=16), pretrained=of_timm)
     assert small.image_shape == (3, 16, 16)
+    wide = Preprocessing((24, 48), (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(
+        RecipeError, match=r"images of 24 by 48 pixels, but .* square: choose a size with data\.image_size=48"
+    ):
+        load_splits(ClassificationData(**data), pretrained=wide)
+    assert load_splits(ClassificationData(**data, image_size=16), pretrained=wide).image_shape == (3, 16, 16)
     torch.testing.assert_close(small.test[0][0], torch.full((3, 16, 16), (128 / 255 - 0.5) / 0.5))
 
 
@@ -185,6 +192,30 @@ def test_a_head_of_the_same_size_for_other_classes_is_left_out_and_told(tmp_path
     (told,) = load_weights(network, settings, CLASSES)["left_out"]
     assert "they are for the classes x, y, z, and the data has a, b, c" in told
     assert not torch.equal(network[-1].weight, source[-1].weight)
+
+
+class Prototypes(nn.Module):
+    """A network without a last layer of its own: logits are similarities to a vector of each class."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.body, self.vectors = nn.Linear(4, 8), nn.Parameter(torch.randn(count, 8))
+
+    def forward(self, images):
+        return self.body(images) @ self.vectors.T
+
+
+def test_weights_for_other_classes_are_refused_where_the_last_layer_is_not_known(tmp_path):
+    source, network, file = Prototypes(3), Prototypes(3), tmp_path / "weights.safetensors"
+    settings = model("cnn", weights=str(file))
+    save_file(source.state_dict(), file, weights_metadata(["x", "y", "z"], None))
+    with pytest.raises(
+        RecipeError, match="for the classes x, y, z, and the data has a, b, c, but .*in the function of"
+    ):
+        load_weights(network, settings, CLASSES)
+    save_file(source.state_dict(), file, weights_metadata(CLASSES, None))
+    load_weights(network, settings, CLASSES)
+    assert torch.equal(network.vectors, source.vectors)
 
 
 def test_a_file_of_ours_brings_its_preprocessing(tmp_path):

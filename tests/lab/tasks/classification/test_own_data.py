@@ -14,8 +14,10 @@ from torchvision.transforms import ToTensor
 
 from composer_ls.errors import RecipeError
 from composer_ls.lab.images.loaders import training_loader
+from composer_ls.lab.images.preprocessing import Preprocessing
 from composer_ls.lab.recipe.reading import load_recipe
 from composer_ls.lab.run_folder.folder import RunFolder
+from composer_ls.lab.tasks.classification.data import load_splits
 from composer_ls.lab.tasks.classification.own_data import own_splits
 from composer_ls.lab.tasks.classification.schema import ClassificationData
 from composer_ls.lab.training.train import train
@@ -132,6 +134,10 @@ def test_targets_that_are_not_the_labels_of_the_examples_are_not_used(own):
         (lambda: loaders(test=[]), 'returned no examples for "test"'),
         (lambda: loaders(classes=None), '"classes": None, but it must be the names of two classes or more'),
         (lambda: loaders(classes=["a"]), "must be the names of two classes or more"),
+        (lambda: loaders(classes={"a", "b", "c"}), '"classes" as a set, which has no order: return a list'),
+        (lambda: loaders(classes={"a": "ant", "b": "bee"}), "a mapping must be of names to the numbers 0 to 1"),
+        (lambda: loaders(classes={"a": 1, "b": 2, "c": 3}), "a mapping must be of names to the numbers 0 to 2"),
+        (lambda: loaders(classes={0: 1, 1: 2, 2: 0}), "a mapping must be of names to the numbers 0 to 2"),
         (lambda: loaders(classes=["a", "a", "b"]), "returned two classes of one name: a, a, b"),
         (lambda: loaders(classes=["a", "b"], test=examples(3, 3)[2:3]), "but must be \\(image, label\\)"),
         (lambda: loaders(train=[(torch.zeros(1, 2, 2), 3)]), "has the label 3, but there are classes 0 to 2"),
@@ -226,3 +232,48 @@ def test_parts_that_number_their_classes_differently_are_refused(own):
         own_splits(own(loaders(train=Named(9, "blue", "green", "red"), test=Named(6, "blue", "red"), classes=None)))
     parts = {"train": Named(9, "a", "b", "c"), "test": Named(6, "a", "b", "c"), "classes": ["Ant", "Bee", "Cat"]}
     assert own_splits(own(loaders(**parts))).classes == ("Ant", "Bee", "Cat")
+
+
+@pytest.mark.parametrize("classes", [{"c": 2, "b": 1, "a": 0}, {2: "c", 0: "a", 1: "b"}, iter("abc")])
+def test_class_names_are_in_the_order_of_their_numbers(own, classes):
+    assert own_splits(own(loaders(classes=classes))).classes == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_class_names_in_another_order_than_the_data_sets_are_refused(own, part):
+    with pytest.raises(
+        RecipeError, match=f'other order than the classes of "{part}": c is class 0 in the one and 2 in'
+    ):
+        own_splits(own(loaders(classes=["c", "b", "a"], **{part: Named(9, "a", "b", "c")})))
+
+
+@pytest.mark.parametrize(
+    ("known", "expected", "caution"),
+    [
+        ({"mean": [0.1], "std": [0.2]}, (0.1, 0.2), None),
+        ({"mean": [0.1], "std": [0.2]}, (0.3, 0.2), "mean 0.1 and standard deviation 0.2 instead of mean 0.3 and"),
+        (
+            None,
+            (0.3, 0.2),
+            r"It is not known whether .* \(mean 0.3 and standard deviation 0.2\): let the function return",
+        ),
+    ],
+)
+def test_another_normalisation_than_the_weights_is_a_caution(own, known, expected, caution):
+    mean, std = expected
+    data = own(loaders(preprocessing=known and {"size": [4, 4], **known}))
+    cautions = load_splits(data, pretrained=Preprocessing((4, 4), (mean,), (std,))).cautions
+    assert len(cautions) == (caution is not None)
+    assert all(re.search(caution, one) for one in cautions)
+    assert load_splits(data, pretrained=Preprocessing((4, 4), (0.5,) * 3, (0.5,) * 3)).cautions == ()
+
+
+def test_a_caution_about_the_data_is_among_the_runs_warnings(own, tmp_path):
+    data = loaders(preprocessing={"size": [4, 4], "mean": [0.1], "std": [0.2]})
+    for mean, run in ((0.1, "first"), (0.5, "second")):
+        data["preprocessing"]["mean"] = [mean]
+        own(data)
+        weights = [] if run == "first" else [f"model.weights={tmp_path / 'first' / 'weights.safetensors'}"]
+        recipe = own_recipe(f"data.target={HERE}:returned", *weights)
+        result = train(recipe, RunFolder(tmp_path / run, recipe), progress=False)
+        assert any("not normalised as model.weights expects" in one for one in result["warnings"]) == bool(weights)
