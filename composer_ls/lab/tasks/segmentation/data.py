@@ -124,6 +124,10 @@ def _read_mask(file: Path, seen: Palette) -> NDArray[np.uint8]:
     """The mask ``(H, W)``. Adds the colours of its values to ``seen`` if it has a palette."""
     try:
         with Image.open(file) as image:
+            if image.format == "JPEG":
+                raise DataNotFoundError(
+                    f"the mask {file} is a JPEG, whose compression changes classes: save the original mask as a PNG"
+                )
             if image.mode not in {"L", "P"}:
                 raise DataNotFoundError(
                     f"the mask {file} has mode {image.mode}, but must have one channel of 8 bits with one class per "

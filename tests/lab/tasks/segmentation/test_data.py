@@ -172,3 +172,10 @@ def test_a_palette_of_the_values_themselves_is_no_other_than_grey(root):
     grey = load_label_maps(data_at(root))
     write_palette(root, lambda path: np.arange(256, dtype=np.uint8).repeat(3))
     assert torch.equal(load_label_maps(data_at(root)).train.images, grey.train.images)
+
+
+def test_a_jpeg_called_png_is_refused_as_a_mask(root):
+    path = root / "train/masks/1.png"
+    Image.open(path).save(path, format="JPEG")
+    with pytest.raises(DataNotFoundError, match=r"masks/1.png is a JPEG, whose compression changes classes: save"):
+        load_label_maps(data_at(root))
