@@ -28,7 +28,7 @@ from composer_ls.lab.recipe.recipe import Recipe
 from composer_ls.lab.run_folder.files import crc32
 from composer_ls.lab.tasks.task import Measured, Task
 from composer_ls.lab.tasks.translation.batches import IGNORED, Row, TokenBatches, collator
-from composer_ls.lab.tasks.translation.bleu import bleu
+from composer_ls.lab.tasks.translation.bleu import bleu, bleu_metric
 from composer_ls.lab.tasks.translation.data import Pairs, read_pairs
 from composer_ls.lab.tasks.translation.networks import make_network, make_tokenizer
 from composer_ls.lab.tasks.translation.report import REPORT
@@ -62,6 +62,7 @@ class Translation(Task):
             )
         self._recipe, self._data, self._model = recipe, recipe.data, recipe.model
         data = recipe.data
+        bleu_metric(data.lowercase, data.target)  # now, so that a missing package is told before training
         train, *tests = (read_pairs(data.root, split, data.source, data.target) for split in ("train", *data.tests))
         train = train.first(data.examples)
         self._tests = dict(zip(data.tests, tests, strict=True))
@@ -146,7 +147,7 @@ class Translation(Task):
             logits = evaluation_logits(translator, self._test_rows[name], data.batch_tokens)
             (scores[name],) = token_scores(logits, ignore_index=IGNORED)
             translations = translator.translate(pairs.source)
-            score, signature = bleu(translations, pairs.target, data.lowercase)
+            score, signature = bleu(translations, pairs.target, data.lowercase, data.target)
             tests[name] = REPORT.measure(scores[name]._asdict(), bleu=score)
             files[f"translations.{name}.{data.target}"] = "".join(f"{line}\n" for line in translations)
         weights = copy.deepcopy(network.state_dict())  # an algorithm such as EMA replaces them after evaluation

@@ -30,6 +30,33 @@ def test_bleu_of_different_numbers_of_sentences_is_refused():
         bleu(TRANSLATIONS[:1], REFERENCES)
 
 
+CHINESE = (
+    ["一个男人骑马穿过田野。", "孩子们正在公园里踢足球。"],
+    ["一个男人骑着马穿过田野。", "孩子们在公园里踢足球。"],
+)
+
+
+@pytest.mark.parametrize("language", ["zh", "ZH", "zh-cn", "zh_TW", "zho_Hans", "cn"])
+def test_bleu_of_chinese_uses_its_tokenizer(language):
+    found = bleu(*CHINESE, language=language)
+    expected = sacrebleu.BLEU(trg_lang="zh").corpus_score(CHINESE[0], [CHINESE[1]]).score
+    assert found.score == expected > 40
+    assert "|tok:zh|" in found.signature
+
+
+@pytest.mark.parametrize("language", ["", "de", "en", "deu", "de_DE", "mizo"])
+def test_bleu_of_other_languages_is_that_of_the_default(language):
+    assert bleu(TRANSLATIONS, REFERENCES, language=language) == bleu(TRANSLATIONS, REFERENCES)
+
+
+@pytest.mark.parametrize(("language", "code"), [("ja", "ja"), ("jpn", "ja"), ("ko", "ko"), ("ko-KR", "ko")])
+def test_a_tokenizer_that_is_not_installed_is_named(monkeypatch, language, code):
+    module = importlib.import_module(f"sacrebleu.tokenizers.tokenizer_{code}_mecab")
+    monkeypatch.setattr(module, "MeCab", None)
+    with pytest.raises(MissingPackageError, match=rf"BLEU of {language} needs .*: pip install 'sacrebleu\[{code}\]'"):
+        bleu(TRANSLATIONS, REFERENCES, language=language)
+
+
 @pytest.mark.parametrize("package", ["sacrebleu", "tokenizers", "transformers"])
 def test_a_missing_package_is_named(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)

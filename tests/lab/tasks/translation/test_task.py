@@ -15,7 +15,7 @@ from composer.models import HuggingFaceModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianConfig, MarianMTModel, pipeline
 
-from composer_ls.errors import RecipeError, TextError
+from composer_ls.errors import MissingPackageError, RecipeError, TextError
 from composer_ls.lab.commands.cli import main
 from composer_ls.lab.compare.measured_runs import read_runs
 from composer_ls.lab.recipe.reading import load_recipe
@@ -272,6 +272,21 @@ def test_a_recipe_that_cannot_be_is_told(data, tmp_path, overrides, error, messa
     with pytest.raises(error, match=message):
         start()
     assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_bleu_is_that_of_the_target_language(data, tmp_path):
+    for split in ("train", "test"):
+        shutil.copy(data / f"{split}.en.gz", tmp_path)
+        shutil.copy(data / f"{split}.de.gz", tmp_path / f"{split}.zh.gz")
+    recipe = load_recipe(data / "toy.yaml", [f"data.root={tmp_path}", "data.target=zh", "duration=1ba"])
+    result = train(recipe, RunFolder(tmp_path / "run", recipe), progress=False)
+    assert "|tok:zh|" in result["bleu_signature"]
+
+
+def test_a_missing_tokenizer_is_told_before_training(data, monkeypatch):
+    monkeypatch.setattr("sacrebleu.tokenizers.tokenizer_ja_mecab.MeCab", None)
+    with pytest.raises(MissingPackageError, match="BLEU of ja needs"):
+        open_task(load_recipe(data / "toy.yaml", ["data.target=ja"]))
 
 
 def test_another_run_leaves_no_file_of_the_one_before(run, data, tmp_path):
