@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from composer.metrics import LanguageCrossEntropy, MaskedAccuracy
 from composer.models import HuggingFaceModel
 from composer.utils import dist
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from composer_ls.composition.mixers import mixers_among
@@ -27,7 +27,7 @@ from composer_ls.lab.images.epoch_sampler import EpochSampler
 from composer_ls.lab.recipe.recipe import Recipe
 from composer_ls.lab.run_folder.files import crc32
 from composer_ls.lab.tasks.task import Measured, Task
-from composer_ls.lab.tasks.translation.batches import IGNORED, Row, TokenBatches, collator
+from composer_ls.lab.tasks.translation.batches import IGNORED, Row, TokenBatches, collator, filled_up
 from composer_ls.lab.tasks.translation.bleu import bleu, bleu_metric
 from composer_ls.lab.tasks.translation.data import Pairs, read_pairs
 from composer_ls.lab.tasks.translation.networks import make_network, make_tokenizer
@@ -113,22 +113,17 @@ class Translation(Task):
 
     def training_loader(self) -> DataSpec:
         """Batches of the training pairs."""
-        return self._loader(self._train, self._recipe.seed, lambda batches: EpochSampler(batches, self._recipe.seed))
+        seed = self._recipe.seed
+        return _loader(EpochSampler(self._batches(self._train, seed), seed))
 
     def evaluation_loader(self) -> DataSpec:
-        """The first test set, teacher-forced."""
+        """The first test set, teacher-forced. Every sentence counts once, in any number of processes."""
         world, rank = dist.get_world_size(), dist.get_global_rank()
-        rows = self._test_rows[self._data.tests[0]]
-        return self._loader(rows, None, lambda batches: DistributedSampler(batches, world, rank, shuffle=False))
+        batches = filled_up(self._batches(self._test_rows[self._data.tests[0]], None), world)
+        return _loader(DistributedSampler(batches, world, rank, shuffle=False))
 
-    def _loader(self, rows: list[Row], seed: int | None, order: Callable[[Any], Sampler[Any]]) -> DataSpec:
-        batches = TokenBatches(rows, self._data.batch_tokens, seed, collator(self._tokenizer, self._network))
-        loader = DataLoader(batches, batch_size=1, sampler=order(batches), collate_fn=lambda one: one[0])
-        return DataSpec(
-            loader,
-            split_batch=lambda batch, size: [batch],  # batch_tokens already limits its size
-            get_num_samples_in_batch=lambda batch: len(batch["labels"]),
-        )
+    def _batches(self, rows: list[Row], seed: int | None) -> TokenBatches:
+        return TokenBatches(rows, self._data.batch_tokens, seed, collator(self._tokenizer, self._network))
 
     def measure(self, trainer: Trainer) -> Measured:
         """BLEU, likelihood and calibration on every test set; those of the first become the run's metrics."""
@@ -167,6 +162,15 @@ class Translation(Task):
 
 
 TASK = Translation
+
+
+def _loader(sampler: DistributedSampler[Any]) -> DataSpec:
+    loader = DataLoader(sampler.dataset, batch_size=1, sampler=sampler, collate_fn=lambda one: one[0])
+    return DataSpec(
+        loader,
+        split_batch=lambda batch, size: [batch],  # data.batch_tokens already limits its size
+        get_num_samples_in_batch=lambda batch: len(batch["labels"]),
+    )
 
 
 def encode_pairs(pairs: Pairs, tokenizer: Any, data: TranslationData) -> list[Row]:

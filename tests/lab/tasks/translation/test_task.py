@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from composer.models import HuggingFaceModel
+from composer.utils import dist
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianConfig, MarianMTModel, pipeline
 
@@ -21,6 +22,7 @@ from composer_ls.lab.compare.measured_runs import read_runs
 from composer_ls.lab.recipe.reading import load_recipe
 from composer_ls.lab.run_folder.folder import RunFolder
 from composer_ls.lab.tasks.registry import open_task
+from composer_ls.lab.tasks.translation.batches import IGNORED
 from composer_ls.lab.tasks.translation.data import read_pairs
 from composer_ls.lab.tasks.translation.subwords import encode, learn_tokenizer
 from composer_ls.lab.tasks.translation.translator import Translator
@@ -242,6 +244,21 @@ def test_two_processes_of_one_seed_would_train_on_the_same_text(data):
     assert torch.equal(left, right)
     other = open_task(load_recipe(data / "toy.yaml", ["seed=18"]))
     assert not torch.equal(left[:, :1], next(iter(other.training_loader().dataloader))["labels"][:, :1])
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_every_test_sentence_counts_once_in_any_number_of_processes(data, monkeypatch, processes):
+    opened = open_task(load_recipe(data / "toy.yaml", ["data.batch_tokens=64"]))
+    counted, batches, repeated = [], set(), set()
+    monkeypatch.setattr(dist, "get_world_size", lambda: processes)
+    for rank in range(processes):
+        monkeypatch.setattr(dist, "get_global_rank", lambda rank=rank: rank)
+        loader = opened.evaluation_loader().dataloader
+        repeated.add(loader.sampler.total_size - len(loader.dataset))
+        batches.add(len(loader))
+        counted += [row[row != IGNORED].tolist() for batch in loader for row in batch["labels"]]
+    assert (len(batches), repeated) == (1, {0})  # what is repeated, Composer removes by the number of sentences
+    assert sorted(filter(None, counted)) == sorted(row["labels"] for row in opened._test_rows["test"])
 
 
 @pytest.mark.parametrize(
