@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ from composer_ls.lab.tasks.translation.translator import Translator
 
 __all__ = ["TASK", "Translation", "encode_pairs", "evaluation_logits"]
 
+log = logging.getLogger(__name__)
+
 
 class Translation(Task):
     """Parallel text, subwords, a network of transformers in Composer's ``HuggingFaceModel``, cross entropy over subwords.
@@ -69,8 +72,9 @@ class Translation(Task):
         self._tokenizer = make_tokenizer(recipe.model, data, [*train.source, *train.target])
         self._network = make_network(recipe.model, data, self._tokenizer)  # now, so that errors come early
         self.num_classes = self._network.config.vocab_size
-        self._train = encode_pairs(train, self._tokenizer, data)
-        self._test_rows = {name: encode_pairs(pairs, self._tokenizer, data) for name, pairs in self._tests.items()}
+        self._warnings: list[str] = []
+        self._train, *rows = (encode_pairs(pairs, self._tokenizer, data, self._warn) for pairs in (train, *tests))
+        self._test_rows = dict(zip(data.tests, rows, strict=True))
         self.facts = {
             "languages": [data.source, data.target],
             "vocabulary": self.num_classes,
@@ -141,7 +145,7 @@ class Translation(Task):
         for name, pairs in self._tests.items():
             logits = evaluation_logits(translator, self._test_rows[name], data.batch_tokens)
             (scores[name],) = token_scores(logits, ignore_index=IGNORED)
-            translations = translator.translate(pairs.source)
+            translations = translator.translate(pairs.source, name=f"the source of {name}", warn=self._warn)
             score, signature = bleu(translations, pairs.target, data.lowercase, data.target)
             tests[name] = REPORT.measure(scores[name]._asdict(), bleu=score)
             files[f"translations.{name}.{data.target}"] = "".join(f"{line}\n" for line in translations)
@@ -158,7 +162,14 @@ class Translation(Task):
             predictions=scores[data.tests[0]]._asdict(),
             facts={"tests": tests, "bleu_signature": signature},
             files={MODEL_FOLDER: save, **files},
+            warnings=[f"{text[0].upper()}{text[1:]}." for text in self._warnings],
         )
+
+    def _warn(self, text: str) -> None:
+        """Log a warning, once, and keep it for the result."""
+        if text not in self._warnings:
+            log.warning(text)
+            self._warnings.append(text)
 
 
 TASK = Translation
@@ -173,11 +184,13 @@ def _loader(sampler: DistributedSampler[Any]) -> DataSpec:
     )
 
 
-def encode_pairs(pairs: Pairs, tokenizer: Any, data: TranslationData) -> list[Row]:
+def encode_pairs(
+    pairs: Pairs, tokenizer: Any, data: TranslationData, warn: Callable[[str], object] = log.warning
+) -> list[Row]:
     """The ids of sentences and their translations; see :func:`~composer_ls.lab.tasks.translation.subwords.encode`."""
     limits = (data.longest, data.too_long)
-    source = encode(tokenizer, pairs.source, *limits, f"the source of {pairs.name}")
-    target = encode(tokenizer, pairs.target, *limits, f"the target of {pairs.name}", target=True)
+    source = encode(tokenizer, pairs.source, *limits, f"the source of {pairs.name}", warn=warn)
+    target = encode(tokenizer, pairs.target, *limits, f"the target of {pairs.name}", target=True, warn=warn)
     return [{"input_ids": left, "labels": right} for left, right in zip(source, target, strict=True)]
 
 

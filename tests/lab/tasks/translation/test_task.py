@@ -173,6 +173,18 @@ def test_a_long_line_is_cut_and_told(run, monkeypatch, capfdbinary, caplog):
     )
 
 
+def test_a_translation_that_reaches_the_limit_is_told_with_its_line(run):
+    translator, told = Translator.load(run), []
+    short, long = "the dog", "the big red tree a"
+    translator.translate([short, "", long], warn=told.append)
+    assert told == []
+    translator.longest = 7
+    translator.translate([short, "", long], first=7, warn=told.append)
+    assert told == [
+        "the input: 1 of 3 translations reach the maximum of 7 subwords, so their ends may be missing (line 9)"
+    ]
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -289,6 +301,21 @@ def test_a_recipe_that_cannot_be_is_told(data, tmp_path, overrides, error, messa
     with pytest.raises(error, match=message):
         start()
     assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_run_warns_of_cut_sentences_and_of_translations_that_reach_the_limit(data, tmp_path):
+    recipe = load_recipe(data / "toy.yaml", ["data.longest=4", "duration=2ep", "model.beam=1"])
+    warnings = train(recipe, RunFolder(tmp_path, recipe), progress=False)["warnings"]
+    for expected in (
+        r"The target of train: \d+ of 600 sentences have more than 4 subwords, including the end \(line .*\) and were cut.",
+        r"The source of test: \d+ of 40 sentences have more than 4 subwords, including the end \(line .*\) and were cut.",
+        r"The source of test: \d+ of 40 translations reach the maximum of 4 subwords, so their ends may be missing \(line .*\).",
+    ):
+        assert len([warning for warning in warnings if re.fullmatch(expected, warning)]) == 1
+
+
+def test_a_run_without_such_sentences_does_not_warn_of_them(run):
+    assert not any("subwords" in warning for warning in json.loads((run / "result.json").read_text())["warnings"])
 
 
 def test_bleu_is_that_of_the_target_language(data, tmp_path):
