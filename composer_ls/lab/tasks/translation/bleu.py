@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ class Bleu(NamedTuple):
 
 
 def bleu(translations: Sequence[str], references: Sequence[str], lowercase: bool = False, language: str = "") -> Bleu:
-    """BLEU of translations that are not tokenized, with one reference each.
+    """BLEU of translations that are not tokenized, with one reference each. Both are normalized to Unicode's NFC.
 
     Args:
         translations: N sentences.
@@ -54,7 +55,8 @@ def bleu(translations: Sequence[str], references: Sequence[str], lowercase: bool
             f"translation, and at least one"
         )
     metric = bleu_metric(lowercase, language)
-    score = metric.corpus_score(list(translations), [list(references)]).score
+    found, wanted = ([unicodedata.normalize("NFC", line) for line in lines] for lines in (translations, references))
+    score = metric.corpus_score(found, [wanted]).score
     return Bleu(score, str(metric.get_signature()))
 
 

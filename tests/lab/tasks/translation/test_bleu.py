@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import unicodedata
 
 import pytest
 import sacrebleu
@@ -23,6 +24,10 @@ def test_bleu_is_that_of_sacrebleu(lowercase):
 
 def test_bleu_of_the_reference_is_100():
     assert bleu(REFERENCES, REFERENCES).score == pytest.approx(100)
+
+
+def test_letters_with_marks_are_the_same_however_they_are_encoded():
+    assert bleu(REFERENCES, [unicodedata.normalize("NFD", line) for line in REFERENCES]).score == pytest.approx(100)
 
 
 def test_bleu_of_different_numbers_of_sentences_is_refused():
