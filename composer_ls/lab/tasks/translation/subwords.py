@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from composer_ls.errors import TextError
+from composer_ls.lab.tasks.translation.data import line_numbers
 from composer_ls.lab.tasks.translation.packages import tokenizers, transformers
 
-__all__ = ["decode", "encode", "learn_tokenizer", "line_numbers"]
+__all__ = ["decode", "encode", "learn_tokenizer"]
 
 PAD, END = "<pad>", "</s>"
 
@@ -108,11 +109,6 @@ def encode(
     for index in over:
         rows[index] = tokenizer(**{key: lines[index]}, truncation=True, max_length=longest, **options)["input_ids"]
     return rows
-
-
-def line_numbers(places: Sequence[int], first: int = 1) -> str:
-    """The numbers of some lines for a message, at most five, of lines whose first has the number ``first``."""
-    return f"line {', '.join(str(first + place) for place in places[:5])}{', ...' if len(places) > 5 else ''}"
 
 
 def decode(tokenizer: Any, rows: Any) -> list[str]:

@@ -30,7 +30,7 @@ from composer_ls.lab.run_folder.files import crc32
 from composer_ls.lab.tasks.task import Measured, Task
 from composer_ls.lab.tasks.translation.batches import IGNORED, Row, TokenBatches, collator, filled_up
 from composer_ls.lab.tasks.translation.bleu import bleu, bleu_metric
-from composer_ls.lab.tasks.translation.data import Pairs, read_pairs
+from composer_ls.lab.tasks.translation.data import Pairs, doubts, read_pairs
 from composer_ls.lab.tasks.translation.networks import make_network, make_tokenizer
 from composer_ls.lab.tasks.translation.report import REPORT
 from composer_ls.lab.tasks.translation.schema import MODEL_FOLDER, TranslationData, TranslationModel
@@ -63,6 +63,10 @@ class Translation(Task):
                 "model.compile=true does not go with translation: PyTorch cannot compile the backward pass of these networks for "
                 "batches of many shapes; use model.compile=false"
             )
+        if recipe.data.source == recipe.data.target:
+            raise RecipeError(
+                f"data.source and data.target are both {recipe.data.source}: set one of them to the other language"
+            )
         self._recipe, self._data, self._model = recipe, recipe.data, recipe.model
         data = recipe.data
         bleu_metric(data.lowercase, data.target)  # now, so that a missing package is told before training
@@ -73,6 +77,8 @@ class Translation(Task):
         self._network = make_network(recipe.model, data, self._tokenizer)  # now, so that errors come early
         self.num_classes = self._network.config.vocab_size
         self._warnings: list[str] = []
+        for doubt in doubts(train, tests):
+            self._warn(doubt)
         self._train, *rows = (encode_pairs(pairs, self._tokenizer, data, self._warn) for pairs in (train, *tests))
         self._test_rows = dict(zip(data.tests, rows, strict=True))
         self.facts = {

@@ -13,10 +13,11 @@ from torch import Tensor
 from composer_ls.errors import InputError, RunFolderError
 from composer_ls.lab.run_folder.folder import RunFolder, read_recipe
 from composer_ls.lab.tasks.translation.batches import collator
+from composer_ls.lab.tasks.translation.data import line_numbers
 from composer_ls.lab.tasks.translation.networks import load_network, load_tokenizer, positions
 from composer_ls.lab.tasks.translation.packages import transformers
 from composer_ls.lab.tasks.translation.schema import MODEL_FOLDER, TranslationData
-from composer_ls.lab.tasks.translation.subwords import decode, encode, line_numbers
+from composer_ls.lab.tasks.translation.subwords import decode, encode
 
 __all__ = ["Temperature", "Translator"]
 

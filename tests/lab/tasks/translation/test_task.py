@@ -290,6 +290,7 @@ def test_every_test_sentence_counts_once_in_any_number_of_processes(data, monkey
         ),
         (["model={name: mlp}"], RecipeError, "use data and a model of one task"),
         (["data.tests=[]"], RecipeError, "data.tests is"),
+        (["data.source=de"], RecipeError, "data.source and data.target are both de: set one"),
         (["data.beam=3"], RecipeError, "unknown key data.beam"),
     ],
 )
@@ -312,6 +313,11 @@ def test_a_run_warns_of_cut_sentences_and_of_translations_that_reach_the_limit(d
         r"The source of test: \d+ of 40 translations reach the maximum of 4 subwords, so their ends may be missing \(line .*\).",
     ):
         assert len([warning for warning in warnings if re.fullmatch(expected, warning)]) == 1
+
+
+def test_a_run_warns_of_test_pairs_that_it_has_learnt(run):
+    warnings = json.loads((run / "result.json").read_text())["warnings"]
+    assert any(re.fullmatch(r"Test: \d+ of 40 pairs are in train too \(line .*\)\.", warning) for warning in warnings)
 
 
 def test_a_run_without_such_sentences_does_not_warn_of_them(run):
