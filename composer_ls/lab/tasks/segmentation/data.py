@@ -57,6 +57,12 @@ def load_label_maps(data: SegmentationData, device: torch.device | str = "cpu") 
     parts = [_pairs(root, split) for split in ("train", "test")]
     images, maps = _read_all([pair for part in parts for pair in part], len(CAMVID_CLASSES))
     sizes = [len(part) for part in parts]
+    for split, masks in zip(("train", "test"), maps.split(sizes), strict=True):
+        if (masks == len(CAMVID_CLASSES)).all():
+            raise DataNotFoundError(
+                f"all pixels of the masks in {root.absolute() / split / 'masks'} are {len(CAMVID_CLASSES)}, which is void: give "
+                f"masks with classes from 0 to {len(CAMVID_CLASSES) - 1}"
+            )
     train, test = (
         MemoryLabelMaps(*some, len(CAMVID_CLASSES), mean=IMAGENET_MEAN, std=IMAGENET_STD, device=device)
         for some in zip(images.split(sizes), maps.split(sizes), strict=True)
@@ -107,11 +113,12 @@ def _read_all(pairs: list[tuple[Path, Path]], num_classes: int) -> tuple[Tensor,
     maps: list[NDArray[np.uint8]] = []
     seen: Palette = {}
     for image_file, mask_file in pairs:
-        if is_turned(image_file):
-            raise DataNotFoundError(
-                f"EXIF says to turn {image_file}, and whether its mask is turned likewise is not known: save it the way up that "
-                f"the mask is, without EXIF"
-            )
+        for file, other in ((image_file, "mask"), (mask_file, "image")):
+            if is_turned(file):
+                raise DataNotFoundError(
+                    f"EXIF says to turn {file}, and whether its {other} is turned likewise is not known: save it the way up that "
+                    f"the {other} is, without EXIF"
+                )
         images.append(np.asarray(read_image(image_file)))
         maps.append(_read_mask(mask_file, seen))
         _check_sizes(image_file, mask_file, images[0], images[-1], maps[-1])

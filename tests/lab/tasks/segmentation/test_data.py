@@ -179,3 +179,22 @@ def test_a_jpeg_called_png_is_refused_as_a_mask(root):
     Image.open(path).save(path, format="JPEG")
     with pytest.raises(DataNotFoundError, match=r"masks/1.png is a JPEG, whose compression changes classes: save"):
         load_label_maps(data_at(root))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_masks_of_nothing_but_void_are_refused(root, split):
+    for path in root.glob(f"{split}/masks/*.png"):
+        save(path, np.full((24, 32), 11))
+    with pytest.raises(
+        DataNotFoundError, match=f"all pixels of the masks in .*{split}/masks are 11, which is void: give"
+    ):
+        load_label_maps(data_at(root))
+
+
+def test_a_mask_that_exif_turns_is_refused(root):
+    path = root / "train/masks/1.png"
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(path).save(path, exif=exif)
+    with pytest.raises(DataNotFoundError, match=r"EXIF says to turn .*masks/1.png, .*: save it .* without EXIF"):
+        load_label_maps(data_at(root))
