@@ -31,7 +31,7 @@ from composer_ls.lab.tasks.task import Measured, Task
 from composer_ls.lab.tasks.translation.batches import IGNORED, Row, TokenBatches, collator, filled_up
 from composer_ls.lab.tasks.translation.bleu import bleu, bleu_metric
 from composer_ls.lab.tasks.translation.data import Pairs, doubts, read_pairs
-from composer_ls.lab.tasks.translation.networks import make_network, make_tokenizer
+from composer_ls.lab.tasks.translation.networks import language_doubts, make_network, make_tokenizer
 from composer_ls.lab.tasks.translation.report import REPORT
 from composer_ls.lab.tasks.translation.schema import MODEL_FOLDER, TranslationData, TranslationModel
 from composer_ls.lab.tasks.translation.subwords import encode
@@ -77,7 +77,7 @@ class Translation(Task):
         self._network = make_network(recipe.model, data, self._tokenizer)  # now, so that errors come early
         self.num_classes = self._network.config.vocab_size
         self._warnings: list[str] = []
-        for doubt in doubts(train, tests):
+        for doubt in doubts(train, tests) + language_doubts(self._tokenizer, data):
             self._warn(doubt)
         self._train, *rows = (encode_pairs(pairs, self._tokenizer, data, self._warn) for pairs in (train, *tests))
         self._test_rows = dict(zip(data.tests, rows, strict=True))
