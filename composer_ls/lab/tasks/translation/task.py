@@ -124,7 +124,13 @@ class Translation(Task):
     def training_loader(self) -> DataSpec:
         """Batches of the training pairs."""
         seed = self._recipe.seed
-        return _loader(EpochSampler(self._batches(self._train, seed), seed))
+        batches, processes = self._batches(self._train, seed), dist.get_world_size()
+        if len(batches) < processes:
+            raise RecipeError(
+                f"data.batch_tokens={self._data.batch_tokens} gives {len(batches)} batches for {processes} processes: make it "
+                f"smaller, or use fewer processes"
+            )
+        return _loader(EpochSampler(batches, seed))
 
     def evaluation_loader(self) -> DataSpec:
         """The first test set, teacher-forced. Every sentence counts once, in any number of processes."""

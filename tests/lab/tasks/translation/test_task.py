@@ -258,6 +258,13 @@ def test_two_processes_of_one_seed_would_train_on_the_same_text(data):
     assert not torch.equal(left[:, :1], next(iter(other.training_loader().dataloader))["labels"][:, :1])
 
 
+def test_fewer_batches_than_processes_are_refused(data, monkeypatch):
+    opened = open_task(load_recipe(data / "toy.yaml", ["data.examples=4"]))
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    with pytest.raises(RecipeError, match="data.batch_tokens=100 gives 1 batches for 2 processes: make it smaller"):
+        opened.training_loader()
+
+
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_every_test_sentence_counts_once_in_any_number_of_processes(data, monkeypatch, processes):
     opened = open_task(load_recipe(data / "toy.yaml", ["data.batch_tokens=64"]))
