@@ -26,21 +26,26 @@ CAMVID_CLASSES = (
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 SMALLEST = 16  # pixels; in smaller images the network's downsampling leaves nothing
 
+SAVE_MASKS = "save all masks as grey PNGs whose values are the classes, or all with one palette of colours"
+
+Palette = dict[int, tuple[tuple[int, ...], Path]]
+"""The colour of each value of the masks read so far, and the first mask that has it."""
+
 
 def load_label_maps(data: SegmentationData, device: torch.device | str = "cpu") -> Splits:
     """Read all images and label maps into memory. This takes seconds for the few hundred images of CamVid.
 
     Files are ``root/{train,test}/images/<name>.jpg`` (or .jpeg, .png) and ``root/{train,test}/masks/<name>.png``. A
     mask has one channel of 8 bits (grey or palette): the classes 0 to 10 in the order of ``CAMVID_CLASSES``, and 11 for
-    void.
+    void. Of a palette the indices count, which must have the same colours in all masks.
 
     Args:
         data: The data section of the recipe.
         device: The device for images and label maps.
 
     Raises:
-        DataNotFoundError: A folder or file is missing or cannot be read, sizes do not match, or a mask holds an invalid
-            value; the message names the file and what to do.
+        DataNotFoundError: A folder or file is missing or cannot be read, sizes do not match, a mask holds an invalid
+            value, or the palettes do not say which class an index is; the message names the file and what to do.
 
     References:
         Brostow, Fauqueur, Cipolla, 2009, "Semantic object classes in video: a high-definition ground truth database",
@@ -52,6 +57,12 @@ def load_label_maps(data: SegmentationData, device: torch.device | str = "cpu") 
     parts = [_pairs(root, split) for split in ("train", "test")]
     images, maps = _read_all([pair for part in parts for pair in part], len(CAMVID_CLASSES))
     sizes = [len(part) for part in parts]
+    for split, masks in zip(("train", "test"), maps.split(sizes), strict=True):
+        if (masks == len(CAMVID_CLASSES)).all():
+            raise DataNotFoundError(
+                f"all pixels of the masks in {root.absolute() / split / 'masks'} are {len(CAMVID_CLASSES)}, which is void: give "
+                f"masks with classes from 0 to {len(CAMVID_CLASSES) - 1}"
+            )
     train, test = (
         MemoryLabelMaps(*some, len(CAMVID_CLASSES), mean=IMAGENET_MEAN, std=IMAGENET_STD, device=device)
         for some in zip(images.split(sizes), maps.split(sizes), strict=True)
@@ -100,32 +111,65 @@ def _read_all(pairs: list[tuple[Path, Path]], num_classes: int) -> tuple[Tensor,
     """Images ``(N, H, W, 3)`` and maps ``(N, H, W)``, both uint8."""
     images: list[NDArray[np.uint8]] = []
     maps: list[NDArray[np.uint8]] = []
+    seen: Palette = {}
     for image_file, mask_file in pairs:
-        if is_turned(image_file):
-            raise DataNotFoundError(
-                f"EXIF says to turn {image_file}, and whether its mask is turned likewise is not known: save it the way up that "
-                f"the mask is, without EXIF"
-            )
+        for file, other in ((image_file, "mask"), (mask_file, "image")):
+            if is_turned(file):
+                raise DataNotFoundError(
+                    f"EXIF says to turn {file}, and whether its {other} is turned likewise is not known: save it the way up that "
+                    f"the {other} is, without EXIF"
+                )
         images.append(np.asarray(read_image(image_file)))
-        maps.append(_read_mask(mask_file))
+        maps.append(_read_mask(mask_file, seen))
         _check_sizes(image_file, mask_file, images[0], images[-1], maps[-1])
         _check_values(mask_file, maps[-1], num_classes)
+    _check_not_grey(seen)
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(maps))
 
 
-def _read_mask(file: Path) -> NDArray[np.uint8]:
+def _read_mask(file: Path, seen: Palette) -> NDArray[np.uint8]:
+    """The mask ``(H, W)``. Adds the colours of its values to ``seen`` if it has a palette."""
     try:
         with Image.open(file) as image:
+            if image.format == "JPEG":
+                raise DataNotFoundError(
+                    f"the mask {file} is a JPEG, whose compression changes classes: save the original mask as a PNG"
+                )
             if image.mode not in {"L", "P"}:
                 raise DataNotFoundError(
                     f"the mask {file} has mode {image.mode}, but must have one channel of 8 bits with one class per "
                     f"pixel: save it as a grey or palette PNG whose values are the classes"
                 )
-            return np.asarray(image, np.uint8)
+            mask = np.asarray(image, np.uint8)
+            if image.mode == "P":
+                _check_palette(file, mask, image.getpalette() or [], seen)
+            return mask
     except DataNotFoundError:
         raise
     except Exception as error:  # of a broken file, Pillow's readers raise almost anything
         raise DataNotFoundError(f"{file} cannot be read as an image ({error}): restore it or delete it") from error
+
+
+def _check_palette(file: Path, mask: NDArray[np.uint8], palette: list[int], seen: Palette) -> None:
+    for value in np.unique(mask).tolist():
+        colour = tuple(palette[3 * value : 3 * value + 3])
+        before, other = seen.setdefault(value, (colour, file))
+        if colour != before:
+            raise DataNotFoundError(
+                f"{value} is the colour {colour} in the palette of the mask {file}, but {before} in {other}, so it is not one "
+                f"class: {SAVE_MASKS}"
+            )
+
+
+def _check_not_grey(seen: Palette) -> None:
+    """Refuse palettes of greys only, of which it is not known whether the class is the index or the grey value."""
+    if all(len(set(colour)) == 1 for colour, _ in seen.values()):
+        for value, (colour, file) in seen.items():
+            if colour[0] != value:
+                raise DataNotFoundError(
+                    f"the palette of the mask {file} shows {value} as the grey value {colour[0]}, so it is not known which of "
+                    f"the two is the class: {SAVE_MASKS}"
+                )
 
 
 def _check_sizes(

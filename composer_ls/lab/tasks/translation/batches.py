@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 
 from composer_ls.errors import RecipeError
 from composer_ls.lab.tasks.translation.packages import transformers
 
-__all__ = ["IGNORED", "Batch", "Row", "TokenBatches", "collator"]
+__all__ = ["IGNORED", "Batch", "Row", "TokenBatches", "collator", "filled_up"]
 
 IGNORED = -100
 
@@ -105,3 +105,12 @@ class TokenBatches(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         start = self._ends[index - 1] if index else 0
         return self._collate([self.rows[row] for row in self._order[start : self._ends[index]]])
+
+
+def filled_up(batches: TokenBatches, processes: int) -> Dataset[Batch]:
+    """The batches, and behind them as many whose labels are all ignored as give every process the same number.
+
+    A sampler would repeat batches instead, which then count twice.
+    """
+    ignored = batches[0] | {"labels": torch.full_like(batches[0]["labels"], IGNORED)}
+    return ConcatDataset([batches, [ignored] * (-len(batches) % processes)])  # type: ignore[list-item]

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from composer_ls.errors import TextError
+from composer_ls.errors import MissingPackageError, TextError
 from composer_ls.lab.tasks.translation.packages import sacrebleu
 
-__all__ = ["Bleu", "bleu"]
+__all__ = ["Bleu", "bleu", "bleu_metric"]
+
+TOKENIZED = {
+    **dict.fromkeys(("zh", "zho", "chi", "cmn", "yue", "cn"), "zh"),
+    **dict.fromkeys(("ja", "jpn", "jp"), "ja"),
+    **dict.fromkeys(("ko", "kor", "kr"), "ko"),
+}
+"""The languages for which sacrebleu has a tokenizer, by their codes and by usual file extensions."""
 
 
 class Bleu(NamedTuple):
@@ -18,15 +27,17 @@ class Bleu(NamedTuple):
     signature: str
 
 
-def bleu(translations: Sequence[str], references: Sequence[str], lowercase: bool = False) -> Bleu:
-    """BLEU of translations that are not tokenized, with one reference each.
+def bleu(translations: Sequence[str], references: Sequence[str], lowercase: bool = False, language: str = "") -> Bleu:
+    """BLEU of translations that are not tokenized, with one reference each. Both are normalized to Unicode's NFC.
 
     Args:
         translations: N sentences.
         references: N sentences.
         lowercase: Whether to ignore case.
+        language: Their code, which matters for Chinese, Japanese and Korean; see :func:`bleu_metric`.
 
     Raises:
+        MissingPackageError: The language's tokenizer is not installed.
         TextError: There are none, or their numbers differ.
 
     Example:
@@ -43,6 +54,23 @@ def bleu(translations: Sequence[str], references: Sequence[str], lowercase: bool
             f"there are {len(translations):,} translations and {len(references):,} references: give one reference for each "
             f"translation, and at least one"
         )
-    metric = sacrebleu.BLEU(lowercase=lowercase)
-    score = metric.corpus_score(list(translations), [list(references)]).score
+    metric = bleu_metric(lowercase, language)
+    found, wanted = ([unicodedata.normalize("NFC", line) for line in lines] for lines in (translations, references))
+    score = metric.corpus_score(found, [wanted]).score
     return Bleu(score, str(metric.get_signature()))
+
+
+def bleu_metric(lowercase: bool, language: str) -> Any:
+    """BLEU of sacrebleu with its tokenizer for a language, such as ``de``, ``zh``, ``zh-CN`` or ``zho_Hans``.
+
+    Raises:
+        MissingPackageError: The tokenizer is not installed.
+
+    """
+    code = TOKENIZED.get(re.split("[-_]", language.lower())[0], "")  # sacrebleu knows these, exactly so
+    try:
+        return sacrebleu.BLEU(lowercase=lowercase, trg_lang=code)
+    except RuntimeError as error:
+        raise MissingPackageError(
+            f"BLEU of {language} needs a tokenizer that is not installed: pip install 'sacrebleu[{code}]'"
+        ) from error

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from composer_ls.errors import DataNotFoundError, TextError
 
-__all__ = ["Pairs", "decoded_lines", "read_lines", "read_pairs"]
+__all__ = ["Pairs", "decoded_lines", "doubts", "line_numbers", "read_lines", "read_pairs"]
 
 
 @dataclass(frozen=True)
@@ -116,3 +116,29 @@ def decoded_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
                 f"text, as with iconv -f ISO-8859-1 -t UTF-8"
             ) from error
         yield text.removeprefix("\ufeff" if number == 1 else "").rstrip("\r\n")
+
+
+def line_numbers(places: Sequence[int], first: int = 1) -> str:
+    """The numbers of some lines for a message, at most five, of lines whose first has the number ``first``."""
+    return f"line {', '.join(str(first + place) for place in places[:5])}{', ...' if len(places) > 5 else ''}"
+
+
+def doubts(train: Pairs, tests: Sequence[Pairs]) -> list[str]:
+    """What may be wrong with the text: pairs of which one side is empty, and pairs of a test that are in train too.
+
+    Example:
+        >>> from composer_ls.lab.tasks.translation.data import Pairs, doubts
+        >>> doubts(Pairs(["a dog", "a cat"], ["ein Hund", ""], "train"), [Pairs(["a dog"], ["ein Hund"], "test")])
+        ['train: 1 of 2 pairs have one empty side (line 2)', 'test: 1 of 1 pairs are in train too (line 1)']
+
+    """
+    learnt = set(zip(train.source, train.target, strict=True))
+    found = []
+    for pairs in (train, *tests):
+        both = list(zip(pairs.source, pairs.target, strict=True))
+        empty = [place for place, (left, right) in enumerate(both) if bool(left.strip()) != bool(right.strip())]
+        known = [place for place, pair in enumerate(both) if pairs is not train and pair in learnt]
+        for places, what in ((empty, "have one empty side"), (known, f"are in {train.name} too")):
+            if places:
+                found.append(f"{pairs.name}: {len(places)} of {len(both):,} pairs {what} ({line_numbers(places)})")
+    return found

@@ -11,7 +11,7 @@ from composer_ls.lab.tasks.translation.packages import transformers
 from composer_ls.lab.tasks.translation.schema import PREFIX, TranslationData, TranslationModel
 from composer_ls.lab.tasks.translation.subwords import learn_tokenizer
 
-__all__ = ["load_network", "load_tokenizer", "make_network", "make_tokenizer", "positions"]
+__all__ = ["language_doubts", "load_network", "load_tokenizer", "make_network", "make_tokenizer", "positions"]
 
 Refusal = Callable[[str], InputError]
 """Makes the error to raise from the reason."""
@@ -115,7 +115,36 @@ def load_network(folder: Path, tokenizer: Any, refusal: Refusal, model: Translat
     )
     if loading["missing_keys"]:
         raise refusal(f"its weights lack {', '.join(sorted(loading['missing_keys'])[:3])}: save them again")
+    _check_languages(tokenizer, network.generation_config, refusal)
     return network.eval()
+
+
+def _check_languages(tokenizer: Any, search: Any, refusal: Refusal) -> None:
+    """A multilingual network, such as mBART's, translates into any language unless its search begins with one."""
+    if not hasattr(tokenizer, "tgt_lang"):
+        return
+    target = tokenizer.tgt_lang
+    code = None if target is None else getattr(tokenizer, "get_lang_id", tokenizer.convert_tokens_to_ids)(target)
+    if code is None or code not in (search.forced_bos_token_id, search.decoder_start_token_id):
+        raise refusal(
+            f"its tokenizer has src_lang={tokenizer.src_lang} and tgt_lang={target}, and the search does not begin with the id of "
+            f"the latter: set these two, and generation_config.forced_bos_token_id to that id, and save both again"
+        )
+
+
+def language_doubts(tokenizer: Any, data: TranslationData) -> list[str]:
+    """A sentence if a multilingual tokenizer seems to mark sentences with other languages than those of the data."""
+    if not hasattr(tokenizer, "tgt_lang"):
+        return []
+    marks = (tokenizer.src_lang, tokenizer.tgt_lang)
+    if all(
+        str(mark).lower()[:2] == name.lower()[:2] for mark, name in zip(marks, (data.source, data.target), strict=True)
+    ):
+        return []
+    return [
+        f"the tokenizer of model.weights marks sentences as {marks[0]} and translations as {marks[1]}: make sure that these are "
+        f"data.source={data.source} and data.target={data.target}"
+    ]
 
 
 def positions(config: Any) -> int | None:

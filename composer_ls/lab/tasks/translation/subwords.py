@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from composer_ls.errors import TextError
+from composer_ls.lab.tasks.translation.data import line_numbers
 from composer_ls.lab.tasks.translation.packages import tokenizers, transformers
 
 __all__ = ["decode", "encode", "learn_tokenizer"]
@@ -71,6 +72,7 @@ def encode(
     name: str = "the input",
     first: int = 1,
     target: bool = False,
+    warn: Callable[[str], object] = log.warning,
 ) -> list[list[int]]:
     """The ids of each line, with its end token. Lines that are too long are cut, with a warning, or refused.
 
@@ -82,6 +84,7 @@ def encode(
         name: Where the lines come from, for messages.
         first: The number of the first line, for messages.
         target: Whether they are in the target language.
+        warn: Receives the warning.
 
     Raises:
         TextError: A line is too long, with ``too_long="refuse"``; the message has its number.
@@ -93,14 +96,16 @@ def encode(
     rows: list[list[int]] = tokenizer(**{key: list(lines)}, **options)["input_ids"]
     over = [index for index, row in enumerate(rows) if len(row) > longest]
     if over:
-        shown = ", ".join(str(first + index) for index in over[:5]) + (", ..." if len(over) > 5 else "")
-        what = f"{name}: {len(over)} of {len(rows):,} sentences have more than {longest} subwords, including the end (line {shown})"
+        what = (
+            f"{name}: {len(over)} of {len(rows):,} sentences have more than {longest} subwords, including the end "
+            f"({line_numbers(over, first)})"
+        )
         if too_long == "refuse":
             raise TextError(
                 f"{what}, which is the most that data.longest={longest} allows: shorten or split them, or train with a "
                 f"larger data.longest or with data.too_long=cut"
             )
-        log.warning("%s and were cut", what)
+        warn(f"{what} and were cut")
     for index in over:
         rows[index] = tokenizer(**{key: lines[index]}, truncation=True, max_length=longest, **options)["input_ids"]
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from composer.metrics import LanguageCrossEntropy, MaskedAccuracy
 from composer.models import HuggingFaceModel
 from composer.utils import dist
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from composer_ls.composition.mixers import mixers_among
@@ -27,16 +28,18 @@ from composer_ls.lab.images.epoch_sampler import EpochSampler
 from composer_ls.lab.recipe.recipe import Recipe
 from composer_ls.lab.run_folder.files import crc32
 from composer_ls.lab.tasks.task import Measured, Task
-from composer_ls.lab.tasks.translation.batches import IGNORED, Row, TokenBatches, collator
-from composer_ls.lab.tasks.translation.bleu import bleu
-from composer_ls.lab.tasks.translation.data import Pairs, read_pairs
-from composer_ls.lab.tasks.translation.networks import make_network, make_tokenizer
+from composer_ls.lab.tasks.translation.batches import IGNORED, Row, TokenBatches, collator, filled_up
+from composer_ls.lab.tasks.translation.bleu import bleu, bleu_metric
+from composer_ls.lab.tasks.translation.data import Pairs, doubts, read_pairs
+from composer_ls.lab.tasks.translation.networks import language_doubts, make_network, make_tokenizer
 from composer_ls.lab.tasks.translation.report import REPORT
 from composer_ls.lab.tasks.translation.schema import MODEL_FOLDER, TranslationData, TranslationModel
 from composer_ls.lab.tasks.translation.subwords import encode
 from composer_ls.lab.tasks.translation.translator import Translator
 
 __all__ = ["TASK", "Translation", "encode_pairs", "evaluation_logits"]
+
+log = logging.getLogger(__name__)
 
 
 class Translation(Task):
@@ -60,16 +63,24 @@ class Translation(Task):
                 "model.compile=true does not go with translation: PyTorch cannot compile the backward pass of these networks for "
                 "batches of many shapes; use model.compile=false"
             )
+        if recipe.data.source == recipe.data.target:
+            raise RecipeError(
+                f"data.source and data.target are both {recipe.data.source}: set one of them to the other language"
+            )
         self._recipe, self._data, self._model = recipe, recipe.data, recipe.model
         data = recipe.data
+        bleu_metric(data.lowercase, data.target)  # now, so that a missing package is told before training
         train, *tests = (read_pairs(data.root, split, data.source, data.target) for split in ("train", *data.tests))
         train = train.first(data.examples)
         self._tests = dict(zip(data.tests, tests, strict=True))
         self._tokenizer = make_tokenizer(recipe.model, data, [*train.source, *train.target])
         self._network = make_network(recipe.model, data, self._tokenizer)  # now, so that errors come early
         self.num_classes = self._network.config.vocab_size
-        self._train = encode_pairs(train, self._tokenizer, data)
-        self._test_rows = {name: encode_pairs(pairs, self._tokenizer, data) for name, pairs in self._tests.items()}
+        self._warnings: list[str] = []
+        for doubt in doubts(train, tests) + language_doubts(self._tokenizer, data):
+            self._warn(doubt)
+        self._train, *rows = (encode_pairs(pairs, self._tokenizer, data, self._warn) for pairs in (train, *tests))
+        self._test_rows = dict(zip(data.tests, rows, strict=True))
         self.facts = {
             "languages": [data.source, data.target],
             "vocabulary": self.num_classes,
@@ -112,22 +123,23 @@ class Translation(Task):
 
     def training_loader(self) -> DataSpec:
         """Batches of the training pairs."""
-        return self._loader(self._train, self._recipe.seed, lambda batches: EpochSampler(batches, self._recipe.seed))
+        seed = self._recipe.seed
+        batches, processes = self._batches(self._train, seed), dist.get_world_size()
+        if len(batches) < processes:
+            raise RecipeError(
+                f"data.batch_tokens={self._data.batch_tokens} gives {len(batches)} batches for {processes} processes: make it "
+                f"smaller, or use fewer processes"
+            )
+        return _loader(EpochSampler(batches, seed))
 
     def evaluation_loader(self) -> DataSpec:
-        """The first test set, teacher-forced."""
+        """The first test set, teacher-forced. Every sentence counts once, in any number of processes."""
         world, rank = dist.get_world_size(), dist.get_global_rank()
-        rows = self._test_rows[self._data.tests[0]]
-        return self._loader(rows, None, lambda batches: DistributedSampler(batches, world, rank, shuffle=False))
+        batches = filled_up(self._batches(self._test_rows[self._data.tests[0]], None), world)
+        return _loader(DistributedSampler(batches, world, rank, shuffle=False))
 
-    def _loader(self, rows: list[Row], seed: int | None, order: Callable[[Any], Sampler[Any]]) -> DataSpec:
-        batches = TokenBatches(rows, self._data.batch_tokens, seed, collator(self._tokenizer, self._network))
-        loader = DataLoader(batches, batch_size=1, sampler=order(batches), collate_fn=lambda one: one[0])
-        return DataSpec(
-            loader,
-            split_batch=lambda batch, size: [batch],  # batch_tokens already limits its size
-            get_num_samples_in_batch=lambda batch: len(batch["labels"]),
-        )
+    def _batches(self, rows: list[Row], seed: int | None) -> TokenBatches:
+        return TokenBatches(rows, self._data.batch_tokens, seed, collator(self._tokenizer, self._network))
 
     def measure(self, trainer: Trainer) -> Measured:
         """BLEU, likelihood and calibration on every test set; those of the first become the run's metrics."""
@@ -145,8 +157,8 @@ class Translation(Task):
         for name, pairs in self._tests.items():
             logits = evaluation_logits(translator, self._test_rows[name], data.batch_tokens)
             (scores[name],) = token_scores(logits, ignore_index=IGNORED)
-            translations = translator.translate(pairs.source)
-            score, signature = bleu(translations, pairs.target, data.lowercase)
+            translations = translator.translate(pairs.source, name=f"the source of {name}", warn=self._warn)
+            score, signature = bleu(translations, pairs.target, data.lowercase, data.target)
             tests[name] = REPORT.measure(scores[name]._asdict(), bleu=score)
             files[f"translations.{name}.{data.target}"] = "".join(f"{line}\n" for line in translations)
         weights = copy.deepcopy(network.state_dict())  # an algorithm such as EMA replaces them after evaluation
@@ -162,17 +174,35 @@ class Translation(Task):
             predictions=scores[data.tests[0]]._asdict(),
             facts={"tests": tests, "bleu_signature": signature},
             files={MODEL_FOLDER: save, **files},
+            warnings=[f"{text[0].upper()}{text[1:]}." for text in self._warnings],
         )
+
+    def _warn(self, text: str) -> None:
+        """Log a warning, once, and keep it for the result."""
+        if text not in self._warnings:
+            log.warning(text)
+            self._warnings.append(text)
 
 
 TASK = Translation
 
 
-def encode_pairs(pairs: Pairs, tokenizer: Any, data: TranslationData) -> list[Row]:
+def _loader(sampler: DistributedSampler[Any]) -> DataSpec:
+    loader = DataLoader(sampler.dataset, batch_size=1, sampler=sampler, collate_fn=lambda one: one[0])
+    return DataSpec(
+        loader,
+        split_batch=lambda batch, size: [batch],  # data.batch_tokens already limits its size
+        get_num_samples_in_batch=lambda batch: len(batch["labels"]),
+    )
+
+
+def encode_pairs(
+    pairs: Pairs, tokenizer: Any, data: TranslationData, warn: Callable[[str], object] = log.warning
+) -> list[Row]:
     """The ids of sentences and their translations; see :func:`~composer_ls.lab.tasks.translation.subwords.encode`."""
     limits = (data.longest, data.too_long)
-    source = encode(tokenizer, pairs.source, *limits, f"the source of {pairs.name}")
-    target = encode(tokenizer, pairs.target, *limits, f"the target of {pairs.name}", target=True)
+    source = encode(tokenizer, pairs.source, *limits, f"the source of {pairs.name}", warn=warn)
+    target = encode(tokenizer, pairs.target, *limits, f"the target of {pairs.name}", target=True, warn=warn)
     return [{"input_ids": left, "labels": right} for left, right in zip(source, target, strict=True)]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ from torch import Tensor
 from composer_ls.errors import InputError, RunFolderError
 from composer_ls.lab.run_folder.folder import RunFolder, read_recipe
 from composer_ls.lab.tasks.translation.batches import collator
+from composer_ls.lab.tasks.translation.data import line_numbers
 from composer_ls.lab.tasks.translation.networks import load_network, load_tokenizer, positions
 from composer_ls.lab.tasks.translation.packages import transformers
 from composer_ls.lab.tasks.translation.schema import MODEL_FOLDER, TranslationData
 from composer_ls.lab.tasks.translation.subwords import decode, encode
 
 __all__ = ["Temperature", "Translator"]
+
+log = logging.getLogger(__name__)
 
 LONGEST = 512
 """Maximum subwords in a sentence if neither the network nor its tokenizer has a limit."""
@@ -81,6 +85,7 @@ class Translator:
         batch: int = 64,
         name: str = "the input",
         first: int = 1,
+        warn: Callable[[str], object] = log.warning,
     ) -> list[str]:
         """A translation of each line, in order; blank lines give empty ones.
 
@@ -92,6 +97,7 @@ class Translator:
             batch: How many sentences are translated at once. It affects only time and memory.
             name: Where the lines come from, for messages.
             first: The number of the first line, for messages.
+            warn: Receives warnings about sentences that were cut, and translations that may be.
 
         Raises:
             InputError: An option is out of range.
@@ -101,18 +107,31 @@ class Translator:
         options = self._options(beam, length_penalty, temperature)
         if batch < 1:
             raise InputError(f"batch is {batch}, but must be at least 1: the sentences that are translated at once")
-        rows = encode(self.tokenizer, lines, self.longest, self.too_long, name, first)
+        rows = encode(self.tokenizer, lines, self.longest, self.too_long, name, first, warn=warn)
         places = sorted((place for place, line in enumerate(lines) if line.strip()), key=lambda place: len(rows[place]))
-        found = [""] * len(lines)
+        found, unfinished = [""] * len(lines), []
         for start in range(0, len(places), batch):
             chosen = places[start : start + batch]
             inputs = self._collate([{"input_ids": rows[place]} for place in chosen])
             inputs = {key: tensor.to(self.network.device) for key, tensor in inputs.items()}
             with torch.no_grad():
                 tokens = self.network.generate(**inputs, **options)
-            for place, text in zip(chosen, decode(self.tokenizer, tokens), strict=True):
+            for place, text, full in zip(chosen, decode(self.tokenizer, tokens), self._full(tokens), strict=True):
                 found[place] = text
+                unfinished += [place] * full
+        if unfinished:
+            warn(
+                f"{name}: {len(unfinished)} of {len(lines):,} translations reach the maximum of {self.longest} subwords, so their "
+                f"ends may be missing ({line_numbers(sorted(unfinished), first)})"
+            )
         return found
+
+    def _full(self, tokens: Tensor) -> list[bool]:
+        """Whether each row goes on to the last place, where the search puts an end by force."""
+        if tokens.shape[1] < self.longest:
+            return [False] * len(tokens)
+        ends = torch.tensor([self.tokenizer.pad_token_id, self.tokenizer.eos_token_id], device=tokens.device)
+        return (~torch.isin(tokens[:, -2], ends)).tolist()
 
     def _options(self, beam: int | None, length_penalty: float | None, temperature: float) -> dict[str, Any]:
         beam = self.network.generation_config.num_beams if beam is None else beam

@@ -125,3 +125,76 @@ def test_two_images_of_one_name_are_refused(root):
     Image.new("RGB", (32, 24)).save(image.with_suffix(".jpg" if image.suffix == ".png" else ".png"))
     with pytest.raises(DataNotFoundError, match="have one name, so it is not known which of them the mask"):
         load_label_maps(data_at(root))
+
+
+COLOURS = np.random.default_rng(0).integers(256, size=(256, 3), dtype=np.uint8)
+
+
+def write_palette(root, palette):
+    """Give every mask the palette ``(256, 3)`` that ``palette(path)`` returns."""
+    for path in sorted(root.glob("*/masks/*.png")):
+        mask = Image.open(path)
+        mask.putpalette(palette(path).tobytes())
+        mask.save(path)
+
+
+def test_masks_with_one_palette_are_read_by_their_indices(root):
+    grey = load_label_maps(data_at(root))
+    mask = np.array(Image.open(root / "test/masks/2.png"))
+    mask[0, 0] = 7  # a value that the other masks lack
+    save(root / "test/masks/2.png", mask)
+    write_palette(root, lambda path: COLOURS)
+    splits = load_label_maps(data_at(root))
+    assert torch.equal(splits.train.images, grey.train.images)
+    assert splits.test[2][1][0, 0] == 7
+
+
+def test_masks_whose_palettes_differ_are_refused_over_both_parts(root):
+    other = COLOURS.copy()
+    other[3] = 1, 2, 3
+    write_palette(root, lambda path: other if path == root / "test/masks/4.png" else COLOURS)
+    with pytest.raises(
+        DataNotFoundError, match=r"^3 is the colour \(1, 2, 3\) .*test/masks/4.png.* in .*train/masks/0.png"
+    ):
+        load_label_maps(data_at(root))
+
+
+def test_masks_that_were_quantised_are_refused(root):
+    for path in root.glob("*/masks/*.png"):
+        Image.open(path).quantize(16).save(path)
+    with pytest.raises(
+        DataNotFoundError, match="as the grey value .*not known which of the two is the class: save all"
+    ):
+        load_label_maps(data_at(root))
+
+
+def test_a_palette_of_the_values_themselves_is_no_other_than_grey(root):
+    grey = load_label_maps(data_at(root))
+    write_palette(root, lambda path: np.arange(256, dtype=np.uint8).repeat(3))
+    assert torch.equal(load_label_maps(data_at(root)).train.images, grey.train.images)
+
+
+def test_a_jpeg_called_png_is_refused_as_a_mask(root):
+    path = root / "train/masks/1.png"
+    Image.open(path).save(path, format="JPEG")
+    with pytest.raises(DataNotFoundError, match=r"masks/1.png is a JPEG, whose compression changes classes: save"):
+        load_label_maps(data_at(root))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_masks_of_nothing_but_void_are_refused(root, split):
+    for path in root.glob(f"{split}/masks/*.png"):
+        save(path, np.full((24, 32), 11))
+    with pytest.raises(
+        DataNotFoundError, match=f"all pixels of the masks in .*{split}/masks are 11, which is void: give"
+    ):
+        load_label_maps(data_at(root))
+
+
+def test_a_mask_that_exif_turns_is_refused(root):
+    path = root / "train/masks/1.png"
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(path).save(path, exif=exif)
+    with pytest.raises(DataNotFoundError, match=r"EXIF says to turn .*masks/1.png, .*: save it .* without EXIF"):
+        load_label_maps(data_at(root))

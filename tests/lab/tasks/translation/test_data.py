@@ -5,7 +5,7 @@ import gzip
 import pytest
 
 from composer_ls.errors import DataNotFoundError, TextError
-from composer_ls.lab.tasks.translation.data import read_lines, read_pairs
+from composer_ls.lab.tasks.translation.data import Pairs, doubts, read_lines, read_pairs
 
 
 def write(folder, **files):
@@ -53,3 +53,14 @@ def test_a_missing_file_is_told_with_the_folder(tmp_path):
     write(tmp_path, train_en=b"a\n")
     with pytest.raises(DataNotFoundError, match=rf"neither train.de nor train.de.gz in {tmp_path}: set data.root=DIR"):
         read_pairs(tmp_path, "train", "en", "de")
+
+
+def test_pairs_without_one_side_and_pairs_learnt_before_are_told_with_their_lines():
+    train = Pairs(["a dog", "a cat", ""], ["ein Hund", " ", ""], "train")
+    assert doubts(train, [Pairs(["a dog", "a cow"], ["ein Tier", "eine Kuh"], "new")]) == [
+        "train: 1 of 3 pairs have one empty side (line 2)"
+    ]
+    assert doubts(train.first(1), [train]) == [
+        "train: 1 of 3 pairs have one empty side (line 2)",
+        "train: 1 of 3 pairs are in train too (line 1)",
+    ]

@@ -9,11 +9,15 @@ import pytest
 import torch
 from composer import Trainer
 from composer.models import HuggingFaceModel
+from tokenizers import Tokenizer, models
 from torch.nn import functional as F
 from transformers import (
     AutoModelForSeq2SeqLM,
     BertConfig,
     BertForMaskedLM,
+    MBart50TokenizerFast,
+    MBartConfig,
+    MBartForConditionalGeneration,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
@@ -26,7 +30,7 @@ from composer_ls.lab.recipe.reading import load_recipe
 from composer_ls.lab.run_folder.folder import RunFolder
 from composer_ls.lab.tasks.registry import open_task
 from composer_ls.lab.tasks.translation.batches import collator
-from composer_ls.lab.tasks.translation.networks import make_network
+from composer_ls.lab.tasks.translation.networks import language_doubts, make_network, make_tokenizer
 from composer_ls.lab.tasks.translation.schema import TranslationData, TranslationModel
 from composer_ls.lab.tasks.translation.subwords import encode, learn_tokenizer
 from composer_ls.lab.tasks.translation.translator import Translator
@@ -189,3 +193,31 @@ def test_a_tokenizer_without_padding_is_told(data, weights):
 def test_a_broken_file_is_told(data, weights, name):
     (weights / name).write_text("{")
     assert "cannot read it" in refused(data, weights)
+
+
+def multilingual(folder, forced):
+    """An mBART in a folder, whose tokenizer marks English and German sentences."""
+    words = ["<s>", "<pad>", "</s>", "<unk>", "▁a", "▁dog", "▁Hund"]
+    unigrams = Tokenizer(models.Unigram([(word, -1.0) for word in words], unk_id=3))
+    tokenizer = MBart50TokenizerFast(tokenizer_object=unigrams, src_lang="en_XX", tgt_lang="de_DE")
+    network = MBartForConditionalGeneration(MBartConfig(len(tokenizer), **BART, max_position_embeddings=16))
+    network.generation_config.forced_bos_token_id = forced and tokenizer.convert_tokens_to_ids(forced)
+    for one in (tokenizer, network):
+        one.save_pretrained(folder)
+    return TranslationModel(name="transformers/mbart", weights=str(folder))
+
+
+@pytest.mark.parametrize("forced", [None, "fr_XX"])
+def test_a_multilingual_network_whose_search_begins_with_no_or_another_language_is_refused(tmp_path, forced):
+    model, data = multilingual(tmp_path, forced), TranslationData(name="parallel_text", longest=16)
+    with pytest.raises(RecipeError, match="src_lang=en_XX and tgt_lang=de_DE, and the search does not begin .*: set"):
+        make_network(model, data, make_tokenizer(model, data, []))
+
+
+def test_a_multilingual_network_keeps_its_languages_and_they_are_compared_with_those_of_the_data(tmp_path):
+    model, data = multilingual(tmp_path, "de_DE"), TranslationData(name="parallel_text", longest=16)
+    tokenizer = make_tokenizer(model, data, [])
+    make_network(model, data, tokenizer)
+    assert language_doubts(tokenizer, data) == []
+    swapped = data.model_copy(update={"source": "de", "target": "en"})
+    assert "as en_XX and translations as de_DE: make sure" in language_doubts(tokenizer, swapped)[0]

@@ -12,15 +12,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from composer.models import HuggingFaceModel
+from composer.utils import dist
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianConfig, MarianMTModel, pipeline
 
-from composer_ls.errors import RecipeError, TextError
+from composer_ls.errors import MissingPackageError, RecipeError, TextError
 from composer_ls.lab.commands.cli import main
 from composer_ls.lab.compare.measured_runs import read_runs
 from composer_ls.lab.recipe.reading import load_recipe
 from composer_ls.lab.run_folder.folder import RunFolder
 from composer_ls.lab.tasks.registry import open_task
+from composer_ls.lab.tasks.translation.batches import IGNORED
 from composer_ls.lab.tasks.translation.data import read_pairs
 from composer_ls.lab.tasks.translation.subwords import encode, learn_tokenizer
 from composer_ls.lab.tasks.translation.translator import Translator
@@ -171,6 +173,18 @@ def test_a_long_line_is_cut_and_told(run, monkeypatch, capfdbinary, caplog):
     )
 
 
+def test_a_translation_that_reaches_the_limit_is_told_with_its_line(run):
+    translator, told = Translator.load(run), []
+    short, long = "the dog", "the big red tree a"
+    translator.translate([short, "", long], warn=told.append)
+    assert told == []
+    translator.longest = 7
+    translator.translate([short, "", long], first=7, warn=told.append)
+    assert told == [
+        "the input: 1 of 3 translations reach the maximum of 7 subwords, so their ends may be missing (line 9)"
+    ]
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -244,6 +258,28 @@ def test_two_processes_of_one_seed_would_train_on_the_same_text(data):
     assert not torch.equal(left[:, :1], next(iter(other.training_loader().dataloader))["labels"][:, :1])
 
 
+def test_fewer_batches_than_processes_are_refused(data, monkeypatch):
+    opened = open_task(load_recipe(data / "toy.yaml", ["data.examples=4"]))
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    with pytest.raises(RecipeError, match="data.batch_tokens=100 gives 1 batches for 2 processes: make it smaller"):
+        opened.training_loader()
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_every_test_sentence_counts_once_in_any_number_of_processes(data, monkeypatch, processes):
+    opened = open_task(load_recipe(data / "toy.yaml", ["data.batch_tokens=64"]))
+    counted, batches, repeated = [], set(), set()
+    monkeypatch.setattr(dist, "get_world_size", lambda: processes)
+    for rank in range(processes):
+        monkeypatch.setattr(dist, "get_global_rank", lambda rank=rank: rank)
+        loader = opened.evaluation_loader().dataloader
+        repeated.add(loader.sampler.total_size - len(loader.dataset))
+        batches.add(len(loader))
+        counted += [row[row != IGNORED].tolist() for batch in loader for row in batch["labels"]]
+    assert (len(batches), repeated) == (1, {0})  # what is repeated, Composer removes by the number of sentences
+    assert sorted(filter(None, counted)) == sorted(row["labels"] for row in opened._test_rows["test"])
+
+
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [
@@ -261,6 +297,7 @@ def test_two_processes_of_one_seed_would_train_on_the_same_text(data):
         ),
         (["model={name: mlp}"], RecipeError, "use data and a model of one task"),
         (["data.tests=[]"], RecipeError, "data.tests is"),
+        (["data.source=de"], RecipeError, "data.source and data.target are both de: set one"),
         (["data.beam=3"], RecipeError, "unknown key data.beam"),
     ],
 )
@@ -272,6 +309,41 @@ def test_a_recipe_that_cannot_be_is_told(data, tmp_path, overrides, error, messa
     with pytest.raises(error, match=message):
         start()
     assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_run_warns_of_cut_sentences_and_of_translations_that_reach_the_limit(data, tmp_path):
+    recipe = load_recipe(data / "toy.yaml", ["data.longest=4", "duration=2ep", "model.beam=1"])
+    warnings = train(recipe, RunFolder(tmp_path, recipe), progress=False)["warnings"]
+    for expected in (
+        r"The target of train: \d+ of 600 sentences have more than 4 subwords, including the end \(line .*\) and were cut.",
+        r"The source of test: \d+ of 40 sentences have more than 4 subwords, including the end \(line .*\) and were cut.",
+        r"The source of test: \d+ of 40 translations reach the maximum of 4 subwords, so their ends may be missing \(line .*\).",
+    ):
+        assert len([warning for warning in warnings if re.fullmatch(expected, warning)]) == 1
+
+
+def test_a_run_warns_of_test_pairs_that_it_has_learnt(run):
+    warnings = json.loads((run / "result.json").read_text())["warnings"]
+    assert any(re.fullmatch(r"Test: \d+ of 40 pairs are in train too \(line .*\)\.", warning) for warning in warnings)
+
+
+def test_a_run_without_such_sentences_does_not_warn_of_them(run):
+    assert not any("subwords" in warning for warning in json.loads((run / "result.json").read_text())["warnings"])
+
+
+def test_bleu_is_that_of_the_target_language(data, tmp_path):
+    for split in ("train", "test"):
+        shutil.copy(data / f"{split}.en.gz", tmp_path)
+        shutil.copy(data / f"{split}.de.gz", tmp_path / f"{split}.zh.gz")
+    recipe = load_recipe(data / "toy.yaml", [f"data.root={tmp_path}", "data.target=zh", "duration=1ba"])
+    result = train(recipe, RunFolder(tmp_path / "run", recipe), progress=False)
+    assert "|tok:zh|" in result["bleu_signature"]
+
+
+def test_a_missing_tokenizer_is_told_before_training(data, monkeypatch):
+    monkeypatch.setattr("sacrebleu.tokenizers.tokenizer_ja_mecab.MeCab", None)
+    with pytest.raises(MissingPackageError, match="BLEU of ja needs"):
+        open_task(load_recipe(data / "toy.yaml", ["data.target=ja"]))
 
 
 def test_another_run_leaves_no_file_of_the_one_before(run, data, tmp_path):
