@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -172,10 +170,13 @@ def without_amounts(override: str) -> str:
         amount = f"algorithms.{method}.{argument}"
         if key == amount:
             return ""
-        value = parse_yaml(text, "an override") if amount.startswith(f"{key}.") else None
-        if value_at(value, amount.removeprefix(f"{key}.")) is not None:
-            *above, last = amount.removeprefix(f"{key}.").split(".")
-            del functools.reduce(operator.getitem, above, value)[last]
+        if not amount.startswith(f"{key}."):
+            continue
+        *above, last = amount.removeprefix(f"{key}.").split(".")
+        value = parse_yaml(text, "an override")
+        inner = value_at(value, ".".join(above)) if above else value
+        if isinstance(inner, dict) and last in inner:
+            del inner[last]
             text = json.dumps(value)
             override = f"{key}={text}"
     return override
