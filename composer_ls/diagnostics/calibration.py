@@ -196,7 +196,7 @@ def bins_of_confidence(confidence: Tensor, correct: Tensor, bins: int = 15) -> R
         bins: How many bins divide [0, 1].
 
     Raises:
-        DiagnosticsError: Shapes differ, or ``bins`` is less than 1.
+        DiagnosticsError: Shapes differ, a confidence is outside of [0, 1], or ``bins`` is less than 1.
 
     Example:
         >>> import torch
@@ -206,6 +206,12 @@ def bins_of_confidence(confidence: Tensor, correct: Tensor, bins: int = 15) -> R
         ([0.0, 2.0], 0.3)
 
     """
+    confidence = as_tensor("confidence", confidence)
+    outside = (confidence < 0) | (confidence > 1 + 1e-6)  # 1 and a rounding error is a probability
+    if outside.any():
+        raise DiagnosticsError(
+            f"confidence must be probabilities in [0, 1], but one is {confidence[outside][0].item():g}: divide per cents by 100"
+        )
     return bins_from_sums(bin_sums(confidence, correct, bins))
 
 

@@ -195,3 +195,10 @@ print([name for name in allowed if name in sys.modules])
     )
     assert run.stderr == ""
     assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("confidence", [[90.0, 70.0], [0.9, -0.1]])
+def test_confidences_that_are_no_probabilities_are_refused(confidence):
+    with pytest.raises(DiagnosticsError, match=r"must be probabilities in \[0, 1\], but one is (90|-0.1)"):
+        diagnostics.bins_of_confidence(torch.tensor(confidence), torch.tensor([True, True]))
+    diagnostics.bins_of_confidence(torch.tensor([1 + 1e-7, 0.0]), torch.tensor([True, True]))

@@ -158,6 +158,8 @@ class Schedule(Section):
     def _falls_from_somewhere(self) -> Schedule:
         if self.name == "inverse_sqrt" and not re.search("[1-9]", self.warmup):
             raise ValueError("schedule.name=inverse_sqrt needs a warmup, as schedule.warmup=1000ba or 0.1dur")
+        if self.name == "multistep" and not self.milestones:
+            raise ValueError("schedule.name=multistep needs milestones, as schedule.milestones='[0.5dur, 0.75dur]'")
         return self
 
 

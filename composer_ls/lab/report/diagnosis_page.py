@@ -214,28 +214,35 @@ def _information(runs: Sequence[Diagnosed], looks: Sequence[Look]) -> Drawn:
             "no run recorded mutual information; to record it, train with diagnostics.mutual_information={}"
         )
 
+    pairs = [_informed_classes(run) for run, _ in recorded]
+    same = len(set(pairs)) == 1
+
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         axes.axhline(math.log(2), color=MUTED, linewidth=1)
         axes.annotate("log 2", (1, math.log(2)), xycoords=("axes fraction", "data"), ha="right", va="bottom")
-        for run, style in recorded:
+        for (run, style), pair in zip(recorded, pairs, strict=True):
             steps, nats = run.features["mutual_information"].T.numpy()
-            axes.plot(
-                steps, nats, color=style.color, marker=style.marker, linestyle=style.linestyle, label=_wrapped(run.name)
-            )
+            name = _wrapped(run.name if same else f"{run.name}, {pair}")
+            axes.plot(steps, nats, color=style.color, marker=style.marker, linestyle=style.linestyle, label=name)
         axes.set(xlabel="step", ylabel="nats", ylim=(0, None))
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         legend_below(figure, axes)
 
     others = [run.name for run in runs if "mutual_information" not in run.features]
     missing = f"; not recorded: {', '.join(others)}" if others else ""
-    settings = recorded[0][0].diagnostics
-    pair = settings.mutual_information.classes if settings and settings.mutual_information else []
-    between = f" of {' and '.join(recorded[0][0].class_name(label) for label in pair)}" if pair else ""
+    between = f" of {pairs[0]}" if same and pairs[0] else ""
     caption = f"between the index of a training image{between} and the difference of their logits{missing}"
     return svg(
         draw, "mutual information over training", height=250 + _legend_height(run.name for run, _ in recorded)
     ), caption
+
+
+def _informed_classes(run: Diagnosed) -> str:
+    """The two classes of a run's mutual information, in words; "" if they are not known."""
+    settings = run.diagnostics
+    pair = settings.mutual_information.classes if settings and settings.mutual_information else []
+    return " and ".join(map(run.class_name, pair))
 
 
 def _risks(runs: Sequence[Diagnosed], looks: Sequence[Look], score: Score) -> Drawn:

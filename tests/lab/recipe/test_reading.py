@@ -139,6 +139,7 @@ def test_the_fingerprint_does_not_change_when_a_default_is_written_out_or_an_alg
         ("optimizer.learning_rate=.inf", "optimizer.learning_rate is inf: input should be a finite number"),
         ("optimizer.learning_rate=nan", "optimizer.learning_rate is nan: input should be"),
         ("optimizer.momentum=false", "optimizer.momentum is False: input should be a number"),
+        ("schedule.name=multistep", "schedule.name=multistep needs milestones, as schedule.milestones="),
         ("schedule.milestones=[80]", "schedule.milestones.0 is 80: a duration"),
         ("data.validation=0", "data.validation is 0: it must be a whole number of images, such as 500, or a fraction"),
         ("data.validation=1.5", "data.validation is 1.5: it must be a whole number of images"),

@@ -108,6 +108,15 @@ def test_a_run_without_features_shows_the_reason_and_the_figures_that_need_none(
     assert page.count("<svg") == 3
 
 
+def test_mutual_information_of_other_classes_is_named_where_its_curve_is(tmp_path):
+    other = watched_run(tmp_path / "other", 0.1, 0, "diagnostics={mutual_information: {classes: [2, 3]}}")
+    _, alike = page_of(tmp_path, watched_run(tmp_path / "hard"))
+    _, unlike = page_of(tmp_path, tmp_path / "hard", other)
+    assert "a training image of 0 and 1 and the difference" in alike
+    assert "a training image and the difference" in unlike
+    assert all(f", {pair}" in unlike for pair in ("0 and 1", "2 and 3"))
+
+
 def test_a_run_that_did_not_record_mutual_information_is_named(tmp_path):
     folders = watched_run(tmp_path / "a"), watched_run(tmp_path / "b", 0.1, history=False)
     _, page = page_of(tmp_path, *folders)
