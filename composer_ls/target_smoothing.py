@@ -164,7 +164,7 @@ class TargetSmoothing(Algorithm):
         model = unwrapped(state)
         if loss_function_of(model) is soft_cross_entropy:
             self._replaced_loss = (model, model._loss_fn)
-            model._loss_fn = cross_entropy  # the same loss, without the dense target
+            model._loss_fn = cross_entropy  # without the dense target, and ignored rows do not count in its mean
         self.way = TargetsInBatch(self)
         self._ways = {}
         self._asked = self._announced = self._had_targets = self._told = self._validated = False
