@@ -364,29 +364,43 @@ class _Writes(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.parameters = {id(weight): weight for weight in model.parameters()}
-        self.weights = {_address(weight) for weight in model.parameters()} - {0}
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self.weights: dict[int, list[Tensor]] = {}  # by the storage that they are in
+        for weight in model.parameters():
+            if storage := _storage(weight):
+                self.weights.setdefault(storage, []).append(weight.detach())
+        self.kept: dict[int, list[Tensor]] = {}
         self.data: dict[int, Tensor] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Copy a weight before the first function that changes it, and keep the ``data`` that is replaced by other."""
+        kwargs = kwargs or {}
         if func == _SET_DATA and id(args[0]) in self.parameters and not is_lazy(args[0]):
             self.data.setdefault(id(args[0]), args[0].data)
-        if args and out_of_place(getattr(func, "__name__", "")) is not None:
-            for one in args[0] if isinstance(args[0], (list, tuple)) else [args[0]]:
-                address = _address(one)
-                if address in self.weights and address not in self.kept:
-                    self.kept[address] = (one.detach(), one.detach().clone())
-        return func(*args, **(kwargs or {}))
+        in_place = args and out_of_place(getattr(func, "__name__", "")) is not None
+        for written in (args[0] if in_place else None, kwargs.get("out")):
+            for one in written if isinstance(written, (list, tuple)) else [written]:
+                storage = _storage(one)
+                if storage in self.weights and storage not in self.kept:
+                    self.kept[storage] = [weight.clone() for weight in self.weights[storage]]
+        return func(*args, **kwargs)
 
     def put_back(self) -> None:
         for key, data in self.data.items():
             self.parameters[key].data = data
-        for weight, before in self.kept.values():
-            weight.copy_(before)
+        for storage, kept in self.kept.items():
+            for weight, before in zip(self.weights[storage], kept, strict=True):
+                weight.copy_(before)
 
 
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
+
+
+def _storage(tensor: Any) -> int:
+    """Where the memory of a tensor begins, also if it is a view; 0 if it has none of its own."""
+    try:
+        return int(tensor.untyped_storage().data_ptr())
+    except Exception:  # sharded, sparse and fake tensors
+        return 0
 
 
 def _address(tensor: Any) -> int:
@@ -503,9 +517,8 @@ def _put_back(value: Any, kept: Any) -> None:
         data, numbers = kept
         if value.shape != data.shape or value.stride() != data.stride() or _address(value) != _address(data):
             value.data = data
-        if not torch.equal(
-            data, numbers
-        ):  # compared by value: native batch norm updates buffers without a version bump
+        # Compared by value, because native batch norm updates buffers without a version bump.
+        if not torch.equal(data, numbers):
             data.copy_(numbers)
     elif isinstance(value, np.ndarray) and kept is not None:
         value[...] = kept

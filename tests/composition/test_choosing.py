@@ -351,7 +351,20 @@ def average_at_once(model):
     torch._foreach_lerp_([mean.data for mean in means], others, 0.5)
 
 
-@pytest.mark.parametrize("update", [average, average_at_once])
+def average_of_parts(model):
+    with torch.no_grad():
+        for mean, weight in zip(model.auxiliary.parameters(), model.layer.parameters(), strict=True):
+            for i in range(len(mean)):
+                mean[i].mul_(0.5).add_(weight[i], alpha=0.5)
+
+
+def average_into(model):
+    with torch.no_grad():
+        for mean, weight in zip(model.auxiliary.parameters(), model.layer.parameters(), strict=True):
+            torch.lerp(mean[1:], weight[1:], 0.5, out=mean[1:])
+
+
+@pytest.mark.parametrize("update", [average, average_at_once, average_of_parts, average_into])
 def test_asking_does_not_move_the_average_of_the_weights(update):
     def loss(o, b, model):
         update(model)
