@@ -610,17 +610,12 @@ def test_evaluation_after_an_interrupted_step_sees_plain_labels(monkeypatch):
 
 
 def test_a_model_that_could_not_be_asked_but_trains_is_told():
-    class Store(Model):
-        def __init__(self):
-            super().__init__(lambda o, b, model: F.cross_entropy(o, model.meter.labels))
-            self.meter = SimpleNamespace(steps=0)
+    def with_penalty(o, b, model):
+        (gradient,) = torch.autograd.grad(o.sum(), model.layer.weight, create_graph=True)
+        return F.cross_entropy(o, b[1]) + gradient.square().mean()
 
-        def forward(self, batch):
-            self.meter.labels = batch[1]
-            return super().forward(batch)
-
-    with pytest.warns(UserWarning, match=r"could not ask the model what its loss is \(AttributeError: .*'labels'"):
-        weights(Store(), [LabelSmoothing(0.1)])
+    with pytest.warns(UserWarning, match=r"could not ask the model what its loss is \(RuntimeError: .*require grad"):
+        weights(Model(with_penalty), [LabelSmoothing(0.1)])
 
 
 def auxiliary(logits, target, cross_entropy):
