@@ -99,6 +99,8 @@ class LabelSmoothing(TargetSmoothing):
         check_kind(kind, spread, prior is not None)
         check_choice("logits", logits, ("kept", "never"))
         self.prior = as_prior(prior)
+        if self.prior is not None and not self.prior.requires_grad:  # else it is being learnt
+            self.prior = self.prior.clone()
         self.spread = spread
         self.kind = kind
         self.logits = logits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from composer_ls.batch_copy import copied
 from composer_ls.composition.conflicts import loss_function_of
+from composer_ls.composition.mixers import is_smoother
 from composer_ls.diagnostics.teaching import check_classes, check_distillation, counted_positions, teacher_cross_entropy
 from composer_ls.errors import TargetError, TeacherError
 from composer_ls.targets import SoftTargets
@@ -67,7 +69,8 @@ class Distillation(Algorithm):
         ValueError: ``class_dim`` is 0.
         TargetError: During training: the labels are not found or do not fit the logits, a row contains several labels,
             or the class dimension is ambiguous.
-        TeacherError: When training starts: the teacher is the student itself.
+        TeacherError: When training starts: the teacher is the student itself, or the student has no logits
+            (``logits="never"``).
 
     Note:
         The teacher is not part of the student: it is neither in checkpoints nor in the optimizer. Classes must be
@@ -158,6 +161,12 @@ class Distillation(Algorithm):
         student = _unwrapped(state)
         if self.teacher is student or self.teacher is getattr(student, "module", None):
             raise TeacherError("the teacher is the student itself: give Distillation a copy, as copy.deepcopy(model)")
+        never = [one for one in state.algorithms if is_smoother(one) and getattr(one, "logits", None) == "never"]
+        if never and self.weight > 0:
+            raise TeacherError(
+                f"{type(never[0]).__name__}(logits='never') trains without the student's logits, which Distillation compares with "
+                f"the teacher's: drop logits='never', or take Distillation out of algorithms"
+            )
         state.device.module_to_device(self.teacher)
         self.teacher.eval()
         self._classes_last = None
@@ -208,8 +217,8 @@ class Distillation(Algorithm):
         return (1 - self.weight) * sum(part.mean() for part in parts) + self.weight * taught
 
     def _check_rows(self, rows: Tensor, dim: int) -> None:
-        """Refuse several labels per example. Checked only once, because reading values synchronises the device."""
-        if not self._checked:
+        """Refuse several labels per example. On a GPU only the first rows are read, because it would wait for each reading."""
+        if not self._checked or (rows.device.type == "cpu" and not isinstance(rows, SoftTargets)):
             self._checked = True
             sums = (rows.dense() if isinstance(rows, SoftTargets) else rows).sum(dim)
             if bool((sums > 1.01).any()):
@@ -308,8 +317,15 @@ class Distillation(Algorithm):
         if shift:
             labels = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], self.ignore_index)], 1)
         counted = counted_positions(labels, moved, self.ignore_index) & (labels >= 0) & (labels < moved.shape[1])
-        of_loss = getattr(loss_function_of(model), "ignore_index", None)
+        of_loss = _ignored_by(loss_function_of(model))
         return counted if of_loss is None else counted & (labels != of_loss)
+
+
+def _ignored_by(loss: Any) -> Any:
+    """The ``ignore_index`` of a loss function, or of a ``functools.partial`` of one; ``None`` if it has none."""
+    if isinstance(loss, functools.partial):
+        return loss.keywords["ignore_index"] if "ignore_index" in loss.keywords else _ignored_by(loss.func)
+    return getattr(loss, "ignore_index", None)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from composer.core import Event, State
@@ -34,7 +35,7 @@ class OnlineLabelSmoothing(LabelSmoothing):
     The prior of each class is the mean prediction of the training examples of that class that the network had right in
     the last epoch. In the first epoch, and for a class without any, it is uniform. With several processes the
     predictions of all of them count. Evaluation is never counted, nor is the second pass of algorithms such as SAM. A
-    new Trainer starts without a prior, also with an object that another Trainer has used.
+    new Trainer starts without a prior, also with an object that another Trainer has used, and goes on with its own.
 
     It composes with other algorithms, restores the targets and reports conflicts as :class:`~composer_ls.LabelSmoothing`
     does. A mixed example is right if the prediction is one of its labels, and counts for that one.
@@ -80,6 +81,8 @@ class OnlineLabelSmoothing(LabelSmoothing):
     ) -> None:
         super().__init__(smoothing, target_key, None, ignore_index, "all", on_conflict, output_key)
         self._sums: Tensor | None = None
+        self._state: ref[State] | None = None  # of the Trainer that this was last in
+        self._elsewhere: WeakKeyDictionary[State, tuple[Any, Any]] | None = None  # learnt in other Trainers
         self._siblings: list[OnlineLabelSmoothing] = []  # those of this class in the Trainer, this one included
         self._counted = self._passed = 0  # examples of this batch: in any pass, and in this one
         self._let_go()
@@ -100,13 +103,28 @@ class OnlineLabelSmoothing(LabelSmoothing):
         return smoothed
 
     def _settle(self, state: State, logger: Logger) -> None:
-        # A new Trainer starts another run. It loads its checkpoint, if it has one, after this.
-        self.prior = self._sums = None
+        self._enter(state)  # A Trainer loads its checkpoint, if it has one, after this.
         super()._settle(state, logger)
         name = type(self).__qualname__  # the name under which Composer stores their states
         siblings = [one for one in state.algorithms if type(one).__qualname__ == name]
         for one in siblings:
             one._siblings = siblings  # one order for all of them, although each may still move
+
+    def _start(self, state: State, logger: Logger) -> None:
+        if self._state is not None:  # another Trainer may have been made, or trained, since
+            self._enter(state)
+        super()._start(state, logger)
+
+    def _enter(self, state: State) -> None:
+        """Go on with the prior and sums that were learnt in this Trainer: none in a new one."""
+        before = self._state and self._state()
+        if before is state:
+            return
+        self._elsewhere = self._elsewhere or WeakKeyDictionary()
+        if before is not None:
+            self._elsewhere[before] = self.prior, self._sums
+        self.prior, self._sums = self._elsewhere.pop(state, (None, None))
+        self._state = ref(state)
 
     def _before_loss(self, state: State, logger: Logger) -> None:
         self._holds = any(mixer.interpolates(algorithm) for algorithm, mixer in mixers_among(state.algorithms))
@@ -210,11 +228,12 @@ class OnlineLabelSmoothing(LabelSmoothing):
         saved = self._own_part(state)
         self.prior, sums = saved.get("prior"), saved.get("sums")
         first = dist.get_global_rank() == 0
-        self._sums = sums if sums is None or first else torch.zeros_like(sums)
+        # The sums are added to in place, and the state may be that of another object.
+        self._sums = None if sums is None else sums.clone() if first else torch.zeros_like(sums)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles, which get no siblings until they are in a Trainer."""
-        return vars(self) | {"_siblings": []}
+        return vars(self) | {"_siblings": [], "_state": None, "_elsewhere": None}
 
     def _learnt(self) -> dict[str, Any]:
         return {"prior": self.prior, "sums": self._of_all_processes()}

@@ -101,6 +101,7 @@ class SmoothingDiagnostics(Callback):
         self.ignore_index = ignore_index
         self.numbers: dict[str, float] = {}
         self.taken: dict[str, Penultimate] = {}
+        self._siblings: list[SmoothingDiagnostics] = []  # those of this class in the Trainer, this one included
         self._begin()
 
     def _begin(self) -> None:
@@ -117,6 +118,9 @@ class SmoothingDiagnostics(Callback):
         """Measure when due. Check the network when the Trainer is created, and draw examples when training starts."""
         if event == Event.INIT:
             last_linear(_unwrapped(state), self.layer)
+            name = type(self).__qualname__  # the name under which Composer stores their states
+            siblings: list[Any] = [one for one in state.callbacks if type(one).__qualname__ == name]
+            self._siblings = siblings if self in siblings else [self]
             self._begin()
         elif event == Event.FIT_START:
             self._evaluated = None
@@ -162,6 +166,7 @@ class SmoothingDiagnostics(Callback):
             numbers |= self._inform(state, self.draws)
         logger.log_metrics(numbers)
         self.numbers = numbers
+        self._tell_of_shared_names()
         return numbers
 
     def head(self, state: State) -> tuple[Tensor, Tensor | None]:
@@ -201,12 +206,31 @@ class SmoothingDiagnostics(Callback):
             }
 
     def state_dict(self) -> dict[str, Any]:
-        """The measurements to store in checkpoints."""
-        return {"mutual_information": self.mutual_information}
+        """The measurements to store in checkpoints.
+
+        With several of this class, those of all: Composer stores the state of the last one only.
+        """
+        return {
+            "mutual_information": self.mutual_information,
+            "each": [one.mutual_information for one in self._siblings or [self]],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the measurements of :meth:`state_dict`."""
-        self.mutual_information = [(int(step), float(value)) for step, value in state["mutual_information"]]
+        """Restore the measurements of :meth:`state_dict`, from the same place in the list of callbacks."""
+        siblings = self._siblings or [self]
+        each = state.get("each", [state["mutual_information"]])
+        if len(each) == len(siblings):
+            self.mutual_information = [(int(step), float(value)) for step, value in each[siblings.index(self)]]
+        elif any(each):
+            warnings.warn(
+                f"the checkpoint has the mutual information of {len(each)} SmoothingDiagnostics, but the Trainer has "
+                f"{len(siblings)}, so none of them continues it: give the Trainer those of the run that wrote it",
+                stacklevel=2,
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which get no siblings until they are in a Trainer."""
+        return vars(self) | {"_siblings": []}
 
     def _hold(self, state: State, anew: bool = False) -> None:
         """Draw examples of every set that has none yet, or of all sets. An iterator is read only once."""
@@ -273,6 +297,17 @@ class SmoothingDiagnostics(Callback):
             return {}
         self.mutual_information = [*(pair for pair in self.mutual_information if pair[0] < step), (step, value)]
         return {"diagnostics/mutual_information": value}
+
+    def _tell_of_shared_names(self) -> None:
+        before = self._siblings[: self._siblings.index(self)] if self._siblings else []
+        shared = sorted(self.numbers.keys() & {name for one in before for name in one.numbers})
+        if shared and ("", "") not in self._told:
+            self._told.add(("", ""))
+            warnings.warn(
+                f"several SmoothingDiagnostics log under the same names, such as {shared[0]}: give their sets different names "
+                f"in data, and read mutual information from the attribute of each",
+                stacklevel=2,
+            )
 
     def _tell(self, name: str, key: str, reason: str) -> None:
         if (name, key) not in self._told:

@@ -47,7 +47,7 @@ def as_factor(value: Any, name: str, check: Check, *, by_class: bool = True) -> 
         value = value.item()
     is_array = type(value).__module__ == "numpy" and getattr(value, "ndim", 0) == 1
     if by_class and (isinstance(value, (Tensor, list, tuple)) or is_array):
-        return as_factors(value).detach()  # its graph would be gone after one step
+        return as_factors(value).detach().clone()  # its graph would be gone after one step
     return check(value)
 
 

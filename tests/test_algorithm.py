@@ -270,6 +270,21 @@ def test_a_prior_receives_the_mass(prior):
     torch.testing.assert_close(state.batch[1], 0.5 * F.one_hot(torch.tensor([2]), K) + 0.5 * row)
 
 
+@pytest.mark.parametrize("kind", [torch.Tensor.clone, torch.Tensor.numpy])
+def test_a_change_of_the_users_factors_or_prior_does_not_reach_the_algorithm(kind):
+    factors, prior = kind(torch.full((K,), 0.3)), kind(torch.full((K,), 1 / K))
+    smoother = LabelSmoothing(factors, prior=prior)
+    factors[:], prior[:] = 0, 0
+    assert (smoother.smoothing == 0.3).all()
+    assert (smoother.prior == 1 / K).all()
+
+
+def test_a_prior_that_is_learnt_gets_its_gradient():
+    prior = torch.full((K,), 1 / K, requires_grad=True)
+    fit([LabelSmoothing(0.3, prior=prior)], steps=1)
+    assert prior.grad.abs().sum() > 0
+
+
 def test_repr_is_the_call():
     assert repr(LabelSmoothing(0.2)) == (
         "LabelSmoothing(smoothing=0.2, target_key=1, prior=None, ignore_index=-100, spread='all', on_conflict='raise', "

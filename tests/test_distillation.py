@@ -1,6 +1,7 @@
 """Distillation: what the teacher sees and changes, in any order and with all other algorithms."""
 
 import copy
+import functools
 import itertools
 import math
 
@@ -9,6 +10,7 @@ import torch
 import transformers as hf
 from composer.algorithms import CutMix, MixUp
 from composer.core import Callback
+from composer.loss import soft_cross_entropy
 from composer.models import ComposerClassifier, ComposerModel, HuggingFaceModel
 from torch import nn
 from torch.nn import functional as F
@@ -628,6 +630,22 @@ def test_labels_that_do_not_fit_are_refused_with_the_way_out(options, labels, er
         one_step(Fixed(torch.randn(4, 5)), Fixed(torch.randn(4, 5)), labels, **options)
 
 
+@pytest.mark.parametrize("loss", [F.cross_entropy, soft_cross_entropy])
+def test_labels_that_a_partial_of_the_loss_ignores_do_not_count_for_the_teacher(loss):
+    def weights(loss_fn):
+        return fit([Distillation(teacher_network(), 2, 0.6)], model=classifier(loss_fn))
+
+    torch.testing.assert_close(
+        weights(functools.partial(loss, ignore_index=0)), weights(nn.CrossEntropyLoss(ignore_index=0))
+    )
+
+
+def test_a_student_without_logits_is_refused():
+    algorithms = [Distillation(teacher_network()), LabelSmoothing(0.1, logits="never")]
+    with pytest.raises(TeacherError, match=r"LabelSmoothing\(logits='never'\) .* drop logits='never'"):
+        fit(algorithms)
+
+
 def test_labels_of_one_column_are_one_label_each():
     student, teacher, labels = torch.randn(4, 5), torch.randn(4, 5), torch.tensor([[1], [-100], [2], [0]])
     value = dense_reference(student, teacher, labels[:, 0] >= 0, -1)[0]
@@ -672,3 +690,17 @@ def test_several_labels_per_example_are_refused(smoothed):
     algorithms = [Distillation(Fixed(torch.randn(2, 5))), *([LabelSmoothing(0.1, kind="binary")] if smoothed else [])]
     with pytest.raises(TargetError, match="a row of the target sums to 2.* mutually exclusive classes"):
         fit(algorithms, model=student, loader=[(torch.zeros(2, 1), rows)], device_train_microbatch_size=2, steps=1)
+
+
+def test_several_labels_per_example_that_come_later_are_refused_on_the_cpu():
+    one, several = torch.eye(5)[:2], torch.ones(2, 5)
+    student = Fixed(torch.randn(2, 5), loss=lambda logits, batch: F.binary_cross_entropy_with_logits(logits, batch[1]))
+    batches = [(torch.zeros(2, 1), rows) for rows in (one, several)]
+    with pytest.raises(TargetError, match="a row of the target sums to 5"):
+        fit(
+            [Distillation(Fixed(torch.randn(2, 5)))],
+            model=student,
+            loader=batches,
+            device_train_microbatch_size=2,
+            steps=2,
+        )

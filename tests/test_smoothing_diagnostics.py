@@ -1,5 +1,6 @@
 """SmoothingDiagnostics: it sees everything and changes nothing."""
 
+import copy
 import functools
 import random
 import re
@@ -159,6 +160,35 @@ def test_mutual_information_is_logged_and_survives_a_checkpoint(tmp_path):
     resumed = part()
     train([resumed], steps="2ep", load_path=str(tmp_path / "ep1-ba3-rank0.pt"))
     assert [step for step, _ in resumed.mutual_information] == [1, 2, 3, 4, 5, 6]
+
+
+def test_each_of_two_continues_its_own_mutual_information(tmp_path):
+    def parts(*names):
+        images, _ = examples()
+        return [
+            SmoothingDiagnostics(
+                "1ba",
+                data={name: held_out()},
+                draws=functools.partial(draw_logit_differences, images=images, augment=jitter, classes=classes),
+            )
+            for name, classes in zip(names, [(0, 1), (2, 3)], strict=False)
+        ]
+
+    first = parts("a", "b")
+    with pytest.warns(
+        UserWarning, match="same names, such as diagnostics/mutual_information: give their sets different"
+    ):
+        train(first, steps="2ba", save_folder=str(tmp_path), save_interval="2ba", save_filename="{batch}.pt")
+    path = str(tmp_path / "2.pt")
+    resumed = parts("a", "b")
+    train(resumed, steps="3ba", load_path=path)
+    for before, after in zip(first, resumed, strict=True):
+        assert after.mutual_information[:2] == before.mutual_information
+    (alone,) = parts("a")
+    with pytest.warns(UserWarning, match="information of 2 SmoothingDiagnostics, but the Trainer has 1, so none"):
+        train([alone], steps="3ba", load_path=path)
+    assert [step for step, _ in alone.mutual_information] == [3]
+    assert copy.deepcopy(resumed[0])._siblings == []
 
 
 def test_what_cannot_be_computed_is_left_out_and_told_once():

@@ -282,6 +282,37 @@ def test_a_second_trainer_starts_with_a_uniform_prior():
     assert torch.equal(again, fit([OnlineLabelSmoothing(0.5)], steps=5))
 
 
+def test_trainers_that_are_all_made_first_each_keep_a_prior_of_their_own():
+    def made(seed, algorithm):
+        model = classifier()
+        loader = DataLoader(TensorDataset(*examples(seed=seed)), 8)
+        return Trainer(
+            model=model, train_dataloader=loader, max_duration="1ep", algorithms=[algorithm], progress_bar=False,
+            device="cpu", optimizers=torch.optim.SGD(model.parameters(), 0.1), seed=7,
+        )  # fmt: skip
+
+    def trained(trainers):
+        for trainer in trainers:
+            trainer.fit()
+        for trainer in trainers:  # each goes on with its own
+            trainer.fit(duration="1ep")
+        return [torch.cat([p.detach().flatten() for p in trainer.state.model.parameters()]) for trainer in trainers]
+
+    shared = OnlineLabelSmoothing(0.5)
+    together = trained([made(seed, shared) for seed in (0, 1)])
+    for seed, weights in enumerate(together):
+        assert torch.equal(weights, trained([made(seed, OnlineLabelSmoothing(0.5))])[0])
+
+
+def test_the_state_of_one_object_in_another_is_a_copy():
+    one, other = OnlineLabelSmoothing(0.5), OnlineLabelSmoothing(0.5)
+    fit([one], steps=2)
+    one._sums.fill_(1)
+    other.load_state_dict(one.state_dict())
+    other._sums.zero_()
+    assert (one._sums == 1).all()
+
+
 def test_a_used_object_resumes_from_the_checkpoint_alone(tmp_path):
     algorithm = OnlineLabelSmoothing(0.5)
     whole = run(tmp_path, [algorithm], steps=7)

@@ -333,15 +333,15 @@ class _Held:
             }
         return fields
 
-    def left(self) -> list[tuple[nn.Module, str, Any]]:
-        """The attributes that were set since, or gather other things now, each with its module and value."""
-        missing = object()
+    def left(self) -> list[tuple[Any, str, Any]]:
+        """The attributes that were set since, or gather other things now, each with its module or counter and value."""
         return [
-            (module, name, with_other_containers(value))
+            (owner, name, with_other_containers(value))
             for module, fields in self.modules
             if _is_of_user(module)
-            for name, value in vars(module).items()
-            if name not in _OF_ALL_MODULES and _is_other(value, *fields.get(name, (missing, None)))
+            for owner, before in [(module, fields), *_counters(fields)]
+            for name, value in vars(owner).items()
+            if name not in _OF_ALL_MODULES and _is_other(value, *before.get(name, (_MISSING, None)))
         ]
 
     def put_back(self) -> None:
@@ -364,29 +364,43 @@ class _Writes(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.parameters = {id(weight): weight for weight in model.parameters()}
-        self.weights = {_address(weight) for weight in model.parameters()} - {0}
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self.weights: dict[int, list[Tensor]] = {}  # by the storage that they are in
+        for weight in model.parameters():
+            if storage := _storage(weight):
+                self.weights.setdefault(storage, []).append(weight.detach())
+        self.kept: dict[int, list[Tensor]] = {}
         self.data: dict[int, Tensor] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Copy a weight before the first function that changes it, and keep the ``data`` that is replaced by other."""
+        kwargs = kwargs or {}
         if func == _SET_DATA and id(args[0]) in self.parameters and not is_lazy(args[0]):
             self.data.setdefault(id(args[0]), args[0].data)
-        if args and out_of_place(getattr(func, "__name__", "")) is not None:
-            for one in args[0] if isinstance(args[0], (list, tuple)) else [args[0]]:
-                address = _address(one)
-                if address in self.weights and address not in self.kept:
-                    self.kept[address] = (one.detach(), one.detach().clone())
-        return func(*args, **(kwargs or {}))
+        in_place = args and out_of_place(getattr(func, "__name__", "")) is not None
+        for written in (args[0] if in_place else None, kwargs.get("out")):
+            for one in written if isinstance(written, (list, tuple)) else [written]:
+                storage = _storage(one)
+                if storage in self.weights and storage not in self.kept:
+                    self.kept[storage] = [weight.clone() for weight in self.weights[storage]]
+        return func(*args, **kwargs)
 
     def put_back(self) -> None:
         for key, data in self.data.items():
             self.parameters[key].data = data
-        for weight, before in self.kept.values():
-            weight.copy_(before)
+        for storage, kept in self.kept.items():
+            for weight, before in zip(self.weights[storage], kept, strict=True):
+                weight.copy_(before)
 
 
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
+
+
+def _storage(tensor: Any) -> int:
+    """Where the memory of a tensor begins, also if it is a view; 0 if it has none of its own."""
+    try:
+        return int(tensor.untyped_storage().data_ptr())
+    except Exception:  # sharded, sparse and fake tensors
+        return 0
 
 
 def _address(tensor: Any) -> int:
@@ -398,6 +412,7 @@ def _address(tensor: Any) -> int:
 
 
 _OF_ALL_MODULES = frozenset(vars(nn.Module()))
+_MISSING = object()
 
 
 def _is_of_user(module: nn.Module) -> bool:
@@ -433,16 +448,20 @@ _GENERATORS: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], None]]]
     random.Random: (lambda one: one.getstate(), lambda one, state: one.setstate(state)),
 }
 """How the state of a generator of random numbers is read and written."""
+_PLAIN = (bool, int, float, str, list, deque, type(None), torch.device, torch.dtype)
+_CHANGING = (Tensor, np.ndarray, np.generic, *_GENERATORS)
+"""With the plain ones, the types of the attributes of a counter."""
 
 
 def _kept(value: Any, depth: int = 0) -> Any:
-    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-        return value.detach().clone()
+    if isinstance(value, Tensor):
+        is_dense = value.layout == torch.strided and not value.is_meta and not value.is_nested
+        return (value.detach(), value.detach().clone()) if is_dense and not isinstance(value, nn.Parameter) else None
     for kind, (read, _) in _GENERATORS.items():
         if isinstance(value, kind):
             return read(value)
     if isinstance(value, np.ndarray):
-        return value.copy()
+        return value.copy() if value.flags.writeable else None
     if _is_counter(value):
         value = vars(value)
     if isinstance(value, CONTAINERS) and depth < 3 and len(value) < 1000:
@@ -473,11 +492,21 @@ def with_other_containers(value: Any, depth: int = 0) -> Any:
 
 
 def _is_counter(value: Any) -> bool:
-    """Whether it is a small object of plain numbers, such as one that averages losses."""
+    """Whether it is a small object of plain numbers, tensors and generators, such as one that averages losses."""
     fields = getattr(value, "__dict__", None)
     if not isinstance(fields, dict) or isinstance(value, (type, nn.Module, Tensor)) or not fields:
         return False
-    return all(type(field) in (bool, int, float, str, list, deque, type(None)) for field in fields.values())
+    return all(type(field) in _PLAIN or isinstance(field, _CHANGING) for field in fields.values())
+
+
+def _counters(fields: Mapping[Any, tuple[Any, Any]]) -> Iterator[tuple[Any, dict[Any, tuple[Any, Any]]]]:
+    """The counters among kept fields, as deep as they are kept, each with its own."""
+    for value, kept in fields.values():
+        if isinstance(kept, list):
+            items = {key: (item, item_kept) for key, item, item_kept in kept}
+            if not isinstance(value, CONTAINERS):
+                yield value, items
+            yield from _counters(items)
 
 
 def _put_back(value: Any, kept: Any) -> None:
@@ -485,9 +514,13 @@ def _put_back(value: Any, kept: Any) -> None:
         if isinstance(value, kind):
             return write(value, kept)
     if isinstance(value, Tensor) and kept is not None:
-        if not torch.equal(value, kept):  # compared by value: native batch norm updates buffers without a version bump
-            value.detach().copy_(kept)
-    elif isinstance(value, np.ndarray):
+        data, numbers = kept
+        if value.shape != data.shape or value.stride() != data.stride() or _address(value) != _address(data):
+            value.data = data
+        # Compared by value, because native batch norm updates buffers without a version bump.
+        if not torch.equal(data, numbers):
+            data.copy_(numbers)
+    elif isinstance(value, np.ndarray) and kept is not None:
         value[...] = kept
     elif kept is not None:
         value = value if isinstance(value, CONTAINERS) else vars(value)

@@ -385,6 +385,77 @@ def test_asking_puts_back_random_numbers_buffers_metrics_and_fields():
     assert runs[0][0] == 3
 
 
+class Helper:
+    """A plain object, such as one that counts labels or hands features to the loss."""
+
+    def __init__(self, **fields):
+        vars(self).update(fields)
+
+
+def resized(helper):
+    helper.counts.data = torch.cat([helper.counts, torch.ones(1)])
+
+
+COUNTS = {
+    "in place": lambda helper: helper.counts.add_(1),
+    "another tensor": lambda helper: setattr(helper, "counts", helper.counts + 1),
+    "resized": resized,
+    "an array": lambda helper: np.add(helper.array, 1, out=helper.array),
+    "a generator": lambda helper: torch.rand(1, generator=helper.generator),
+}
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("count", COUNTS.values(), ids=COUNTS)
+def test_asking_puts_back_tensors_arrays_and_generators_of_helper_objects(count, many):
+    class Counting(Model):
+        def __init__(self):
+            super().__init__(flattened)
+            helper = Helper(
+                counts=torch.zeros(K), array=np.zeros(K), generator=torch.Generator(), device=torch.device("cpu"),
+                graph=torch.eye(2).to_sparse(), constant=np.broadcast_to(np.ones(1), (3,)), weight=self.head.weight,
+            )  # fmt: skip
+            self.helper = [helper] if many else helper
+
+        def forward(self, batch):
+            count(self.helper[0] if many else self.helper)
+            return super().forward(batch)
+
+    ends = []
+    for algorithms in ([], [LabelSmoothing(0.0)]):
+        model = Counting()
+        train(algorithms, model)
+        helper = model.helper[0] if many else model.helper
+        ends.append((helper.counts.tolist(), helper.array.tolist(), helper.generator.get_state().tolist()))
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("before", [None, torch.zeros(0)])
+@pytest.mark.parametrize("many", [False, True])
+def test_the_loss_finds_what_forward_left_in_a_helper_object(before, many):
+    class Handing(Model):
+        def __init__(self):
+            super().__init__(
+                lambda o, b: masked(o, b) + 0.1 * self.helper()["logits"][b["labels"] != -100].square().mean()
+            )
+            helper = Helper(logits=before)
+            self.helpers = [helper] if many else helper
+
+        def helper(self):
+            return vars(self.helpers[0] if many else self.helpers)
+
+        def forward(self, batch):
+            output = super().forward(batch)
+            self.helper()["logits"] = output.logits
+            return output
+
+    hard, zero, smooth = (
+        train(algorithms, Handing()) for algorithms in ([], [LabelSmoothing(0.0)], [LabelSmoothing(0.3)])
+    )
+    torch.testing.assert_close(hard, zero)
+    assert not torch.allclose(hard, smooth, atol=1e-5)
+
+
 def test_a_property_of_the_model_is_never_asked():
     class Touchy(Model):
         @property

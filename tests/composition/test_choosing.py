@@ -354,7 +354,20 @@ def average_at_once(model):
     torch._foreach_lerp_([mean.data for mean in means], others, 0.5)
 
 
-@pytest.mark.parametrize("update", [average, average_at_once])
+def average_of_parts(model):
+    with torch.no_grad():
+        for mean, weight in zip(model.auxiliary.parameters(), model.layer.parameters(), strict=True):
+            for i in range(len(mean)):
+                mean[i].mul_(0.5).add_(weight[i], alpha=0.5)
+
+
+def average_into(model):
+    with torch.no_grad():
+        for mean, weight in zip(model.auxiliary.parameters(), model.layer.parameters(), strict=True):
+            torch.lerp(mean[1:], weight[1:], 0.5, out=mean[1:])
+
+
+@pytest.mark.parametrize("update", [average, average_at_once, average_of_parts, average_into])
 def test_asking_does_not_move_the_average_of_the_weights(update):
     def loss(o, b, model):
         update(model)
@@ -600,17 +613,12 @@ def test_evaluation_after_an_interrupted_step_sees_plain_labels(monkeypatch):
 
 
 def test_a_model_that_could_not_be_asked_but_trains_is_told():
-    class Store(Model):
-        def __init__(self):
-            super().__init__(lambda o, b, model: F.cross_entropy(o, model.meter.labels))
-            self.meter = SimpleNamespace(steps=0)
+    def with_penalty(o, b, model):
+        (gradient,) = torch.autograd.grad(o.sum(), model.layer.weight, create_graph=True)
+        return F.cross_entropy(o, b[1]) + gradient.square().mean()
 
-        def forward(self, batch):
-            self.meter.labels = batch[1]
-            return super().forward(batch)
-
-    with pytest.warns(UserWarning, match=r"could not ask the model what its loss is \(AttributeError: .*'labels'"):
-        weights(Store(), [LabelSmoothing(0.1)])
+    with pytest.warns(UserWarning, match=r"could not ask the model what its loss is \(RuntimeError: .*require grad"):
+        weights(Model(with_penalty), [LabelSmoothing(0.1)])
 
 
 def auxiliary(logits, target, cross_entropy):
