@@ -24,6 +24,10 @@ from composer_ls.lab.training.teacher import load_teacher
 from composer_ls.lab.training.train import train
 
 
+WITH_CLASSES = "1.png"
+"""A mask of 20 that the recipe's seed puts into none of the first two batches of four."""
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     return write_camvid(tmp_path_factory.mktemp("camvid"))
@@ -87,9 +91,9 @@ def test_every_loss_trains_beside_every_mixer(tmp_path, root, loss, mixer):
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "dice", "cross_entropy+dice"])
 def test_batches_of_void_alone_have_zero_loss_and_leave_no_nan(tmp_path, loss):
-    void = write_camvid(tmp_path / "void")
-    for split in ("train", "test"):
-        for file in (void / split / "masks").iterdir():
+    void = write_camvid(tmp_path / "void", count=20)
+    for file in (void / "train" / "masks").iterdir():
+        if file.name != WITH_CLASSES:
             Image.new("L", (32, 24), 11).save(file)
     run(tmp_path / "run", void, f"loss={loss}", "checkpoints.keep=true", "duration=2ba")
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
