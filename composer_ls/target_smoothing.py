@@ -15,7 +15,7 @@ from composer.loss import soft_cross_entropy
 from composer.utils import dist
 from torch import Tensor
 
-from composer_ls.composition.batches import DEFAULT_KEY, NO_LABEL, as_tensor, form_of, has
+from composer_ls.composition.batches import DEFAULT_KEY, NO_LABEL, as_tensor, form_of, may_have_targets
 from composer_ls.composition.choosing import BINARY_FOR_CLASSES, OWN_LOSS, Way, choose
 from composer_ls.composition.conflicts import (
     Conflict,
@@ -49,7 +49,10 @@ OTHER_FORM = (
     f"asks about at most {MOST_FORMS} forms, and with several processes about one, since all of them would have to ask: give every "
     "batch the same keys, dimensions and dtypes. This is told once"
 )
-NO_TARGETS = "a batch has no targets at target_key={key!r}, where earlier ones had them, so {name} changes nothing in batches of this form"
+UNTOUCHED = (
+    "{name} changes nothing in batches that have no targets at target_key={key!r}, or whose loss computes no cross entropy of "
+    "labels, where earlier ones do. This is told once"
+)
 
 
 def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
@@ -108,7 +111,8 @@ class TargetSmoothing(Algorithm):
         self.way: Way = TargetsInBatch(self)
         self.factor: Factor | None = None
         self._ways: dict[Any, Way] = {}  # by the form of the batch, for those about which the model was asked
-        self._asked = self._announced = self._had_targets = self._told = self._validated = False
+        self._asked = self._announced = self._had_targets = self._validated = False
+        self._told: set[str] = set()
         self._replaced_loss: tuple[Any, Any] | None = None
 
     @abstractmethod
@@ -167,7 +171,8 @@ class TargetSmoothing(Algorithm):
             model._loss_fn = cross_entropy  # without the dense target, and ignored rows do not count in its mean
         self.way = TargetsInBatch(self)
         self._ways = {}
-        self._asked = self._announced = self._had_targets = self._told = self._validated = False
+        self._asked = self._announced = self._had_targets = self._validated = False
+        self._told = set()
         if self is next(algorithm for algorithm in state.algorithms if is_smoother(algorithm, "composer_ls")):
             self._announce(state, logger)  # once, for all of them
 
@@ -179,33 +184,37 @@ class TargetSmoothing(Algorithm):
     def _before_forward(self, state: State, logger: Logger) -> None:
         self.way.put_back(state)  # in case an earlier step was interrupted
         form = form_of(state.batch)
+        has_targets = may_have_targets(state.batch, self.target_key)
         if form in self._ways:
             self.way = self._ways[form]
+        elif self._had_targets and not has_targets:
+            self.way = Untouched(self)
         elif len(self._ways) < (1 if dist.get_world_size() > 1 else MOST_FORMS):
             self.way = self._way_for(form, state)
+            self._had_targets |= has_targets
         else:
-            if not self._told:
-                warnings.warn(OTHER_FORM.format(name=type(self).__name__), stacklevel=2)
-            self._told, self.way = True, next(iter(self._ways.values()))
-        if self.way.describe() and not self._announced:
+            self.way = next(iter(self._ways.values()))
+            if not has_targets or type(self.way) is not TargetsInBatch:  # which suits any form
+                self._tell(OTHER_FORM)
+        if isinstance(self.way, Untouched):
+            self._tell(UNTOUCHED)
+        elif self.way.describe() and not self._announced:
             self._announced = True
             self._announce(state, logger)
         self.way.before_forward(state)
 
     def _way_for(self, form: Any, state: State) -> Way:
         """How smoothed targets reach the loss in batches of a form that is new."""
-        has_targets = has(state.batch, self.target_key)
-        way: Way = Untouched(self)
-        settled = True
-        if has_targets or not self._had_targets:
-            way, settled = choose(self, state)
-        else:
-            warnings.warn(NO_TARGETS.format(name=type(self).__name__, key=self.target_key), stacklevel=2)
-        self._had_targets |= has_targets
+        way, settled = choose(self, state, bool(self._ways))
         if _in_all_processes(settled, state):
             self._ways[form] = way
         self._asked, self._validated = True, False
         return way
+
+    def _tell(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            warnings.warn(text.format(name=type(self).__name__, key=self.target_key), stacklevel=2)
 
     def _before_loss(self, state: State, logger: Logger) -> None:
         if not self._asked and holds_loss(state.outputs):

@@ -54,15 +54,13 @@ class Answering:
         self.methods = [name for name, used in (("forward", in_forward), ("loss", in_loss)) if used]
         self.names = list(dict.fromkeys(call.name for call in calls))
         self.labels = sorted({".".join(map(str, path)) for call in calls for path in call.origins - {MADE}})
-        self._places = {_place(call) for call in calls}
         self._replaced: list[ReplacedMethod] = []
-        self._answered_at: set[str] = set()
         self._answers, self._told = 0, False
 
     def before_forward(self, state: State) -> None:
         """Start intercepting loss calls in the forward pass, if the loss is computed there."""
         self.put_back(state)
-        self._answers, self._answered_at = 0, set()
+        self._answers = 0
         if "forward" in self.methods:
             self._listen_to("forward")
 
@@ -77,17 +75,15 @@ class Answering:
             self._listen_to("loss")
 
     def after_loss(self, state: State) -> None:
-        """Stop intercepting, unless another algorithm may compute a second loss. Warn if a loss was not smoothed."""
-        if not may_compute_losses(state.algorithms):
+        """Stop intercepting, unless something else may compute a second loss. Warn if nothing was smoothed."""
+        if not may_compute_losses(state):
             self.put_back(state)
-        missing = self._places - self._answered_at
-        if (not self._answers or missing) and not self._told and self.smoother.smooths:
+        if not self._answers and not self._told and self.smoother.smooths:
             self._told = True
-            where = f" ({', '.join(sorted(missing))})" if self._answers else ""
             warnings.warn(
-                f"{type(self.smoother).__name__} changed {'only a part of the loss' if self._answers else 'nothing'} in a step, "
-                f"because {type(self.model).__name__} computed no {' or '.join(self.names)} of {' or '.join(self.labels)} with a "
-                f"gradient in it, as it did when it was asked{where}. This is told once",
+                f"{type(self.smoother).__name__} changed nothing in a step, because {type(self.model).__name__} computed no "
+                f"{' or '.join(self.names)} of {' or '.join(self.labels)} with a gradient in it, as it did when it was asked. "
+                f"This is told once",
                 stacklevel=2,
             )
 
@@ -117,16 +113,11 @@ class Answering:
     def _answer(self, call: Call, paths: list[Path] | None) -> Tensor:
         if not is_answerable(call, self.smoother.kind, paths):
             return call.as_it_is()
-        return self._counted(call, answered(call, self.smoother.smoothed, self.smoother.ignore_index))
+        return self._counted(answered(call, self.smoother.smoothed, self.smoother.ignore_index))
 
-    def _counted(self, call: Call, loss: Tensor) -> Tensor:
+    def _counted(self, loss: Tensor) -> Tensor:
         self._answers += loss.requires_grad  # nothing is smoothed without one, as in an autograd function of the user's
-        self._answered_at.add(_place(call))
         return loss
-
-
-def _place(call: Call) -> str:
-    return call.place or call.name
 
 
 def answered(

@@ -23,6 +23,7 @@ __all__ = [
     "get",
     "has",
     "leaves",
+    "may_have_targets",
     "path_of",
     "with_leaves",
     "with_target",
@@ -60,10 +61,15 @@ def get(batch: Any, key: Any) -> Any:
 def has(batch: Any, key: Any) -> bool:
     """Whether the batch holds something at ``key``."""
     try:
-        get(batch, key)
+        return get(batch, key) is not None
     except (TypeError, ValueError, KeyError, IndexError, AttributeError):
         return False
-    return True
+
+
+def may_have_targets(batch: Any, key: Any) -> bool:
+    """Whether the batch holds something at ``key``, or, without a key, several things of which one may be the targets."""
+    some = key == DEFAULT_KEY and isinstance(batch, Mapping) and any(name in batch for name in NAMES)
+    return some or has(batch, key)
 
 
 def path_of(batch: Any, key: Any) -> Path:
@@ -128,16 +134,19 @@ def form_of(batch: Any) -> frozenset[tuple[Any, ...]]:
     """What batches have in common that a loss treats alike.
 
     This is where they hold tensors, with how many dimensions, and whether these are floating-point; but not how many things are
-    in an inner list, such as the boxes of an image.
+    in a list, such as the boxes of an image.
     """
+    kept = 1 if isinstance(batch, tuple) else 0
     return frozenset(
-        (*path[:1], *("*" if isinstance(key, int) else key for key in path[1:]), *_kind_of(leaf))
+        (
+            *path[:kept],
+            *("*" if isinstance(key, int) else key for key in path[kept:]),
+            leaf.ndim,
+            leaf.is_floating_point(),
+        )
         for path, leaf in leaves(batch)
+        if isinstance(leaf, Tensor)
     )
-
-
-def _kind_of(leaf: Any) -> tuple[Any, ...]:
-    return (leaf.ndim, leaf.is_floating_point()) if isinstance(leaf, Tensor) else (leaf is None,)
 
 
 def cloned(batch: Any) -> Any:

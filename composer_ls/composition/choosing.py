@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from composer.algorithms import CutMix
 from composer.core import Precision, State, get_precision_context
 from composer.models import HuggingFaceModel
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ from composer_ls.composition.batches import (
 from composer_ls.composition.conflicts import Conflict, DoubleSmoothingError, smoothing_of
 from composer_ls.composition.mixers import mixers_among, refuse_mixers
 from composer_ls.composition.plan import unwrapped
-from composer_ls.composition.targets_in_batch import TargetsInBatch, logits_of
+from composer_ls.composition.targets_in_batch import TargetsInBatch, Untouched, logits_of
 from composer_ls.composition.without_logits import (
     AnsweringWithoutLogits,
     WithoutLogits,
@@ -113,13 +114,19 @@ MIXED_ROWS = (
 )
 
 
-def choose(smoother: Any, state: State) -> tuple[Way, bool]:
+def choose(smoother: Any, state: State, is_another_form: bool = False) -> tuple[Way, bool]:
     """Ask the model what its loss is, and decide how smoothed targets reach it.
 
     The model is called on the microbatch as Composer calls it, without gradient or side effects. If its loss is the
     same number for the labels and for their one-hot distributions, the targets in the batch are replaced. If not, each
     cross entropy that it computes from the labels is replaced by the smoothed one. A Hugging Face model that computes
     its loss in ``forward()`` is called without labels, and the smoothed loss is added to its output.
+
+    Args:
+        smoother: The algorithm.
+        state: The state of the Trainer, with a microbatch.
+        is_another_form: Whether batches of another form are smoothed. Then nothing is, if the loss of this one computes no cross
+            entropy of labels, as that of regression or of two views of an image.
 
     Returns:
         The way, and whether it is settled; if not, because every label is ignored, the next microbatch decides.
@@ -131,7 +138,12 @@ def choose(smoother: Any, state: State) -> tuple[Way, bool]:
     """
     with get_precision_context(state.precision, state.precision_config):
         asked = _Asked(smoother, unwrapped(state), state)
-        way = asked.way()
+        try:
+            way = asked.way()
+        except (TypeError, ValueError):
+            if not is_another_form or not asked.hears_no_labels():
+                raise
+            return Untouched(smoother), True
     if smoother.logits == "never" and not isinstance(way, (WithoutLogits, AnsweringWithoutLogits)):
         raise TargetError(
             f"logits='never' is for models whose loss is one torch.nn.functional.cross_entropy of their labels, but the loss "
@@ -151,12 +163,18 @@ class _Asked:
         self.conflicts: list[Conflict] = []
         self.bad_label: ValueError | None = None
         self.failure: str | None = None
-        self.heard: list[Call] = []
+        self.heard: list[Call] | None = None  # until the model was asked
         self.counts = True  # whether some target is of a class
+
+    def hears_no_labels(self) -> bool:
+        """Whether the loss computes no cross entropy of labels at all."""
+        return self.heard is not None and not any(
+            call.is_of_labels and call.function in (*CLASSES, *BINARY) for call in self.heard
+        )
 
     def is_settled(self) -> bool:
         """Whether some label was of a class. If all are ignored, another loss may give the same number."""
-        of_labels = [call for call in self.heard if call.is_of_labels and not call.target.is_floating_point()]
+        of_labels = [call for call in self.heard or [] if call.is_of_labels and not call.target.is_floating_point()]
         ignored = [bool((call.target.long() == call.ignore_index).all()) for call in of_labels]
         return self.counts and not (ignored and all(ignored))
 
@@ -326,10 +344,10 @@ class _Asked:
             if any(isinstance(leaf, Tensor) and leaf.dtype in HALF for _, leaf in leaves(losses)):
                 self.outputs = with_leaves(outputs, _in_float32)  # they may have been rounded to the same number
                 losses, weights = self._losses_of(batch, target, logits)
+                if any(isinstance(leaf, Tensor) and leaf.dtype in HALF for _, leaf in leaves(losses)):
+                    return ""  # it computes in half precision itself
             of_labels, hard, little, much = map(total, losses)
             if of_labels is None or hard is None or little is None or much is None:
-                return ""
-            if any(loss.dtype in HALF for loss in (hard, little, much)):
                 return ""
             if not self._same(of_labels, hard):
                 return _differs(hard, of_labels)
@@ -385,23 +403,27 @@ class _Asked:
 
     def _object_to_mixed_rows(self, calls: list[Call]) -> None:
         """Object to a mixer of labels if the loss computes the cross entropy of mixed rows where it cannot be heard."""
-        mixing = [
-            type(one).__name__ for one, mixer in mixers_among(self.state.algorithms) if not mixer.interpolates(one)
-        ]
         key, logits = self.smoother.target_key, calls[0].input
-        labels = as_tensor(get(self.batch, key), logits.device) if mixing and has(self.batch, key) else None
+        labels = as_tensor(get(self.batch, key), logits.device) if has(self.batch, key) else None
         if not isinstance(labels, Tensor) or labels.is_floating_point() or logits.ndim < 2:
             return
-        rows = F.one_hot(labels.long().clamp(0, logits.shape[1] - 1), logits.shape[1]).movedim(-1, 1).to(logits.dtype)
+        mixing = [
+            type(one).__name__
+            for one, mixer in mixers_among(self.state.algorithms)
+            if not mixer.interpolates(one) and not (isinstance(one, CutMix) and labels.ndim > 2)  # which pastes labels
+        ]
+        if not mixing:
+            return
         try:
-            batch = with_target(self.batch, key, rows)
+            rows = F.one_hot(labels.long().clamp(0, logits.shape[1] - 1), logits.shape[1]).movedim(-1, 1)
+            batch = with_target(self.batch, key, rows.to(logits.dtype))
             with Listening(batch, Call.as_it_is) as heard:
                 self._loss(batch)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             return  # the training step will show it
-        missing = [call for call in calls if call.place not in {one.place for one in self._answerable(heard.calls)}]
+        missing = calls[len(self._answerable(heard.calls)) :]
         if missing:
             self._refuse(
                 TargetError(MIXED_ROWS.format(mixer=mixing[0], model=type(self.model).__name__, call=missing[0].name))

@@ -33,20 +33,20 @@ def place(algorithms: Sequence[Algorithm], smoother: Algorithm) -> list[Algorith
     return [*others[:position], smoother, *others[position:]]
 
 
-def _is_unknown(algorithm: Algorithm) -> bool:
+def _is_unknown(algorithm: Any) -> bool:
     """Whether an algorithm may rewrite targets: neither a registered mixer nor from Composer or this package."""
     known = mixer_of(algorithm) is not None or is_smoother(algorithm)
     return not known and type(algorithm).__module__.partition(".")[0] not in {"composer", "composer_ls"}
 
 
-def may_compute_losses(algorithms: Sequence[Algorithm]) -> bool:
-    """Whether one may compute a loss between the training loss and the backward pass: a mixer of losses, or an unknown one."""
-    return has_unknown(algorithms) or any(mixer.interpolates(one) for one, mixer in mixers_among(algorithms))
+def may_compute_losses(state: State) -> bool:
+    """Whether something may compute a loss between the training loss and the backward pass: a mixer of losses, or what is unknown."""
+    return has_unknown(state) or any(mixer.interpolates(one) for one, mixer in mixers_among(state.algorithms))
 
 
-def has_unknown(algorithms: Sequence[Algorithm]) -> bool:
-    """Whether there is an algorithm that is neither a registered mixer nor from Composer or this package."""
-    return any(map(_is_unknown, algorithms))
+def has_unknown(state: State) -> bool:
+    """Whether there is an algorithm or a callback that is neither a registered mixer nor from Composer or this package."""
+    return any(map(_is_unknown, [*state.algorithms, *state.callbacks]))
 
 
 def describe(trainer_or_state: Any) -> str:

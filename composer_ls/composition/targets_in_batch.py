@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from composer.core import Algorithm, State
 from composer.utils import batch_get
 from torch import Tensor
@@ -97,21 +99,24 @@ class TargetsInBatch:
             if not second.mixer.interpolates(second.algorithm):
                 second.put_back()
         self._second_labels = [second for second in self._second_labels if second.mixer.interpolates(second.algorithm)]
-        if has_unknown(state.algorithms):
-            self._later = ReplacedMethod(unwrapped(state), "loss", self._smoothed_loss)
+        if has_unknown(state):
+            labels = get(state.batch, self.smoother.target_key)
+            self._later = ReplacedMethod(unwrapped(state), "loss", functools.partial(self._smoothed_loss, labels))
 
-    def _smoothed_loss(self, loss: Callable[..., Any], outputs: Any, batch: Any, *args: Any, **options: Any) -> Any:
-        """The model's loss with smoothed targets, unless they are smoothed already."""
-        key = self.smoother.target_key
-        with contextlib.suppress(
-            TypeError, ValueError
-        ):  # another form of outputs or batch than that of the training loss
-            target = get(batch, key)
-            ours = isinstance(target, SoftTargets) or any(target is second.smoothed for second in self._second_labels)
-            if not ours:
-                logits = logits_of(outputs, self.smoother.output_key, self.smoother.kind)
-                batch = with_target(batch, key, self.smoother.smoothed(logits, target))
-        return loss(outputs, batch, *args, **options)
+    def _smoothed_loss(self, labels: Any, loss: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """The model's loss with smoothed targets, if it is to be learnt from and its labels are those of the step.
+
+        Others may be of another training, if this step was interrupted before its end.
+        """
+        if len(args) > 1 and torch.is_grad_enabled():
+            outputs, batch, *others = args
+            key = self.smoother.target_key
+            with contextlib.suppress(TypeError, ValueError, KeyError, IndexError, AttributeError):  # of another form
+                target = get(batch, key)
+                if _are_same(target, labels):
+                    logits = logits_of(outputs, self.smoother.output_key, self.smoother.kind)
+                    args = (outputs, with_target(batch, key, self.smoother.smoothed(logits, target)), *others)
+        return loss(*args, **options)
 
     def seen(self, state: State) -> tuple[Tensor, list[Any]] | None:
         """After the loss: the logits, and the targets that say which labels each example has, mixed ones included."""
@@ -141,6 +146,13 @@ class TargetsInBatch:
 
     def describe(self) -> None:
         """Nothing to add to the plan."""
+
+
+def _are_same(target: Any, labels: Any) -> bool:
+    """Whether targets are the labels themselves, or a view of them."""
+    if isinstance(target, SoftTargets) or not (isinstance(target, Tensor) and isinstance(labels, Tensor)):
+        return target is labels and not isinstance(target, SoftTargets)
+    return target.untyped_storage().data_ptr() == labels.untyped_storage().data_ptr()
 
 
 class Untouched(TargetsInBatch):

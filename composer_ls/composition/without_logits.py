@@ -162,8 +162,8 @@ class AnsweringWithoutLogits(Answering):
         if not is_answerable(call, self.smoother.kind, paths):
             return call.as_it_is()
         if not self._layer.made(call.input):
-            return self._counted(call, answered(call, self.smoother.smoothed, self.smoother.ignore_index))
-        return self._counted(call, self._answered(call, self.smoother.smoothed))
+            return self._counted(answered(call, self.smoother.smoothed, self.smoother.ignore_index))
+        return self._counted(self._answered(call, self.smoother.smoothed))
 
     def _answered(self, call: Call, smooth: Callable[..., Tensor]) -> Tensor:
         def loss(_: Tensor, target: Tensor, weight: Tensor | None = None, **options: Any) -> Tensor:

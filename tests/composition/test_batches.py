@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from composer_ls.composition.batches import TargetKeyError, as_tensor, cloned, get, leaves, path_of, with_target
+from composer_ls.composition.batches import (
+    TargetKeyError,
+    as_tensor,
+    cloned,
+    form_of,
+    get,
+    has,
+    leaves,
+    may_have_targets,
+    path_of,
+    with_target,
+)
 
 Pair = namedtuple("Pair", ["inputs", "labels"])
 X, Y, NEW = torch.zeros(2), torch.tensor([0, 1]), torch.tensor([1, 0])
@@ -78,3 +89,21 @@ def test_a_clone_shares_no_tensor():
     for (path, a), (other, b) in zip(leaves(batch), leaves(cloned(batch)), strict=True):
         assert path == other
         assert (a is not b and torch.equal(a, b)) if isinstance(a, torch.Tensor) else a == b
+
+
+def test_the_form_of_a_batch_is_where_its_tensors_are_and_of_what_kind():
+    x, y = torch.zeros(8, 3), torch.zeros(8).long()
+    assert form_of((x, y)) == form_of((x[:1], y[:1])) != form_of((x, y, y))
+    assert form_of((x, y)) != form_of((x, torch.zeros(8, 5)))
+    assert form_of({"x": x, "y": y}) != form_of({"x": x})
+    boxes = [{"boxes": torch.zeros(n, 4), "name": name} for n, name in ((2, "a"), (3, None))]
+    assert form_of((x, boxes)) == form_of((x, boxes[:1]))
+    assert form_of([{"x": x}, {"x": x}]) == form_of([{"x": x}])
+
+
+def test_targets_that_are_none_are_no_targets():
+    assert has({"labels": torch.zeros(2)}, "labels")
+    assert not has({"labels": None}, "labels")
+    assert not has({"x": None}, lambda batch: batch.get("labels"))
+    assert may_have_targets({"labels": None, "target": 1}, 1)
+    assert not may_have_targets({"x": 1}, 1)

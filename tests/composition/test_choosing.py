@@ -11,7 +11,7 @@ import pytest
 import torch
 from composer import Evaluator, Trainer
 from composer.algorithms import CutMix, MixUp
-from composer.core import Algorithm, Event
+from composer.core import Algorithm, Callback, Event
 from composer.loss import soft_cross_entropy
 from composer.models import ComposerModel
 from torch import nn
@@ -930,24 +930,29 @@ def test_batches_without_targets_stay_as_they_are_and_that_is_told(key):
         return Model(loss, lambda model, b: {"classes": model.layer(b["x"]), "turns": model.auxiliary(b["x"])})
 
     batches = 2 * [{"x": x, "labels": y, "turns": turns}, {"x": x, "turns": turns}]
-    with pytest.warns(UserWarning, match="has no targets at target_key=.*, where earlier ones had them") as told:
+    with pytest.warns(UserWarning, match="changes nothing in batches that have no targets at target_key=") as told:
         found = in_turn(model(F.cross_entropy), [LabelSmoothing(0.1, target_key=key)], batches)
-    assert len([one for one in told if "where earlier ones" in str(one.message)]) == 1
+    assert len([one for one in told if "changes nothing in batches" in str(one.message)]) == 1
     assert_close(found, in_turn(model(smoothed), [], batches))
 
 
-def test_a_model_is_asked_about_a_few_forms_only_and_that_is_told(monkeypatch):
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_a_model_is_asked_about_a_few_forms_only_and_that_is_told_if_it_may_matter(monkeypatch, is_masked):
     asked = []
     monkeypatch.setattr(target_smoothing, "choose", lambda *given: asked.append(given) or choosing.choose(*given))
     batches = [{"x": inputs()[:8], "labels": labels()[:8], f"name {i}": torch.zeros(8)} for i in range(20)]
 
     def model(cross_entropy):
-        return Model(lambda o, b: cross_entropy(o, b["labels"]), lambda model, b: model.layer(b["x"]))
+        def loss(o, b):
+            return cross_entropy(o, b["labels"].where(b["labels"] != 99, -100) if is_masked else b["labels"])
 
-    with pytest.warns(UserWarning, match="is treated as the first one") as told:
+        return Model(loss, lambda model, b: model.layer(b["x"]))
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         found = in_turn(model(F.cross_entropy), [LabelSmoothing(0.1)], batches)
     assert len(asked) == target_smoothing.MOST_FORMS
-    assert len([one for one in told if "treated as the first" in str(one.message)]) == 1
+    assert len([one for one in told if "is treated as the first one" in str(one.message)]) == is_masked
     assert_close(found, in_turn(model(smoothed), [], batches))
 
 
@@ -968,6 +973,44 @@ def test_a_step_that_ends_in_the_backward_pass_leaves_the_model_as_it_was():
     with pytest.raises(KeyboardInterrupt):
         weights(model, [LabelSmoothing(0.1)])
     assert "loss" not in vars(model)
+
+
+class Interrupts(Algorithm):
+    """Raises an error in the first step, before the backward pass."""
+
+    def match(self, event, state):
+        return event == Event.BEFORE_BACKWARD
+
+    def apply(self, event, state, logger):
+        raise KeyboardInterrupt
+
+
+def test_a_training_after_an_interrupted_one_is_not_smoothed_by_it():
+    model = Model(lambda o, b: F.cross_entropy(o, b[1]))
+    with pytest.raises(KeyboardInterrupt):
+        weights(model, [LabelSmoothing(0.5), Interrupts()])
+    assert_close(weights(model, []), weights(Model(lambda o, b: F.cross_entropy(o, b[1])), []))
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+@pytest.mark.parametrize("of_numbers", [F.mse_loss, F.l1_loss])
+def test_batches_of_another_form_whose_loss_has_no_classes_stay_as_they_are(is_masked, of_numbers):
+    x, y = inputs()[:8], labels()[:8]
+
+    def model(cross_entropy):
+        def loss(o, b):
+            if b[1].is_floating_point():
+                return of_numbers(o[:, 0], b[1])
+            return cross_entropy(o, b[1].where(b[1] != 99, -100) if is_masked else b[1])
+
+        return Model(loss)
+
+    batches = 2 * [(x, y), (x, x[:, 0])]
+    with pytest.warns(UserWarning, match="or whose loss computes no cross entropy of labels"):
+        found = in_turn(model(F.cross_entropy), [LabelSmoothing(0.1)], batches)
+    assert_close(found, in_turn(model(smoothed), [], batches))
+    with pytest.raises((TargetError, ValueError)):
+        in_turn(model(F.cross_entropy), [LabelSmoothing(0.1)], batches[1:2])
 
 
 class Adversarial(Algorithm):
@@ -992,16 +1035,46 @@ def test_a_second_loss_by_an_algorithm_of_the_users_is_smoothed_too(is_masked):
     assert_close(found, weights(Model(loss_of(smoothed)), [Adversarial()]))
 
 
-def test_a_part_of_the_loss_that_is_not_smoothed_any_more_is_told():
-    def by_steps(o, b, model):
-        model.steps = getattr(model, "steps", 0) + 1
-        loss = F.cross_entropy(o, b[1].where(b[1] != 99, -100))
-        if model.steps > 2:
-            return loss
-        return loss + F.cross_entropy(2 * o, b[1].where(b[1] != 99, -100))
+class AddsALoss(Callback):
+    """Adds the loss of the same batch once more."""
 
-    with pytest.warns(UserWarning, match=r"changed only a part of the loss in a step.*test_choosing.py"):
-        weights(Model(by_steps), [LabelSmoothing(0.1)])
+    def before_backward(self, state, logger):
+        state.loss = state.loss + state.model.loss(2 * state.outputs, state.batch)
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_a_second_loss_by_a_callback_of_the_users_is_smoothed_too(is_masked):
+    def model(cross_entropy):
+        return Model(lambda o, b: cross_entropy(o, b[1].where(b[1] != 99, -100) if is_masked else b[1]))
+
+    def trained(cross_entropy, algorithms):
+        loader = DataLoader(TensorDataset(inputs(), labels()), 8)
+        return fit(algorithms, model=model(cross_entropy), loader=loader, callbacks=[AddsALoss()])
+
+    assert_close(trained(F.cross_entropy, [LabelSmoothing(0.1)]), trained(smoothed, []))
+
+
+class Looks(Algorithm):
+    """Computes losses to look at: without a gradient, by keywords, and of another batch."""
+
+    def __init__(self):
+        self.seen = []
+
+    def match(self, event, state):
+        return event == Event.BEFORE_BACKWARD
+
+    def apply(self, event, state, logger):
+        with torch.no_grad():
+            self.seen.append(state.model.loss(state.outputs, state.batch).item())
+        self.seen.append(state.model.loss(outputs=state.outputs, batch=state.batch).item())
+        self.seen.append(state.model.loss(state.outputs, [state.batch[0], state.batch[1].flip(0)]).item())
+
+
+def test_losses_that_are_only_looked_at_stay_as_they_are():
+    hard, soft = Looks(), Looks()
+    weights(Model(lambda o, b: F.cross_entropy(o, b[1])), [hard])
+    weights(Model(lambda o, b: F.cross_entropy(o, b[1])), [soft, LabelSmoothing(0.1)])
+    assert soft.seen[:3] == pytest.approx(hard.seen[:3])  # in the first step, after which the weights are others
 
 
 def test_a_loss_that_misuses_the_rows_of_later_batches_only_is_smoothed_where_it_is_computed():
@@ -1056,3 +1129,38 @@ def test_a_loss_of_mixed_rows_that_cannot_be_smoothed_is_refused():
     fit([MixUp(alpha=0.8, interpolate_loss=True), LabelSmoothing(0.1)], model=classifier(loss))
     with pytest.warns(UserWarning, match="rows of mixed labels"):
         fit([MixUp(alpha=0.8), LabelSmoothing(0.1, on_conflict="warn")], model=classifier(loss))
+
+
+def test_cutmix_pastes_label_maps_and_makes_no_rows_of_them():
+    class_weights = torch.arange(1.0, K + 1)
+
+    def model(loss):
+        return classifier(loss, segmentation=True)
+
+    def by_hand(o, t):
+        return F.cross_entropy(o, t, weight=class_weights, label_smoothing=0.1)
+
+    loss = functools.partial(soft_cross_entropy, weight=class_weights)
+    found = fit([CutMix(alpha=1.0), LabelSmoothing(0.1)], model=model(loss), segmentation=True)
+    assert_close(found, fit([CutMix(alpha=1.0)], model=model(by_hand), segmentation=True))
+
+
+def test_a_loss_that_takes_labels_and_rows_in_different_lines_trains_with_a_mixer():
+    class_weights = torch.arange(1.0, K + 1)
+
+    def loss(o, t):
+        if t.ndim == 2:
+            return F.cross_entropy(o, t, weight=class_weights)
+        return (F.cross_entropy(o, t, weight=class_weights, reduction="none") / class_weights[t]).mean()
+
+    fit([MixUp(alpha=0.5), LabelSmoothing(0.1)], model=classifier(loss))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_loss_that_computes_in_half_precision_itself_is_not_taken_for_one_that_ignores_rows(seed):
+    def loss(o, b):
+        rows = b[1] if b[1].is_floating_point() else F.one_hot(b[1], 1000)
+        return -(rows.bfloat16() * o.bfloat16().log_softmax(1)).sum(1).mean()
+
+    target = torch.randint(0, 1000, (N,), generator=torch.Generator().manual_seed(seed))
+    weights(Model(loss, classes=1000), [LabelSmoothing(0.1)], target)

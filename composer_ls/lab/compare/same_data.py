@@ -22,14 +22,14 @@ def data_differences(run: Run, other: Run, part: str = "test", *, others: bool =
         run: A finished run.
         other: The run to compare with.
         part: ``test``, or ``validation`` if both have one.
-        others: Whether the numbers of examples of the other parts matter.
+        others: Whether the numbers of examples of the other parts matter, and how images were prepared.
 
     """
     found = []
     mine, theirs = run.result.get("classes"), other.result.get("classes")
     if mine != theirs and None not in (mine, theirs):
         found.append(_classes(list(mine), list(theirs)))  # type: ignore[arg-type]
-    for key, name in (("image_shape", "images of shape"), ("preprocessing", "preprocessing")):
+    for key, name in (("image_shape", "images of shape"), ("preprocessing", "preprocessing")) if others else ():
         one, another = run.result.get(key), other.result.get(key)
         if one != another and None not in (one, another):
             found.append(f"{name} {one} instead of {another}")

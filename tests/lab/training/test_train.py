@@ -187,7 +187,7 @@ def run_on_images(path, root, name, *overrides):
     ],
 )
 def test_a_shipped_recipe_trains_on_a_few_images(tmp_path, image_tree, name):
-    few = ["duration=2ba", "schedule.warmup=1ba", "schedule.milestones=[]"]
+    few = ["duration=2ba", "schedule.warmup=1ba", "schedule.milestones=[1ba]"]
     if load_recipe(name).data.validation is not None:
         few += ["data.validation=8", "data.examples=32", "diagnostics=null"]  # it has two classes
     result = run_on_images(tmp_path, image_tree, name, *few)

@@ -23,7 +23,6 @@ from composer_ls.lab.training.algorithms import build_algorithms
 from composer_ls.lab.training.teacher import load_teacher
 from composer_ls.lab.training.train import train
 
-
 WITH_CLASSES = "1.png"
 """A mask of 20 that the recipe's seed puts into none of the first two batches of four."""
 
