@@ -321,9 +321,8 @@ class _Asked:
             return problem
         target = self._unsmoothed(logits, labels, self.smoother.ignore_index, self.smoother.kind)
         problem = self._problem(with_target(self.batch, self.smoother.target_key, labels), target, logits)
-        return (
-            "" if problem == UNUSED else problem
-        )  # a loss of pairs, for example, may not depend on what they are then
+        # A loss of pairs, for example, may not depend on labels that are all the same.
+        return "" if problem == UNUSED else problem
 
     def _problem(self, batch: Any, target: Tensor, logits: Tensor) -> str:
         """What the loss does with ``target``, the rows of the labels in ``batch``.
