@@ -14,7 +14,7 @@ from composer.core import Algorithm, State
 from composer.utils import batch_get
 from torch import Tensor
 
-from composer_ls.composition.batches import as_tensor, get, with_target
+from composer_ls.composition.batches import as_tensor, get, has, with_target
 from composer_ls.composition.mixers import Mixer, mixers_among
 from composer_ls.composition.plan import has_unknown, unwrapped
 from composer_ls.composition.replaced_method import ReplacedMethod
@@ -82,7 +82,8 @@ class TargetsInBatch:
     def after_loss(self, state: State) -> None:
         """Restore the labels, except the second labels of mixers that interpolate losses and still need them.
 
-        An unknown algorithm may call the model's ``loss()`` again, as adversarial training does; that loss is smoothed too.
+        An unknown algorithm or callback may call the model's ``loss()`` again, as adversarial training does; that loss is smoothed
+        too.
         """
         if self.unasked is not None and self.smoother.smooths:
             warnings.warn(
@@ -99,7 +100,7 @@ class TargetsInBatch:
             if not second.mixer.interpolates(second.algorithm):
                 second.put_back()
         self._second_labels = [second for second in self._second_labels if second.mixer.interpolates(second.algorithm)]
-        if has_unknown(state):
+        if has_unknown(state) and has(state.batch, self.smoother.target_key):
             labels = get(state.batch, self.smoother.target_key)
             self._later = ReplacedMethod(unwrapped(state), "loss", functools.partial(self._smoothed_loss, labels))
 

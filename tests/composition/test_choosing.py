@@ -929,9 +929,15 @@ def test_batches_without_targets_stay_as_they_are_and_that_is_told(key):
 
         return Model(loss, lambda model, b: {"classes": model.layer(b["x"]), "turns": model.auxiliary(b["x"])})
 
+    class Other(Algorithm):
+        """One that may compute losses of its own."""
+
+        def match(self, event, state):
+            return False
+
     batches = 2 * [{"x": x, "labels": y, "turns": turns}, {"x": x, "turns": turns}]
     with pytest.warns(UserWarning, match="changes nothing in batches that have no targets at target_key=") as told:
-        found = in_turn(model(F.cross_entropy), [LabelSmoothing(0.1, target_key=key)], batches)
+        found = in_turn(model(F.cross_entropy), [LabelSmoothing(0.1, target_key=key), Other()], batches)
     assert len([one for one in told if "changes nothing in batches" in str(one.message)]) == 1
     assert_close(found, in_turn(model(smoothed), [], batches))
 
