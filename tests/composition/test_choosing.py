@@ -935,6 +935,9 @@ def test_batches_without_targets_stay_as_they_are_and_that_is_told(key):
         def match(self, event, state):
             return False
 
+        def apply(self, event, state, logger):
+            pass
+
     batches = 2 * [{"x": x, "labels": y, "turns": turns}, {"x": x, "turns": turns}]
     with pytest.warns(UserWarning, match="changes nothing in batches that have no targets at target_key=") as told:
         found = in_turn(model(F.cross_entropy), [LabelSmoothing(0.1, target_key=key), Other()], batches)
