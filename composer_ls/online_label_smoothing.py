@@ -69,6 +69,7 @@ class OnlineLabelSmoothing(LabelSmoothing):
     """
 
     reads_logits = True
+    has_one_table = True
     METRIC: ClassVar[str] = "online_label_smoothing/smoothing"
 
     def __init__(

@@ -87,6 +87,8 @@ class TargetSmoothing(Algorithm):
     logits: str = "kept"
     reads_logits: bool = False
     """Whether what is done to the targets depends on the logits' values."""
+    has_one_table: bool = False
+    """Whether there is a table over the classes, which is of the labels at one place in the batch."""
     smooths: bool = True
     """Whether this has any effect. If not, nothing conflicts with it."""
     ARGUMENT: ClassVar[str] = "smoothing"

@@ -27,7 +27,8 @@ from composer_ls.smoothing import linear
 
 def fake_state(batch, outputs, model=None):
     state = Mock(spec=State)
-    state.batch, state.outputs, state.algorithms, state.model = batch, outputs, [], model
+    state.batch, state.outputs, state.model = batch, outputs, model
+    state.algorithms, state.callbacks = [], []
     state.batch_get_item = lambda key: State.batch_get_item(state, key)
     state.batch_set_item = lambda key, value: State.batch_set_item(state, key, value)
     return state

@@ -561,3 +561,12 @@ def test_the_constructor_call_is_the_representation():
     for algorithm in (MaxSup(linear(0.1, 0.2)), OnlineLabelSmoothing(0.3, "labels"), LabelSmoothing(cosine(0.2, 0.0))):
         again = eval(repr(algorithm))
         assert repr(again) == repr(algorithm)
+
+
+def test_one_online_prior_of_labels_at_two_places_is_refused():
+    both = (lambda batch: batch[1:], lambda batch, value: batch)  # no one path, so all labels are smoothed
+    fit_two_heads([LabelSmoothing(0.5, target_key=both)])
+    with pytest.raises(
+        TargetError, match="of the labels at 1 and 2, of which OnlineLabelSmoothing would learn one prior"
+    ):
+        fit_two_heads([OnlineLabelSmoothing(0.5, target_key=both)])

@@ -114,6 +114,12 @@ MIXED_ROWS = (
 )
 
 
+ONE_TABLE = (
+    "{model} takes cross entropies of the labels at {places}, of which LabelSmoothing would learn one prior for all: give several "
+    "LabelSmoothing, each with a target_key; use on_conflict='warn' if the labels are of the same classes"
+)
+
+
 def choose(smoother: Any, state: State, is_another_form: bool = False) -> tuple[Way, bool]:
     """Ask the model what its loss is, and decide how smoothed targets reach it.
 
@@ -396,6 +402,10 @@ class _Asked:
                     f"LabelSmoothing cannot smooth it: move it out of the checkpoint, or give it label_smoothing= "
                     f"there and take LabelSmoothing out of algorithms"
                 )
+        others = [call for call in calls if call.origins.isdisjoint(calls[0].origins)]
+        if self.smoother.has_one_table and others:
+            places = " and ".join(sorted({".".join(map(str, path)) for call in calls for path in call.origins}))
+            self._refuse(TargetError(ONE_TABLE.format(model=type(self.model).__name__, places=places)))
         if in_loss:
             self._object_to_mixed_rows(calls)
         return Answering(self.smoother, self.model, calls, in_forward, in_loss)
