@@ -110,12 +110,16 @@ class TargetSmoothing(Algorithm):
         self.ignore_index = ignore_index
         self.on_conflict = on_conflict
         self.output_key = output_key
-        self.way: Way = TargetsInBatch(self)
         self.factor: Factor | None = None
+        self._replaced_loss: tuple[Any, Any] | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forget what was found out about a model and its batches."""
+        self.way: Way = TargetsInBatch(self)
         self._ways: dict[Any, Way] = {}  # by the form of the batch, for those about which the model was asked
         self._asked = self._announced = self._had_targets = self._validated = False
         self._told: set[str] = set()
-        self._replaced_loss: tuple[Any, Any] | None = None
 
     @abstractmethod
     def _smooth(self, logits: Tensor, target: Tensor, ignore_index: int, validate: bool | None) -> Tensor:
@@ -171,10 +175,7 @@ class TargetSmoothing(Algorithm):
         if loss_function_of(model) is soft_cross_entropy:
             self._replaced_loss = (model, model._loss_fn)
             model._loss_fn = cross_entropy  # without the dense target, and ignored rows do not count in its mean
-        self.way = TargetsInBatch(self)
-        self._ways = {}
-        self._asked = self._announced = self._had_targets = self._validated = False
-        self._told = set()
+        self._begin()
         if self is next(algorithm for algorithm in state.algorithms if is_smoother(algorithm, "composer_ls")):
             self._announce(state, logger)  # once, for all of them
 
@@ -186,18 +187,7 @@ class TargetSmoothing(Algorithm):
     def _before_forward(self, state: State, logger: Logger) -> None:
         self.way.put_back(state)  # in case an earlier step was interrupted
         form = form_of(state.batch)
-        has_targets = may_have_targets(state.batch, self.target_key)
-        if form in self._ways:
-            self.way = self._ways[form]
-        elif self._had_targets and not has_targets:
-            self.way = Untouched(self)
-        elif len(self._ways) < (1 if dist.get_world_size() > 1 else MOST_FORMS):
-            self.way = self._way_for(form, state)
-            self._had_targets |= has_targets
-        else:
-            self.way = next(iter(self._ways.values()))
-            if not has_targets or type(self.way) is not TargetsInBatch:  # which suits any form
-                self._tell(OTHER_FORM)
+        self.way = self._ways.get(form) or self._way_for(form, state)
         if isinstance(self.way, Untouched):
             self._tell(UNTOUCHED)
         elif self.way.describe() and not self._announced:
@@ -207,11 +197,20 @@ class TargetSmoothing(Algorithm):
 
     def _way_for(self, form: Any, state: State) -> Way:
         """How smoothed targets reach the loss in batches of a form that is new."""
-        way, settled = choose(self, state, bool(self._ways))
-        if _in_all_processes(settled, state):
-            self._ways[form] = way
-        self._asked, self._validated = True, False
-        return way
+        has_targets = may_have_targets(state.batch, self.target_key)
+        if self._had_targets and not has_targets:
+            return Untouched(self)
+        if len(self._ways) < (1 if dist.get_world_size() > 1 else MOST_FORMS):
+            way, settled = choose(self, state, bool(self._ways))
+            if _in_all_processes(settled, state):
+                self._ways[form] = way
+            self._asked, self._validated = True, False
+            self._had_targets |= has_targets
+            return way
+        first = next(iter(self._ways.values()))
+        if not has_targets or type(first) is not TargetsInBatch:  # which suits any form
+            self._tell(OTHER_FORM)
+        return first
 
     def _tell(self, text: str) -> None:
         if text not in self._told:

@@ -42,6 +42,7 @@ __all__ = [
     "is_out_of_memory",
     "modules_called",
     "on_trial",
+    "storage_of",
     "total",
     "with_other_containers",
 ]
@@ -366,7 +367,7 @@ class _Writes(TorchFunctionMode):
         self.parameters = {id(weight): weight for weight in model.parameters()}
         self.weights: dict[int, list[Tensor]] = {}  # by the storage that they are in
         for weight in model.parameters():
-            if storage := _storage(weight):
+            if storage := storage_of(weight):
                 self.weights.setdefault(storage, []).append(weight.detach())
         self.kept: dict[int, list[Tensor]] = {}
         self.data: dict[int, Tensor] = {}
@@ -379,7 +380,7 @@ class _Writes(TorchFunctionMode):
         in_place = args and out_of_place(getattr(func, "__name__", "")) is not None
         for written in (args[0] if in_place else None, kwargs.get("out")):
             for one in written if isinstance(written, (list, tuple)) else [written]:
-                storage = _storage(one)
+                storage = storage_of(one)
                 if storage in self.weights and storage not in self.kept:
                     self.kept[storage] = [weight.clone() for weight in self.weights[storage]]
         return func(*args, **kwargs)
@@ -395,7 +396,7 @@ class _Writes(TorchFunctionMode):
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 
 
-def _storage(tensor: Any) -> int:
+def storage_of(tensor: Any) -> int:
     """Where the memory of a tensor begins, also if it is a view; 0 if it has none of its own."""
     try:
         return int(tensor.untyped_storage().data_ptr())

@@ -402,8 +402,7 @@ class _Asked:
                     f"LabelSmoothing cannot smooth it: move it out of the checkpoint, or give it label_smoothing= "
                     f"there and take LabelSmoothing out of algorithms"
                 )
-        others = [call for call in calls if call.origins.isdisjoint(calls[0].origins)]
-        if self.smoother.has_one_table and others:
+        if self.smoother.has_one_table and any(call.origins.isdisjoint(calls[0].origins) for call in calls):
             places = " and ".join(sorted({".".join(map(str, path)) for call in calls for path in call.origins}))
             self._refuse(TargetError(ONE_TABLE.format(model=type(self.model).__name__, places=places)))
         if in_loss:

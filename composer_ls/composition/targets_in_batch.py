@@ -14,6 +14,7 @@ from composer.core import Algorithm, State
 from composer.utils import batch_get
 from torch import Tensor
 
+from composer_ls.composition.asking import storage_of
 from composer_ls.composition.batches import as_tensor, get, has, with_target
 from composer_ls.composition.mixers import Mixer, mixers_among
 from composer_ls.composition.plan import has_unknown, unwrapped
@@ -151,9 +152,9 @@ class TargetsInBatch:
 
 def _are_same(target: Any, labels: Any) -> bool:
     """Whether targets are the labels themselves, or a view of them."""
-    if isinstance(target, SoftTargets) or not (isinstance(target, Tensor) and isinstance(labels, Tensor)):
-        return target is labels and not isinstance(target, SoftTargets)
-    return target.untyped_storage().data_ptr() == labels.untyped_storage().data_ptr()
+    if isinstance(target, SoftTargets):
+        return False
+    return target is labels or storage_of(target) == storage_of(labels) != 0
 
 
 class Untouched(TargetsInBatch):

@@ -1162,14 +1162,25 @@ def test_a_loss_that_takes_labels_and_rows_in_different_lines_trains_with_a_mixe
             return F.cross_entropy(o, t, weight=class_weights)
         return (F.cross_entropy(o, t, weight=class_weights, reduction="none") / class_weights[t]).mean()
 
-    fit([MixUp(alpha=0.5), LabelSmoothing(0.1)], model=classifier(loss))
+    def by_hand(o, t):
+        return F.cross_entropy(o, t, weight=class_weights, label_smoothing=0.1)
+
+    found = fit([MixUp(alpha=0.5), LabelSmoothing(0.1)], model=classifier(loss))
+    assert_close(found, fit([MixUp(alpha=0.5)], model=classifier(by_hand)))
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_loss_that_computes_in_half_precision_itself_is_not_taken_for_one_that_ignores_rows(seed):
-    def loss(o, b):
-        rows = b[1] if b[1].is_floating_point() else F.one_hot(b[1], 1000)
-        return -(rows.bfloat16() * o.bfloat16().log_softmax(1)).sum(1).mean()
+    def of_rows(amount):
+        def loss(o, b):
+            rows = b[1] if b[1].is_floating_point() else F.one_hot(b[1], 1000)
+            rows = (1 - amount) * rows + amount / 1000 if amount else rows
+            return -(rows.bfloat16() * o.bfloat16().log_softmax(1)).sum(1).mean()
+
+        return Model(loss, classes=1000)
 
     target = torch.randint(0, 1000, (N,), generator=torch.Generator().manual_seed(seed))
-    weights(Model(loss, classes=1000), [LabelSmoothing(0.1)], target)
+    found = weights(of_rows(0), [LabelSmoothing(0.1)], target)
+    smooth, hard = weights(of_rows(0.1), [], target), weights(of_rows(0), [], target)
+    assert_close(found, smooth, rtol=0, atol=1e-5)
+    assert (found - hard).abs().max() > 1e-4

@@ -134,14 +134,12 @@ def next_commands(
 
     """
     from composer_ls.lab.compare.settings import without_amounts
-    from composer_ls.lab.recipe.methods import METHODS, method_of
+    from composer_ls.lab.recipe.methods import amount_key, given_amount
     from composer_ls.lab.tasks.registry import task_report
 
     others = [kept for override in overrides if (kept := without_amounts(override))]
-    algorithms = folder.recipe.algorithms
-    method = method_of(algorithms) or "label_smoothing"
-    argument, default = METHODS[method]
-    is_number = isinstance((algorithms.get(method) or {}).get(argument, default), (int, float))
+    method = folder.recipe.method or "label_smoothing"
+    is_number = isinstance(given_amount(method, folder.recipe.algorithms.get(method)), (int, float))
     factors = ["--smoothing", f"0,{smoothing:g}"] if is_number and smoothing not in (0, 0.1) else []
     compare = "Whether smoothing helps, over 5 seeds", ["compare", recipe, *others, *factors]
     made_for = task_report(folder.recipe.task).next_command
@@ -151,7 +149,7 @@ def next_commands(
         return _shown(*compare), _shown("What happened inside the network", ["diagnose", str(folder.path)])
     other = 0.1 if smoothing == 0 else 0
     same = f"The same run with{'' if other else 'out'} smoothing"
-    return _shown(*compare), _shown(same, ["train", recipe, *others, f"algorithms.{method}.{argument}={other:g}"])
+    return _shown(*compare), _shown(same, ["train", recipe, *others, f"{amount_key(method)}={other:g}"])
 
 
 def _shown(purpose: str, words: Sequence[str]) -> tuple[str, str]:

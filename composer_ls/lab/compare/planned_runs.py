@@ -17,7 +17,7 @@ from typing import Any
 from composer_ls.errors import InputError, RecipeError
 from composer_ls.lab.compare.measured_runs import LeftOut, find_runs
 from composer_ls.lab.compare.settings import SMOOTHING, differing_places, is_place, names_of_settings, value_at
-from composer_ls.lab.recipe.methods import METHODS, amount_of, method_of
+from composer_ls.lab.recipe.methods import METHODS, amount_key, given_amount
 from composer_ls.lab.recipe.reading import load_recipe
 from composer_ls.lab.recipe.recipe import Recipe, differing_keys
 from composer_ls.lab.recipe.yaml_text import parse_yaml
@@ -210,7 +210,7 @@ def make_plan(
     """
     factors, notes = parse_smoothing(smoothing)
     base = load_recipe(recipe, overrides)
-    several = (method_of(base.algorithms) or "label_smoothing",) if methods is None else parse_methods(methods)
+    several = (base.method or "label_smoothing",) if methods is None else parse_methods(methods)
     factors = tuple(sorted({*factors, *([0.0] if NONE in several else [])}))
     if seeds < 1:
         raise InputError(f"--seeds is {seeds}, but must be at least 1")
@@ -220,7 +220,7 @@ def make_plan(
         axes.append(axis)
         notes += more
     others = [f"algorithms.{method}" for method in METHODS if method in several and method != "label_smoothing"]
-    amounts = {f"algorithms.{method}.{METHODS[method][0]}" for method in several if method != NONE}
+    amounts = {amount_key(method) for method in several if method != NONE}
     _refuse_clashes(axes, amounts | {SMOOTHING}, overrides)
     _refuse_other_methods(base, several, overrides)
     notes += _own_smoothing_left_out(base, several, factors)
@@ -273,7 +273,7 @@ def _of_methods(methods: Sequence[str], factors: Sequence[float], base: Recipe) 
     changes = []
     for method, factor in pairs:
         on = [name for name in METHODS if base.algorithms.get(name) is not None and name != method]
-        own = f"algorithms.{method}.{METHODS[method][0]}={decimal(factor)}"
+        own = f"{amount_key(method)}={decimal(factor)}"
         changes.append([*(f"algorithms.{name}=null" for name in on), own])
     return changes
 
@@ -317,25 +317,21 @@ def _refuse_other_methods(base: Recipe, methods: Sequence[str], overrides: Seque
 
 def _own_smoothing_left_out(base: Recipe, methods: Sequence[str], factors: Sequence[float]) -> tuple[str, ...]:
     """A note if no run smooths as the recipe itself does."""
-    own = method_of(base.algorithms)
+    own = base.method
     if own is None:
         return ()
-    arguments = base.algorithms[own] or {}
-    argument, default = METHODS[own]
-    value = arguments.get(argument, default)
+    value = given_amount(own, base.algorithms[own])
     if own not in methods:
         return (f"the recipe's own {own} is off in all runs; --methods {own} compares it",)
     if not isinstance(value, (int, float)):
         return (
-            f"no run has the recipe's own algorithms.{own}.{argument}={json.dumps(_plain(value))}, because compare takes "
+            f"no run has the recipe's own {amount_key(own)}={json.dumps(_plain(value))}, because compare takes "
             f"constant factors, here {', '.join(map(decimal, factors))}; to compare it, train such runs with composer-ls train "
             f"into folders inside one, and give that to composer-ls report",
         )
-    amount = amount_of(own, arguments)
-    if amount not in factors:
-        return (
-            f"no run has the recipe's own {argument} of {decimal(amount)}; --smoothing 0,{decimal(amount)} compares it",
-        )
+    if value not in factors:
+        amount = decimal(value)
+        return (f"no run has the recipe's own {METHODS[own][0]} of {amount}; --smoothing 0,{amount} compares it",)
     return ()
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from composer_ls.lab.recipe.methods import METHODS
+from composer_ls.lab.recipe.methods import METHODS, amount_key
 from composer_ls.lab.recipe.recipe import Recipe, differing_keys, order_of
 from composer_ls.lab.recipe.yaml_text import parse_yaml
 
@@ -166,8 +166,7 @@ def without_amounts(override: str) -> str:
     """
     key, _, text = override.partition("=")
     key = key.strip()
-    for method, (argument, _) in METHODS.items():
-        amount = f"algorithms.{method}.{argument}"
+    for amount in map(amount_key, METHODS):
         if key == amount:
             return ""
         if not amount.startswith(f"{key}."):

@@ -131,12 +131,9 @@ def _unlike(results: Sequence[Mapping[str, Any]]) -> list[str]:
     made_with: dict[str, set[str]] = {}
     for result in results:
         versions, hardware = result.get("versions") or {}, result.get("hardware") or {}
-        known = {name: versions.get(name) for name in ("composer_ls", "mosaicml", "torch")}
-        for name, value in {
-            **known,
-            "precision": result.get("precision"),
-            "processes": hardware.get("processes"),
-        }.items():
+        known = [(name, versions.get(name)) for name in ("composer_ls", "mosaicml", "torch")]
+        known += [("precision", result.get("precision")), ("processes", hardware.get("processes"))]
+        for name, value in known:
             if value is not None:
                 made_with.setdefault(name, set()).add(str(value))
     unlike = [f"{name} ({', '.join(sorted(values))})" for name, values in made_with.items() if len(values) > 1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["METHODS", "amount_of", "is_amount", "method_of"]
+__all__ = ["METHODS", "amount_key", "amount_of", "given_amount", "is_amount", "method_of"]
 
 METHODS: dict[str, tuple[str, float]] = {
     "label_smoothing": ("smoothing", 0.1),
@@ -13,6 +13,24 @@ METHODS: dict[str, tuple[str, float]] = {
     "online_label_smoothing": ("smoothing", 0.5),
 }
 """The algorithms that smooth: the argument that says how much, and its default."""
+
+
+def amount_key(method: str) -> str:
+    """The dotted key of the argument that says how much a method smooths.
+
+    Example:
+        >>> from composer_ls.lab.recipe.methods import amount_key
+        >>> amount_key("max_sup")
+        'algorithms.max_sup.strength'
+
+    """
+    return f"algorithms.{method}.{METHODS[method][0]}"
+
+
+def given_amount(method: str, arguments: Mapping[str, Any] | None) -> Any:
+    """How much a method smooths, as a recipe has it: a number, a schedule, or factors per class."""
+    argument, default = METHODS[method]
+    return (arguments or {}).get(argument, default)
 
 
 def amount_of(method: str, arguments: Mapping[str, Any]) -> float:
@@ -24,8 +42,7 @@ def amount_of(method: str, arguments: Mapping[str, Any]) -> float:
         (0.1, 0.2)
 
     """
-    argument, default = METHODS[method]
-    value = arguments.get(argument, default)
+    value = given_amount(method, arguments)
     if isinstance(value, Mapping):
         value = [value[key] for key in ("start", "end", "value") if key in value]
     return max(map(float, value), default=0.0) if isinstance(value, list | tuple) else float(value)

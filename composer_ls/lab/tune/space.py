@@ -14,7 +14,7 @@ import numpy as np
 from composer_ls.errors import InputError, RecipeError
 from composer_ls.lab.compare.settings import is_place, value_at
 from composer_ls.lab.recipe.algorithm_arguments import takes_whole_numbers
-from composer_ls.lab.recipe.methods import METHODS
+from composer_ls.lab.recipe.methods import amount_key
 from composer_ls.lab.recipe.recipe import Recipe
 from composer_ls.lab.recipe.yaml_text import parse_yaml
 
@@ -148,8 +148,7 @@ def search_space(recipe: Recipe, vary: Sequence[str]) -> tuple[Dimension, ...]:
     if not given:
         on = [name for name in ("mixup", "cutmix") if recipe.algorithms.get(name) is not None]
         given = [Range(f"algorithms.{name}.alpha", *_ALPHA) for name in on]
-    method = recipe.method or "label_smoothing"
-    amount = f"algorithms.{method}.{METHODS[method][0]}"
+    amount = amount_key(recipe.method or "label_smoothing")
     covered = any(f"{amount}.".startswith(f"{one.key}.") for one in given)
     return (*(() if covered else (Range(amount, *_AMOUNT),)), *given)
 
