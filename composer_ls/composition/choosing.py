@@ -346,10 +346,10 @@ class _Asked:
                     leaf.uniform_(0.1, 0.9, generator=torch.Generator(leaf.device).manual_seed(len(filled)))
                     filled.append((leaf, before))  # not if it could not be filled
             losses, weights = self._losses_of(batch, target, logits)
-            if any(isinstance(leaf, Tensor) and leaf.dtype in HALF for _, leaf in leaves(losses)):
+            if _has_half(losses):
                 self.outputs = with_leaves(outputs, _in_float32)  # they may have been rounded to the same number
                 losses, weights = self._losses_of(batch, target, logits)
-                if any(isinstance(leaf, Tensor) and leaf.dtype in HALF for _, leaf in leaves(losses)):
+                if _has_half(losses):
                     return ""  # it computes in half precision itself
             of_labels, hard, little, much = map(total, losses)
             if of_labels is None or hard is None or little is None or much is None:
@@ -484,9 +484,7 @@ class _Asked:
         """Whether two losses are equal but for rounding."""
         if a is None or b is None:
             return a is b
-        in_half = self.state.precision != Precision.FP32 or any(
-            isinstance(leaf, Tensor) and leaf.dtype in HALF for _, leaf in leaves(self.outputs)
-        )
+        in_half = self.state.precision != Precision.FP32 or _has_half(self.outputs)
         return torch.allclose(a, b, rtol=1e-3 if in_half else 2e-5, atol=1e-5, equal_nan=True)
 
     def _uses_calls(self, hard: Tensor, calls: list[Call]) -> bool:
@@ -626,8 +624,16 @@ def _of_one_class(labels: Any, smoother: Any) -> Tensor | None:
     return torch.where(counted, labels[counted][0], labels) if counted.any() else None
 
 
+def _is_half(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dtype in HALF
+
+
+def _has_half(things: Any) -> bool:
+    return any(_is_half(leaf) for _, leaf in leaves(things))
+
+
 def _in_float32(leaf: Any) -> Any:
-    return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype in HALF else leaf
+    return leaf.float() if _is_half(leaf) else leaf
 
 
 def _scalars(outputs: Any) -> list[Tensor]:
